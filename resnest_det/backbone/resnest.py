@@ -1,0 +1,234 @@
+"""ResNeSt (arXiv:2004.08955): deep stem, bottlenecks with split attention, four stages, classification head.
+
+With `radix=0` and without the other tweaks the same classes are the plain ResNet of the baselines. Parameters have
+Detectron2's names: `stem.conv1_1.weight`, `res2.0.conv1.norm.weight`, `res3.0.shortcut.weight`, `linear.weight`.
+"""
+
+import torch.nn.functional as F
+from fvcore.nn.weight_init import c2_msra_fill
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from resnest_det.backbone.layers import Conv2d, freeze, get_norm
+from resnest_det.backbone.split_attention import DeformConv2d, SplitAttentionConv2d, offset_channels
+from resnest_det.errors import UserError
+
+BLOCKS_PER_STAGE = {
+    14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3), 269: (3, 30, 48, 8),
+}
+STEM_WIDTH = {14: 32, 26: 32, 50: 32, 101: 64, 152: 64, 200: 64, 269: 64}
+STAGES = ("res2", "res3", "res4", "res5")
+DILATION_STYLES = ("detectron2", "timm")
+
+
+class Stem(nn.Module):
+    """Convolutions of stride 2, then max pooling of stride 2.
+
+    Deep: three 3x3 convolutions of `width`, `width` and `2 * width` channels (section 4.1, from ResNet-D,
+    arXiv:1812.01187). Otherwise: one 7x7 convolution of `2 * width` channels.
+
+    Shapes: (N, in_channels, H, W) to (N, 2 * width, H / 4, W / 4).
+    """
+
+    stride = 4
+
+    def __init__(self, in_channels: int, width: int, *, deep: bool = True, norm: str = "BN"):
+        super().__init__()
+        self.out_channels = 2 * width
+        if deep:
+            self.conv1_1 = Conv2d(in_channels, width, 3, stride=2, padding=1, bias=False, norm=get_norm(norm, width))
+            self.conv1_2 = Conv2d(width, width, 3, padding=1, bias=False, norm=get_norm(norm, width))
+            self.conv1_3 = Conv2d(width, 2 * width, 3, padding=1, bias=False, norm=get_norm(norm, 2 * width))
+        else:
+            self.conv1 = Conv2d(in_channels, 2 * width, 7, stride=2, padding=3, bias=False, norm=get_norm(norm, 2 * width))
+        for conv in self.children():
+            c2_msra_fill(conv)
+
+    def convolutions(self, x: Tensor) -> Tensor:
+        """The stem up to the max pooling, at stride 2."""
+        for conv in self.children():
+            x = F.relu_(conv(x))
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(self.convolutions(x), kernel_size=3, stride=2, padding=1)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (split attention, deformable or plain) and 1x1 convolution beside a shortcut.
+
+    Args:
+        in_channels, out_channels: channels of the input and of the output.
+        width: channels between the 1x1 convolutions, over all groups.
+        stride: of the block. With `avd` a 3x3 average pool takes it over from the 3x3 convolution, after it or, with
+            `avd_first`, before it (section 4.1).
+        dilation: of the 3x3 convolution.
+        groups, radix: cardinality K and number of splits R; radix 0 is a plain convolution.
+        avg_down: the shortcut's stride is an average pool before its 1x1 convolution.
+        pool_shortcut: average 2x2 pixels without stride in the shortcut, as timm does where dilation replaces a stride.
+        stride_in_1x1: the stride is the first 1x1 convolution's, as in the first ResNet models.
+        deform_modulated, deform_groups: deformable 3x3 convolution, DCNv1 (False) or DCNv2 (True); None is plain.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, width: int, *, stride: int = 1, dilation: int = 1,
+                 groups: int = 1, radix: int = 2, norm: str = "BN", avd: bool = True, avd_first: bool = False,
+                 avg_down: bool = True, pool_shortcut: bool = False, stride_in_1x1: bool = False,
+                 deform_modulated: bool | None = None, deform_groups: int = 1):
+        super().__init__()
+        self.radix = radix
+        self.shortcut_stride = stride if avg_down else 1
+        self.pool_shortcut = pool_shortcut
+        avd = avd and stride > 1
+        self.avd_stride = stride if avd else 1
+        self.avd_first = avd_first
+        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 and not avd else (1, 1 if avd else stride)
+
+        self.shortcut = None
+        if in_channels != out_channels or stride > 1:
+            self.shortcut = Conv2d(in_channels, out_channels, 1, stride=1 if avg_down else stride, bias=False,
+                                   norm=get_norm(norm, out_channels))
+        self.conv1 = Conv2d(in_channels, width, 1, stride=stride_1x1, bias=False, norm=get_norm(norm, width))
+        if deform_modulated is not None:
+            # Not even the first offsets are learned from noise: DCN starts as the plain convolution.
+            self.conv2_offset = Conv2d(width, offset_channels(3, deform_modulated, deform_groups), 3, stride=stride_3x3,
+                                       padding=dilation, dilation=dilation, groups=deform_groups)
+            nn.init.zeros_(self.conv2_offset.weight)
+            nn.init.zeros_(self.conv2_offset.bias)
+        if radix > 0:
+            self.conv2 = SplitAttentionConv2d(width, width, stride=stride_3x3, dilation=dilation, groups=groups, radix=radix,
+                                              norm=norm, deform_modulated=deform_modulated)
+        else:
+            arguments = dict(kernel_size=3, stride=stride_3x3, padding=dilation, dilation=dilation, groups=groups, bias=False,
+                             norm=get_norm(norm, width), activation=F.relu_)
+            if deform_modulated is None:
+                self.conv2 = Conv2d(width, width, **arguments)
+            else:
+                self.conv2 = DeformConv2d(width, width, modulated=deform_modulated, **arguments)
+            c2_msra_fill(self.conv2)
+        self.conv3 = Conv2d(width, out_channels, 1, bias=False, norm=get_norm(norm, out_channels))
+        for conv in (self.shortcut, self.conv1, self.conv3):
+            if conv is not None:
+                c2_msra_fill(conv)
+        self.deformable = deform_modulated is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu_(self.conv1(x))
+        if self.avd_first and self.avd_stride > 1:
+            out = F.avg_pool2d(out, 3, self.avd_stride, padding=1)
+        out = self.conv2(out, self.conv2_offset(out)) if self.deformable else self.conv2(out)
+        if not self.avd_first and self.avd_stride > 1:
+            out = F.avg_pool2d(out, 3, self.avd_stride, padding=1)
+        out = self.conv3(out)
+
+        if self.shortcut is not None:
+            if self.shortcut_stride > 1:
+                x = F.avg_pool2d(x, self.shortcut_stride, self.shortcut_stride, ceil_mode=True, count_include_pad=False)
+            elif self.pool_shortcut:
+                x = F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2, stride=1)
+            x = self.shortcut(x)
+        return F.relu_(out.add_(x))
+
+
+class ResNeSt(nn.Module):
+    """Stem and stages; `forward` gives the feature maps that were asked for.
+
+    Args:
+        blocks: blocks per stage (res2 to res5), see `BLOCKS_PER_STAGE`.
+        stem_width: channels of the deep stem's first convolutions; it ends with twice as many.
+        in_channels: of the image.
+        radix, groups, bottleneck_width: splits R, cardinality K and width B of section 3. Radix 0 is a plain convolution.
+        bottleneck_channels: channels of res2's bottleneck for one group at `bottleneck_width` 64.
+        res2_out_channels: channels of res2; each further stage has twice as many.
+        deep_stem, avd, avd_first, avg_down, stride_in_1x1: see `Stem` and `Bottleneck`.
+        norm: name of the norm, see `layers.get_norm`.
+        output_stride: 32, or 16 or 8 with dilation in place of the last strides.
+        dilation_style: "detectron2": every block of a dilated stage is dilated; "timm": its first block keeps the dilation
+            of the stage before and its shortcut pools 2x2 pixels.
+        deform_on_per_stage, deform_modulated, deform_groups: deformable 3x3 convolutions in res2, res3, res4, res5.
+        freeze_at: this many of (stem, res2, ..., res5) are not trained and their batch norm is fixed.
+        checkpoint_stages: stages whose activations are computed again in the backward pass instead of being kept.
+        out_features: which of "stem" (stride 4), "res2" (4), "res3" (8), "res4" (16), "res5" (32) to return; stages
+            after the last of them are not built.
+
+    Attributes:
+        out_feature_channels, out_feature_strides: dict from feature name to int, in the order of the network.
+
+    Raises:
+        UserError: an argument that makes no such network.
+    """
+
+    def __init__(self, blocks: tuple[int, ...] = (3, 4, 6, 3), stem_width: int = 32, *, in_channels: int = 3, radix: int = 2,
+                 groups: int = 1, bottleneck_width: int = 64, bottleneck_channels: int = 64, res2_out_channels: int = 256,
+                 deep_stem: bool = True, avd: bool = True, avd_first: bool = False, avg_down: bool = True,
+                 stride_in_1x1: bool = False, norm: str = "BN", output_stride: int = 32, dilation_style: str = "detectron2",
+                 deform_on_per_stage: tuple[bool, ...] = (False,) * 4, deform_modulated: bool = False, deform_groups: int = 1,
+                 freeze_at: int = 0, checkpoint_stages: tuple[str, ...] = (), out_features: tuple[str, ...] = STAGES):
+        super().__init__()
+        known = ("stem", *STAGES)
+        for stage in (*out_features, *checkpoint_stages):
+            if stage not in known:
+                raise UserError(f"the backbone has no feature {stage!r}; it has {', '.join(known)}")
+        if not out_features:
+            raise UserError(f"the backbone is asked for no feature; it has {', '.join(known)}")
+        if output_stride not in (8, 16, 32):
+            raise UserError(f"output stride {output_stride} is not possible; supported: 8, 16, 32")
+        if dilation_style not in DILATION_STYLES:
+            raise UserError(f"unknown dilation style {dilation_style!r}; supported: {', '.join(DILATION_STYLES)}")
+        if radix < 0 or groups < 1:
+            raise UserError(f"radix {radix} with {groups} groups is not possible: radix is at least 0, groups at least 1")
+        if not 0 <= freeze_at <= len(known):
+            raise UserError(f"cannot freeze {freeze_at} of the backbone's stages; it has {len(known)}, the stem included")
+        base_width = int(bottleneck_channels * bottleneck_width / 64)
+
+        self.stem = Stem(in_channels, stem_width, deep=deep_stem, norm=norm)
+        self.checkpoint_stages = tuple(checkpoint_stages)
+        channels, stride, dilation = self.stem.out_channels, self.stem.stride, 1
+        shapes = {"stem": (channels, stride)}
+        last_stage = max(known.index(feature) for feature in out_features)
+        for index, name in enumerate(STAGES[:last_stage]):
+            stage_stride = 1 if index == 0 else 2
+            first_dilation = dilation
+            if stride * stage_stride > output_stride:
+                dilation *= stage_stride
+                stage_stride = 1
+            if dilation_style == "detectron2":
+                first_dilation = dilation
+            width, out_channels = base_width * groups * 2**index, res2_out_channels * 2**index
+            self._check_groups(width, groups, radix, deform_groups if deform_on_per_stage[index] else 1)
+            stage = nn.Sequential(*(
+                Bottleneck(
+                    channels if block == 0 else out_channels, out_channels, width, stride=stage_stride if block == 0 else 1,
+                    dilation=first_dilation if block == 0 else dilation, groups=groups, radix=radix, norm=norm, avd=avd,
+                    avd_first=avd_first, avg_down=avg_down, stride_in_1x1=stride_in_1x1,
+                    pool_shortcut=dilation_style == "timm" and block == 0 and dilation > 1,
+                    deform_modulated=deform_modulated if deform_on_per_stage[index] else None, deform_groups=deform_groups)
+                for block in range(blocks[index])))
+            self.add_module(name, stage)
+            channels, stride = out_channels, stride * stage_stride
+            shapes[name] = (channels, stride)
+
+        self.out_features = tuple(feature for feature in shapes if feature in out_features)
+        self.out_feature_channels = {feature: shapes[feature][0] for feature in self.out_features}
+        self.out_feature_strides = {feature: shapes[feature][1] for feature in self.out_features}
+        for name in [name for name in known if hasattr(self, name)][:freeze_at]:
+            freeze(getattr(self, name))
+
+    @staticmethod
+    def _check_groups(width: int, groups: int, radix: int, deform_groups: int) -> None:
+        if width % (groups * max(radix, 1)):
+            raise UserError(f"a 3x3 convolution of {width} channels cannot be divided into {groups} groups x radix {radix}")
+        if width % deform_groups:
+            raise UserError(f"a 3x3 convolution of {width} channels cannot be divided into {deform_groups} deformable groups")
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Feature maps by name, each (N, out_feature_channels, H / stride, W / stride), for images (N, in_channels, H, W)."""
+        features = {}
+        for name, part in self.named_children():
+            if name in self.checkpoint_stages and self.training:
+                x = checkpoint(part, x, use_reentrant=False)
+            else:
+                x = part(x)
+            if name in self.out_features:
+                features[name] = x
+        return features

@@ -1,0 +1,97 @@
+"""The split-attention convolution of ResNeSt (arXiv:2004.08955, section 3), plain and deformable."""
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+from resnest_det.backbone.layers import Conv2d, get_norm
+
+REDUCTION = 4  # channels of the attention's hidden layer: in_channels * radix / 4 ...
+MIN_ATTENTION_CHANNELS = 32  # ... and never fewer than these
+
+
+class DeformConv2d(Conv2d):
+    """Convolution that samples at learned offsets (DCN, arXiv:1703.06211; DCNv2, arXiv:1811.11168).
+
+    The offsets come from outside as a map with 2 (plain) or 3 (modulated) values per sampling point and deformable group.
+    Of a modulated map the first two thirds are offsets, (y, x) interleaved, and the last third, through a sigmoid, the modulation.
+    """
+
+    def __init__(self, *args, modulated: bool, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.modulated = modulated
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        mask = None
+        if self.modulated:
+            points = offset.shape[1] // 3
+            offset, mask = offset[:, : 2 * points], offset[:, 2 * points :].sigmoid()
+        x = deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x
+
+
+def offset_channels(kernel_size: int, modulated: bool, deformable_groups: int) -> int:
+    """Channels of the map of offsets that `DeformConv2d` takes."""
+    return (3 if modulated else 2) * kernel_size * kernel_size * deformable_groups
+
+
+class SplitAttentionConv2d(nn.Module):
+    """3x3 convolution into `radix` splits of every cardinal group, added up with attention weights.
+
+    The splits of a group are pooled together into a channel descriptor (equation 1); two 1x1 convolutions turn it into
+    a weight for each channel of each split, normalised over the splits by a softmax (equation 2; by a sigmoid where
+    there is only one); the output is the weighted sum of the splits.
+
+    Args:
+        in_channels, channels: channels of the input and of the output.
+        stride, dilation: of the 3x3 convolution.
+        groups: the cardinality K.
+        radix: the number of splits R, at least 1.
+        norm: name of a norm, see `get_norm`.
+        deform_modulated: None for a plain convolution, else deformable: DCNv1 (False) or DCNv2 (True). `forward` then
+            takes the map of offsets too.
+
+    Shapes: (N, in_channels, H, W) to (N, channels, H / stride, W / stride).
+    """
+
+    def __init__(self, in_channels: int, channels: int, *, stride: int = 1, dilation: int = 1, groups: int = 1,
+                 radix: int = 2, norm: str = "BN", deform_modulated: bool | None = None):
+        super().__init__()
+        self.radix = radix
+        self.cardinality = groups
+        attention_channels = max(in_channels * radix // REDUCTION, MIN_ATTENTION_CHANNELS)
+        conv_arguments = dict(kernel_size=3, stride=stride, padding=dilation, dilation=dilation, groups=groups * radix, bias=False)
+        if deform_modulated is None:
+            self.conv = Conv2d(in_channels, channels * radix, **conv_arguments)
+        else:
+            self.conv = DeformConv2d(in_channels, channels * radix, modulated=deform_modulated, **conv_arguments)
+        self.bn0 = get_norm(norm, channels * radix) or nn.Identity()
+        self.fc1 = Conv2d(channels, attention_channels, 1, groups=groups)
+        self.bn1 = get_norm(norm, attention_channels) or nn.Identity()
+        self.fc2 = Conv2d(attention_channels, channels * radix, 1, groups=groups)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor, *offset: Tensor) -> Tensor:
+        x = self.relu(self.bn0(self.conv(x, *offset)))
+        splits = x.chunk(self.radix, dim=1)  # each (N, channels, H, W)
+
+        # The mean of a sum is the sum of the means: pooling first saves a map of full size.
+        descriptor = x.mean((2, 3), keepdim=True).unflatten(1, (self.radix, -1)).sum(1)
+        weights = self.attention(descriptor).chunk(self.radix, dim=1)
+        out = splits[0] * weights[0]
+        for split, weight in zip(splits[1:], weights[1:]):
+            out = torch.addcmul(out, split, weight)
+        return out
+
+    def attention(self, descriptor: Tensor) -> Tensor:
+        """Weights (N, radix * channels, 1, 1), split by split, for a channel descriptor (N, channels, 1, 1)."""
+        hidden = self.relu(self.bn1(self.fc1(descriptor)))
+        logits = self.fc2(hidden)  # group by group, and within a group split by split
+        if self.radix == 1:
+            return logits.sigmoid()
+        logits = logits.reshape(-1, self.cardinality, self.radix, logits.shape[1] // (self.cardinality * self.radix))
+        return logits.softmax(2).transpose(1, 2).flatten(1)[:, :, None, None]

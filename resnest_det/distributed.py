@@ -1,0 +1,46 @@
+"""What the package needs to know of the process group; with none, everything behaves as one process of one."""
+
+import torch.distributed as dist
+
+
+def _initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def get_rank() -> int:
+    """Index of this process over all machines, 0 without a process group."""
+    return dist.get_rank() if _initialized() else 0
+
+
+def get_world_size() -> int:
+    """Number of processes over all machines, 1 without a process group."""
+    return dist.get_world_size() if _initialized() else 1
+
+
+def is_main_process() -> bool:
+    """Whether this process logs and writes files for all of them."""
+    return get_rank() == 0
+
+
+def synchronize() -> None:
+    """Wait until every process has arrived here."""
+    if get_world_size() > 1:
+        dist.barrier()
+
+
+def all_gather_objects(value) -> list:
+    """Every process's `value` (any picklable object), by rank, on every process."""
+    if get_world_size() == 1:
+        return [value]
+    gathered = [None] * get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def gather_objects(value) -> list:
+    """Every process's `value` by rank on the main process; an empty list on the others."""
+    if get_world_size() == 1:
+        return [value]
+    gathered = [None] * get_world_size() if is_main_process() else None
+    dist.gather_object(value, gathered)
+    return gathered or []
