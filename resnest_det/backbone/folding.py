@@ -1,0 +1,41 @@
+"""Batch norm folded into the convolution before it: the same function with fewer operations, for inference."""
+
+import copy
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.ops import FrozenBatchNorm2d
+
+from resnest_det.backbone.layers import Conv2d
+from resnest_det.backbone.split_attention import SplitAttentionConv2d
+
+
+def fold_norms(model: nn.Module) -> nn.Module:
+    """A copy of `model` for inference, in which every batch norm is part of the convolution before it.
+
+    With running statistics mean and var, `weight * (conv(x) - mean) / sqrt(var + eps) + bias` is one convolution with
+    scaled weights and another bias. Batch norms of the module itself and frozen ones are folded; group norm, which has no
+    fixed statistics, stays. The copy is in evaluation mode, its parameters take no gradient; `model` is left as it is.
+    """
+    folded = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in list(folded.modules()):
+        if isinstance(module, Conv2d) and _is_foldable(module.norm):
+            _fold(module, module.norm)
+            module.norm = None
+        elif isinstance(module, SplitAttentionConv2d):
+            for conv, norm in (("conv", "bn0"), ("fc1", "bn1")):
+                if _is_foldable(getattr(module, norm)):
+                    _fold(getattr(module, conv), getattr(module, norm))
+                    setattr(module, norm, nn.Identity())
+    return folded
+
+
+def _is_foldable(norm: nn.Module | None) -> bool:
+    is_batch_norm = isinstance(norm, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d))
+    return is_batch_norm and norm.running_mean is not None
+
+
+def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
