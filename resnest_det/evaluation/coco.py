@@ -1,0 +1,178 @@
+"""Collecting a detector's boxes and masks over a data set, and their COCO average precision."""
+
+import itertools
+import logging
+import os
+
+import pycocotools.mask as mask_codec
+import torch
+
+from resnest_det.distributed import gather_objects, is_main_process
+from resnest_det.errors import UserError
+from resnest_det.evaluation.average_precision import coco_figures
+from resnest_det.evaluation.files import read_json, write_json
+from resnest_det.evaluation.masks import encode_masks, segmentation_to_run_lengths
+
+logger = logging.getLogger(__name__)
+
+
+class COCOEvaluator:
+    """COCO average precision of boxes and masks.
+
+    Args:
+        dataset: `name` and `metadata` with `json_file` and `thing_dataset_id_to_contiguous_id`; the ground truth is read from
+            the file.
+        tasks: any of "bbox" and "segm".
+        output_dir: where `coco_instances_results.json` goes (COCO's result format); None writes nothing.
+        max_detections: detections of one image and category that count. As in Detectron2, where this is not 100 it takes
+            the place of 100 in AP, APs, ARs and so on too; AR100 keeps its name.
+
+    Raises:
+        UserError: the file is absent, is not COCO instance JSON, or has no annotations.
+    """
+
+    def __init__(self, dataset, tasks=("bbox", "segm"), output_dir: str | None = None, max_detections: int = 100):
+        self.dataset_name = dataset.name
+        self.json_file = dataset.metadata.json_file
+        self.tasks = tuple(tasks)
+        self.output_dir = output_dir
+        self.max_detections = max_detections
+        mapping = dataset.metadata.thing_dataset_id_to_contiguous_id
+        self.category_ids = {contiguous: category for category, contiguous in mapping.items()}
+        self.ground_truth = read_ground_truth(self.json_file, self.tasks)
+        self.image_ids = {image["id"] for image in self.ground_truth["images"]}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything processed so far."""
+        self.results_by_image: dict[int, list[dict]] = {}
+
+    def process(self, batch: list[dict], outputs: list[dict]) -> None:
+        """Take the detections of some images.
+
+        Args:
+            batch: samples with `image_id`, `height`, `width`.
+            outputs: for each, `boxes` (N, 4) XYXY in pixels of the original image, `scores` (N,), `classes` (N,) and, for
+                "segm", `masks` (N, height, width) bool.
+
+        Raises:
+            UserError: an image that is not in the file, a class that the data set lacks, no masks where "segm" is asked for,
+                boxes or scores that are not finite.
+        """
+        for sample, output in zip(batch, outputs, strict=True):
+            image_id = sample["image_id"]
+            if image_id not in self.image_ids:
+                raise UserError(f"{self.json_file}: there is no image {image_id}, of which detections were made")
+            self._check(image_id, output)
+            self.results_by_image[image_id] = detections_to_coco(output, image_id, self.category_ids, "segm" in self.tasks)
+
+    def _check(self, image_id, output: dict) -> None:
+        if "segm" in self.tasks and "masks" not in output:
+            raise UserError("mask AP was asked for, but the model predicts no masks (MODEL.MASK_ON)")
+        if not (torch.isfinite(output["boxes"]).all() and torch.isfinite(output["scores"]).all()):
+            raise UserError(f"image {image_id} of {self.dataset_name}: a predicted box or score is not finite")
+        unknown = set(output["classes"].tolist()) - set(self.category_ids)
+        if unknown:
+            raise UserError(f"image {image_id} of {self.dataset_name}: predicted class {min(unknown)}, "
+                            f"but {self.dataset_name} has {len(self.category_ids)} classes (MODEL.ROI_HEADS.NUM_CLASSES)")
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Gather the detections of all processes, write them and count.
+
+        Returns:
+            for each task the twelve COCO figures (`AP`, `AP50`, `AP75`, `APs`, `APm`, `APl`, `AR1`, `AR10`, `AR100`, `ARs`,
+            `ARm`, `ARl`) and `AP-<category>`, in percent, nan where there is no ground truth; None on other processes than
+            the main one.
+        """
+        gathered = gather_objects(self.results_by_image)
+        if not is_main_process():
+            return None
+        by_image = {image_id: results for part in gathered for image_id, results in part.items()}
+        absent = len(self.image_ids) - len(by_image)
+        if absent:
+            logger.warning("%d of %d images of %s were not predicted; they count as images without detections",
+                           absent, len(self.image_ids), self.dataset_name)
+        detections = list(itertools.chain.from_iterable(by_image[image_id] for image_id in sorted(by_image)))
+        if not detections:
+            logger.warning("there is not one detection on %s: AP is 0 wherever there is ground truth", self.dataset_name)
+        if self.output_dir:
+            write_json(os.path.join(self.output_dir, "coco_instances_results.json"), detections)
+        truth = self.ground_truth
+        if "segm" in self.tasks:
+            truth = {**truth, "annotations": _with_run_lengths(truth, self.json_file)}
+        return {task: coco_figures(truth, detections, task, self.max_detections) for task in self.tasks}
+
+
+def detections_to_coco(output: dict, image_id, category_ids: dict[int, int], with_masks: bool) -> list[dict]:
+    """One image's detections in COCO's result format, in the order given.
+
+    Args:
+        output: `boxes` (N, 4) XYXY, `scores` (N,), `classes` (N,), and `masks` (N, height, width) bool when `with_masks`.
+        category_ids: from contiguous class to the data set's category id.
+    """
+    boxes = output["boxes"].detach().cpu().clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    columns = zip(boxes.tolist(), output["scores"].tolist(), output["classes"].tolist())
+    results = [{"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+               for box, score, label in columns]
+    if with_masks:
+        for result, encoded in zip(results, encode_masks(output["masks"]), strict=True):
+            result["segmentation"] = encoded
+    return results
+
+
+def read_ground_truth(json_file: str, tasks) -> dict:
+    """Content of a COCO instance file, with the `iscrowd` and `area` that some data sets leave out filled in.
+
+    An absent `iscrowd` is 0. An absent `area` is that of the segmentation, or of the box where there is none.
+
+    Raises:
+        UserError: the file is absent or malformed, names the annotation that is; or it has no annotations.
+    """
+    content = read_json(json_file)
+    if not isinstance(content, dict):
+        raise UserError(f"{json_file} is not a COCO instance file: an object with images, annotations and categories is expected")
+    for key in ("images", "categories", "annotations"):
+        if not content.get(key):
+            raise UserError(f"{json_file} has no {key}: there is nothing to evaluate against")
+    images = {image["id"]: image for image in content["images"]}
+    seen = set()
+    annotations = []
+    for annotation in content["annotations"]:
+        where = f"{json_file}: annotation {annotation.get('id')}"
+        missing = {"id", "image_id", "category_id", "bbox"} - set(annotation)
+        if missing:
+            raise UserError(f"{where} has no {min(missing)}")
+        if annotation["id"] in seen:
+            raise UserError(f"{where} is there twice")
+        seen.add(annotation["id"])
+        if "segm" in tasks and not annotation.get("segmentation"):
+            raise UserError(f"{where} has no segmentation, which mask AP needs (MODEL.MASK_ON False evaluates boxes alone)")
+        annotation = {"iscrowd": 0, **annotation}
+        if "area" not in annotation:
+            annotation["area"] = _area(annotation, images.get(annotation["image_id"]), json_file)
+        annotations.append(annotation)
+    if 0 in seen:
+        logger.warning("%s has an annotation 0, which COCO's definition of AP counts as never found; count ids from 1 to mend it",
+                       json_file)
+    return {**content, "annotations": annotations}
+
+
+def _area(annotation: dict, image: dict | None, json_file: str) -> float:
+    if annotation.get("segmentation") and image is not None:
+        return float(mask_codec.area(_run_lengths(annotation, image, json_file)))
+    return float(annotation["bbox"][2] * annotation["bbox"][3])
+
+
+def _with_run_lengths(content: dict, json_file: str) -> list[dict]:
+    """The annotations, each with its segmentation (polygons, run lengths) as compressed run lengths of the whole image."""
+    images = {image["id"]: image for image in content["images"]}
+    return [{**annotation, "segmentation": _run_lengths(annotation, images[annotation["image_id"]], json_file)}
+            for annotation in content["annotations"] if annotation["image_id"] in images]
+
+
+def _run_lengths(annotation: dict, image: dict, json_file: str) -> dict:
+    try:
+        return segmentation_to_run_lengths(annotation["segmentation"], image["height"], image["width"])
+    except Exception as error:
+        raise UserError(f"{json_file}: the segmentation of annotation {annotation['id']} cannot be read: {error!r}") from error

@@ -1,0 +1,108 @@
+"""Running a model over a data set and handing its outputs to evaluators."""
+
+import contextlib
+import datetime
+import logging
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+from resnest_det.distributed import get_world_size, is_main_process
+
+logger = logging.getLogger(__name__)
+
+_WARM_UP_BATCHES = 5
+_SECONDS_BETWEEN_LOG_LINES = 30
+
+
+def inference_on_dataset(model, loader, evaluators: list) -> dict[str, dict[str, float]]:
+    """Predict every batch of `loader` and evaluate.
+
+    The model is in eval mode meanwhile and as before afterwards. Logs seconds an image, with and without loading and
+    evaluating; the first batches, in which caches and workers warm up, are left out of it.
+
+    Args:
+        model: called with a batch (list of samples), returns one output for each.
+        loader: has a length; gives batches.
+        evaluators: objects with `reset()`, `process(batch, outputs)` and `evaluate()`, which returns a dict (task to figures)
+            on the main process and None on the others.
+
+    Returns:
+        what the evaluators returned, in one dict; empty on other processes than the main one.
+    """
+    for evaluator in evaluators:
+        evaluator.reset()
+    total = len(loader)
+    logger.info("inference on %d batches", total)
+    clock = _Clock(total)
+    bar = tqdm(total=total, desc="inference", unit="batch", disable=not (is_main_process() and sys.stderr.isatty()))
+    with _eval_mode(model), torch.inference_mode(), bar:
+        for batch in loader:
+            clock.loaded()
+            outputs = model(batch)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            clock.predicted()
+            for evaluator in evaluators:
+                evaluator.process(batch, outputs)
+            clock.processed(len(batch), log=bar.disable)
+            bar.update()
+    clock.log_speed()
+
+    results = {}
+    for evaluator in evaluators:
+        results.update(evaluator.evaluate() or {})
+    return results
+
+
+@contextlib.contextmanager
+def _eval_mode(model):
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    modes = [module.training for module in modules]
+    try:
+        if modules:
+            model.eval()
+        yield
+    finally:
+        for module, training in zip(modules, modes):
+            module.training = training
+
+
+class _Clock:
+    """Seconds an image, in all and in the model alone, from the end of the warm-up on."""
+
+    def __init__(self, total: int):
+        self.total = total
+        self.warm_up = max(0, min(_WARM_UP_BATCHES, total - 1))
+        self.batches = self.images = 0
+        self.compute = 0.0
+        self.start = self.last_log = time.perf_counter()
+
+    def loaded(self) -> None:
+        self.loaded_at = time.perf_counter()
+
+    def predicted(self) -> None:
+        self.compute += time.perf_counter() - self.loaded_at
+
+    def processed(self, images: int, log: bool) -> None:
+        self.batches += 1
+        self.images += images
+        now = time.perf_counter()
+        if self.batches == self.warm_up:
+            self.start, self.compute, self.images = now, 0.0, 0
+        elif log and now - self.last_log > _SECONDS_BETWEEN_LOG_LINES:
+            self.last_log = now
+            counted = self.batches - self.warm_up if self.batches > self.warm_up else self.batches
+            left = datetime.timedelta(seconds=int((now - self.start) / counted * (self.total - self.batches)))
+            logger.info("inference %d/%d  %.4f s/img  (model %.4f)  eta %s",
+                        self.batches, self.total, (now - self.start) / self.images, self.compute / self.images, left)
+
+    def log_speed(self) -> None:
+        if not self.images:
+            return
+        elapsed = time.perf_counter() - self.start
+        logger.info("inference took %s: %.4f s/img, of which the model %.4f s/img (%d images after %d batches of warm-up, "
+                    "%d process%s)", datetime.timedelta(seconds=int(elapsed)), elapsed / self.images, self.compute / self.images,
+                    self.images, self.warm_up, get_world_size(), "" if get_world_size() == 1 else "es")

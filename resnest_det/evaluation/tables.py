@@ -1,0 +1,57 @@
+"""Evaluation results as text: tables to read and lines to copy."""
+
+import math
+
+
+def format_results(results: dict[str, dict[str, float]]) -> str:
+    """Tables of all figures of each task, then of its figures per class.
+
+    Args:
+        results: task ("bbox", "segm", "panoptic_seg", "sem_seg") to figures; a figure of one class is named
+            `<figure>-<class>`, as in `AP-person`.
+    """
+    parts = []
+    for task, figures in results.items():
+        overall = {name: value for name, value in figures.items() if "-" not in name}
+        per_class: dict[str, dict[str, float]] = {}
+        for name, value in figures.items():
+            if "-" in name:
+                figure, label = name.split("-", 1)
+                per_class.setdefault(figure, {})[label] = value
+        parts.append(f"{task}:\n" + _table([list(overall), [_number(value) for value in overall.values()]]))
+        if per_class:
+            parts.append(f"{task} per class:\n" + _class_table(per_class))
+    return "\n\n".join(parts)
+
+
+def copypaste_lines(results: dict[str, dict[str, float]]) -> list[str]:
+    """For each task three lines, its name, the names of its overall figures and their values, to paste into a spreadsheet."""
+    lines = []
+    for task, figures in results.items():
+        overall = {name: value for name, value in figures.items() if "-" not in name}
+        lines += [f"copypaste: Task: {task}", "copypaste: " + ",".join(overall),
+                  "copypaste: " + ",".join(f"{value:.4f}" for value in overall.values())]
+    return lines
+
+
+def _class_table(per_class: dict[str, dict[str, float]]) -> str:
+    """Rows of classes with their figures; the fewer the figures, the more classes stand side by side."""
+    header = ["class", *per_class]
+    labels = list(dict.fromkeys(label for values in per_class.values() for label in values))
+    cells = [[label, *(_number(values.get(label, math.nan)) for values in per_class.values())] for label in labels]
+    across = max(1, min(6 // len(header), len(cells)))
+    down = math.ceil(len(cells) / across)
+    rows = [sum((cells[row + column * down] if row + column * down < len(cells) else [""] * len(header)
+                 for column in range(across)), []) for row in range(down)]
+    return _table([header * across, *rows])
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return "nan" if math.isnan(value) else f"{value:.3f}"
