@@ -1,0 +1,43 @@
+"""Install with `pip install -e .`; extras: test, export."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "resnest_det" / "__init__.py").read_text()).group(1)
+EXPORT = ["onnx", "onnxruntime", "onnxscript", "openvino"]
+
+setup(
+    name="resnest_det",
+    version=VERSION,
+    description="ResNeSt backbones and detectors for dense prediction, alone or inside Detectron2 and MMDetection",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # The recipes live in configs/ and travel inside the package, so that they are found by name from any folder.
+    packages=[*find_packages(include=["resnest_det", "resnest_det.*"]), "resnest_det.configs"],
+    package_dir={"resnest_det.configs": "configs"},
+    package_data={"resnest_det.configs": ["*.yaml", "*/*.yaml"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.10",
+        "pycocotools>=2.0.7",
+        "faster-coco-eval>=1.6",
+        "huggingface_hub>=0.24",
+        "safetensors>=0.4",
+        "tensorboard>=2.14",
+        "numpy>=1.24",
+        "pillow>=9.4",
+        "pyyaml>=6.0",
+        "tqdm>=4.60",
+    ],
+    extras_require={
+        "test": ["pytest>=7.4", "hypothesis>=6.80", "timm>=1.0.11"],
+        "export": EXPORT,
+    },
+)
