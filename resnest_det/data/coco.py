@@ -1,0 +1,184 @@
+"""Reading COCO instance annotations into records, with every fault of the file named."""
+
+import json
+import logging
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass
+
+import pycocotools.mask as mask_util
+
+from resnest_det.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is known of a dataset beside its images: where it came from and what its classes are called.
+
+    `thing_classes[i]` names class i; `thing_dataset_id_to_contiguous_id` maps the file's category ids to 0..K-1.
+    """
+
+    name: str
+    json_file: str
+    image_root: str
+    thing_classes: list[str]
+    thing_dataset_id_to_contiguous_id: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset read into memory (images stay on disk).
+
+    A record is one image: {"file_name", "height", "width", "image_id", "annotations"}; an annotation is
+    {"id", "bbox" (x, y, width, height in pixels), "category_id" (contiguous), "iscrowd", "segmentation"}, where the
+    segmentation is a list of polygons [x0, y0, x1, y1, ...] or a compressed run-length dict, and may be absent.
+    """
+
+    name: str
+    records: list[dict]
+    metadata: Metadata
+
+
+def load_coco_instances(name: str, json_file: str, image_root: str) -> Dataset:
+    """Read a COCO instance JSON file (https://cocodataset.org/#format-data).
+
+    Records are sorted by image id; category ids become contiguous in the order of the ids. Left out, and counted in one
+    log line: boxes with no area inside their image, objects none of whose polygons has three points, and annotations of
+    images that the file does not list.
+
+    Raises:
+        UserError: the file cannot be read, is not JSON, lacks a key, repeats an id, refers to a category it does not
+            list, or has a box or run-length mask that cannot belong to its image. The message names file and entry.
+    """
+    content = _read_json(json_file)
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise UserError(f'{json_file}: no list "{key}"; is it a COCO instance annotation file?')
+
+    categories = _by_id(content["categories"], "category", json_file)
+    if not categories:
+        raise UserError(f'{json_file}: the list "categories" is empty')
+    names = {i: _require(categories[i], "name", f"{json_file}: category {i}") for i in sorted(categories)}
+    contiguous = {category_id: index for index, category_id in enumerate(names)}
+
+    records = {}
+    for image_id, image in sorted(_by_id(content["images"], "image", json_file).items()):
+        where = f"{json_file}: image {image_id}"
+        sides = {key: _require(image, key, where) for key in ("height", "width")}
+        for key, side in sides.items():
+            if not isinstance(side, int) or side <= 0:
+                raise UserError(f"{where}: {key} must be a positive integer, not {side!r}")
+        file_name = os.path.join(image_root, str(_require(image, "file_name", where)))
+        records[image_id] = {"file_name": file_name, **sides, "image_id": image_id, "annotations": []}
+
+    dropped: Counter[str] = Counter()
+    for annotation_id, annotation in _by_id(content["annotations"], "annotation", json_file).items():
+        where = f"{json_file}: annotation {annotation_id}"
+        record = records.get(_require(annotation, "image_id", where))
+        entry = _read_annotation(annotation, record, contiguous, where)
+        if isinstance(entry, str):
+            dropped[entry] += 1
+        else:
+            record["annotations"].append(entry)
+    if dropped:
+        logger.warning("%s: left out %s", json_file, ", ".join(f"{count} {what}" for what, count in dropped.items()))
+
+    metadata = Metadata(name, str(json_file), str(image_root), list(names.values()), contiguous)
+    return Dataset(name, list(records.values()), metadata)
+
+
+def _read_json(json_file: str) -> dict:
+    try:
+        with open(json_file, encoding="utf-8") as file:
+            content = json.load(file)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{json_file}: malformed JSON at line {error.lineno}, column {error.colno} (character {error.pos}): {error.msg}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{json_file}: malformed JSON, not UTF-8 text at byte {error.start}") from error
+    except OSError as error:
+        raise UserError(f"{json_file}: cannot be read: {error.strerror or error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{json_file}: not a COCO annotation file: holds a {type(content).__name__}, not an object")
+    return content
+
+
+def _require(mapping: dict, key: str, where: str):
+    if key not in mapping:
+        raise UserError(f'{where}: the key "{key}" is missing')
+    return mapping[key]
+
+
+def _by_id(entries: list, kind: str, json_file: str) -> dict[int, dict]:
+    by_id = {}
+    for position, entry in enumerate(entries):
+        where = f"{json_file}: {kind} at position {position}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: not an object")
+        entry_id = _require(entry, "id", where)
+        if not isinstance(entry_id, int):
+            raise UserError(f"{where}: the id must be an integer, not {entry_id!r}")
+        if entry_id in by_id:
+            raise UserError(f"{json_file}: {kind} id {entry_id} occurs more than once")
+        by_id[entry_id] = entry
+    return by_id
+
+
+def _read_annotation(annotation: dict, record: dict | None, contiguous: dict[int, int], where: str) -> dict | str:
+    """The record's entry for one annotation, or why it is left out."""
+    category_id = _require(annotation, "category_id", where)
+    if category_id not in contiguous:
+        raise UserError(f'{where}: category id {category_id!r} is not in the list "categories"')
+    box = _require(annotation, "bbox", where)
+    try:
+        x, y, width, height = box
+        finite = math.isfinite(x + y + width + height)
+    except (TypeError, ValueError):
+        finite = False
+    if not finite:
+        raise UserError(f"{where}: bbox must be four finite numbers [x, y, width, height], not {str(box)[:80]}")
+    if annotation.get("ignore", 0):
+        raise UserError(f'{where}: "ignore" is not supported; mark regions to be ignored with "iscrowd": 1')
+    if record is None:
+        return "annotations of images that are not listed"
+
+    # Written so that no rounding of x + width can make a thin box look empty.
+    if min(width, height) <= 0 or x >= record["width"] or y >= record["height"] or width <= -x or height <= -y:
+        return "boxes with no area inside their image"
+    entry = {"id": annotation["id"], "bbox": list(box), "category_id": contiguous[category_id]}
+    entry["iscrowd"] = int(bool(annotation.get("iscrowd", 0)))
+
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict):
+        entry["segmentation"] = _compressed(segmentation, record, where)
+    elif isinstance(segmentation, list) and segmentation:
+        if not all(isinstance(polygon, list) for polygon in segmentation):
+            raise UserError(f"{where}: segmentation must be a list of polygons [[x0, y0, x1, y1, ...], ...] or a run-length dict")
+        polygons = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
+        if not polygons:
+            return "objects whose polygons have fewer than three points"
+        entry["segmentation"] = polygons
+    elif segmentation:
+        raise UserError(f"{where}: segmentation must be polygons or a run-length dict, not {type(segmentation).__name__}")
+    return entry
+
+
+def _compressed(segmentation: dict, record: dict, where: str) -> dict:
+    """Either run-length form, checked against the image and compressed."""
+    size, counts = _require(segmentation, "size", where), _require(segmentation, "counts", where)
+    if list(size) != [record["height"], record["width"]]:
+        raise UserError(
+            f"{where}: the mask is {size} (height, width), but image {record['image_id']} is "
+            f"[{record['height']}, {record['width']}]"
+        )
+    if isinstance(counts, (str, bytes)):
+        return {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
+    if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise UserError(f"{where}: run-length counts must be a string or a list of whole numbers")
+    if sum(counts) != size[0] * size[1]:
+        raise UserError(f"{where}: run-length counts sum to {sum(counts)}, but the image has {size[0]} x {size[1]} pixels")
+    return mask_util.frPyObjects({"size": list(size), "counts": counts}, *size)

@@ -1,0 +1,119 @@
+"""Loaders: worker processes that read images ahead, in an order that does not depend on the workers."""
+
+import itertools
+import pickle
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from resnest_det.data.samplers import Draw
+from resnest_det.errors import UserError
+
+
+class PackedRecords:
+    """Records pickled into one block of memory, read-only.
+
+    Forked workers share the block for good; a list of dicts they would copy page by page, by counting references. Every
+    access gives a record of its own.
+    """
+
+    def __init__(self, records: list[dict]):
+        packed = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
+        self._ends = np.cumsum([0] + [len(record) for record in packed])
+        self._block = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> dict:
+        return pickle.loads(self._block[self._ends[index] : self._ends[index + 1]])
+
+
+class _TrainingSamples:
+    def __init__(self, records: list[dict], make_sample: Callable[[dict, np.random.Generator], dict], seed: int):
+        self._records = PackedRecords(records)
+        self._make_sample = make_sample
+        self._seed = seed
+
+    def __getitem__(self, draw: Draw) -> dict | UserError:
+        index, position = draw
+        try:
+            return self._make_sample(self._records[index], np.random.default_rng([self._seed, position, 1]))
+        # Handed over as a value: the DataLoader would wrap a raised one into a worker's traceback.
+        except UserError as error:
+            return error
+
+
+class _TestSamples:
+    def __init__(self, records: list[dict], make_sample: Callable[[dict], dict]):
+        self._records = PackedRecords(records)
+        self._make_sample = make_sample
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict | UserError:
+        try:
+            return self._make_sample(self._records[index])
+        except UserError as error:
+            return error
+
+
+def training_batches(
+    records: list[dict],
+    make_sample: Callable[[dict, np.random.Generator], dict],
+    global_batches: Iterator[list[Draw]],
+    *,
+    seed: int,
+    start_iteration: int,
+    rank: int,
+    world_size: int,
+    num_workers: int,
+) -> Iterator[list[dict]]:
+    """This process's part, a list of samples, of every global batch from number `start_iteration` on, without end.
+
+    Batch k is the same whatever the iteration that loading starts with and the number of workers: a sample depends on its
+    record and on (seed, position of its draw) alone. Batches before the start are counted off without reading images.
+
+    Raises:
+        UserError: on the batch that holds the image, whatever `make_sample` found wrong with it.
+    """
+    shares = (batch[rank::world_size] for batch in itertools.islice(global_batches, start_iteration, None))
+    return _load(_TrainingSamples(records, make_sample, seed), shares, num_workers)
+
+
+class TestBatches:
+    """The samples of some images, in order, one a batch; may be gone through again. `len` is the number of batches.
+
+    Going through it raises UserError as `training_batches` does.
+    """
+
+    __test__ = False
+
+    def __init__(self, records: list[dict], make_sample: Callable[[dict], dict], num_workers: int):
+        self._samples = _TestSamples(records, make_sample)
+        self._num_workers = min(num_workers, len(records))
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        return _load(self._samples, ([index] for index in range(len(self))), self._num_workers)
+
+
+def _load(samples: _TrainingSamples | _TestSamples, batch_sampler: Iterator[list], num_workers: int) -> Iterator[list[dict]]:
+    # A generator of its own, because starting workers draws from it, and the run's randomness must not notice.
+    loader = DataLoader(
+        samples, batch_sampler=batch_sampler, num_workers=num_workers, collate_fn=_as_list, generator=torch.Generator()
+    )
+    for batch in loader:
+        for sample in batch:
+            if isinstance(sample, UserError):
+                raise sample
+        yield batch
+
+
+def _as_list(samples: list) -> list:
+    return samples

@@ -1,0 +1,167 @@
+"""From a dataset record to the sample that a model takes."""
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+
+from resnest_det.data.image import read_record_image
+from resnest_det.data.polygons import rasterize
+from resnest_det.data.transforms import (
+    Augmentation,
+    Resize,
+    Transform,
+    short_side_size,
+    transform_boxes,
+    transform_image,
+    transform_mask,
+    transform_polygons,
+)
+from resnest_det.errors import UserError
+
+MASK_FORMATS = ("polygon", "bitmask")
+
+# Objects with a side of at most this many pixels, after a crop for instance, are no targets.
+_EMPTY_SIDE = 1e-5
+
+
+def training_sample(
+    record: dict, generator: np.random.Generator, *, augmentation: Augmentation, image_format: str, mask_format: str | None
+) -> dict:
+    """Read, augment and annotate one training image.
+
+    Args:
+        record: see `resnest_det.data.coco.Dataset`.
+        generator: every random choice for this showing of the image comes from it.
+        image_format: "BGR", "RGB" or "L".
+        mask_format: "polygon", "bitmask", or None for boxes alone. An image that has run-length masks gives bitmasks
+            either way.
+
+    Returns:
+        {"image": uint8 tensor (C, H, W), "height", "width": the file's size, "image_id", "file_name", "seed": int for
+        what the model samples, "target": {"boxes": (N, 4) float32 XYXY in pixels of "image", "labels": (N,) int64,
+        "masks" (with a mask_format): N lists of polygons, float64 (2k,), or a bool tensor (N, H, W)}}. Crowd regions and
+        objects that a crop left nothing of are absent.
+
+    Raises:
+        UserError: see `read_record_image`; also where a mask is missing, malformed, or does not fit its image.
+    """
+    seed = int(generator.integers(2**63))
+    pixels = read_record_image(record, image_format)
+    transforms = augmentation.draw(*pixels.shape[:2], generator)
+    pixels = transform_image(pixels, transforms)
+    size = pixels.shape[:2]
+
+    objects = [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
+    boxes = transform_boxes(_boxes_xyxy(objects), transforms, size)
+    target = {
+        "boxes": torch.from_numpy(boxes.astype(np.float32)),
+        "labels": torch.tensor([annotation["category_id"] for annotation in objects], dtype=torch.int64),
+    }
+    if mask_format is not None:
+        target["masks"] = _masks(record, objects, transforms, size, mask_format)
+        if augmentation.crop is not None:
+            target["boxes"] = _mask_boxes(target["masks"])
+    return _sample(record, pixels) | {"seed": seed, "target": _without_empty(target)}
+
+
+def test_sample(record: dict, *, short_side: int, max_side: int, image_format: str) -> dict:
+    """Read and resize one image for inference (a short side of 0 keeps its size); a training sample without the target.
+
+    Raises:
+        UserError: see `read_record_image`.
+    """
+    pixels = read_record_image(record, image_format)
+    if short_side > 0:
+        size = pixels.shape[:2]
+        pixels = Resize(size, short_side_size(*size, short_side, max_side)).image(pixels)
+    return _sample(record, pixels)
+
+
+def _sample(record: dict, pixels: np.ndarray) -> dict:
+    image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return {"image": image} | {key: record[key] for key in ("height", "width", "image_id", "file_name")}
+
+
+def _boxes_xyxy(objects: list[dict]) -> np.ndarray:
+    # Rounded to single precision before anything else, as Detectron2 does, or boxes would differ in their last bit.
+    boxes = np.array([annotation["bbox"] for annotation in objects], dtype=np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes.astype(np.float64)
+
+
+def _masks(
+    record: dict, objects: list[dict], transforms: list[Transform], size: tuple[int, int], mask_format: str
+) -> list[list[np.ndarray]] | torch.Tensor:
+    segmentations = [_segmentation(annotation, record) for annotation in objects]
+    if mask_format == "polygon" and all(isinstance(segmentation, list) for segmentation in segmentations):
+        moved = [transform_polygons(polygons, transforms) for polygons in segmentations]
+        return [[polygon.reshape(-1) for polygon in polygons] for polygons in moved]
+    bitmasks = np.zeros((len(objects), *size), dtype=np.uint8)
+    for bitmask, segmentation in zip(bitmasks, segmentations):
+        if isinstance(segmentation, list):
+            bitmask[:] = rasterize(transform_polygons(segmentation, transforms), size)
+        else:
+            bitmask[:] = transform_mask(segmentation, transforms)
+    return torch.from_numpy(bitmasks.view(np.bool_))
+
+
+def _segmentation(annotation: dict, record: dict) -> list[np.ndarray] | np.ndarray:
+    """Polygons (k, 2) float64, or a decoded bitmask (H, W) uint8, of one object in the file's pixels."""
+    where = f"annotation {annotation['id']} of image {record['file_name']}"
+    segmentation = annotation.get("segmentation")
+    if segmentation is None:
+        raise UserError(f"{where} has no segmentation; set MODEL.MASK_ON False to train on boxes alone")
+    if isinstance(segmentation, dict):
+        try:
+            return mask_util.decode(segmentation)
+        except ValueError as error:
+            raise UserError(f"{where}: its run-length mask does not fit {segmentation['size']} (height, width)") from error
+    try:
+        polygons = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: its polygons must be lists of numbers") from error
+    _check_polygons_fit(polygons, record["width"], record["height"], where)
+    return polygons
+
+
+def _check_polygons_fit(polygons: list[np.ndarray], width: int, height: int, where: str) -> None:
+    """Refuse polygons that were drawn on an image of another size, but not those that overshoot a border somewhat."""
+    points = np.concatenate(polygons)
+    low, high = points.min(axis=0), points.max(axis=0)
+    sides = np.array([width, height])
+    slack = np.maximum(2.0, 0.01 * sides)
+    within = np.minimum(high, sides + slack) - np.maximum(low, -slack)
+    extent = np.maximum(high - low, 1e-9)
+    # The comparison is written so that it also fails where a coordinate is not a number.
+    if not (np.isfinite(extent).all() and (within >= 0).all() and np.prod(np.minimum(within / extent, 1.0)) >= 0.5):
+        raise UserError(
+            f"{where}: its polygons span x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}, which does not fit the "
+            f"image of {width} x {height} pixels (width x height)"
+        )
+
+
+def _mask_boxes(masks: list[list[np.ndarray]] | torch.Tensor) -> torch.Tensor:
+    """Tight boxes (N, 4) float32 XYXY around masks; all zero where a mask is empty."""
+    boxes = torch.zeros(len(masks), 4)
+    for box, mask in zip(boxes, masks):
+        if isinstance(mask, list):
+            if mask:
+                points = np.concatenate(mask).reshape(-1, 2)
+                box[:] = torch.from_numpy(np.concatenate([points.min(axis=0), points.max(axis=0)]))
+        elif mask.any():
+            rows, columns = torch.where(mask)
+            box[:] = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    return boxes
+
+
+def _without_empty(target: dict) -> dict:
+    boxes, masks = target["boxes"], target.get("masks")
+    keep = ((boxes[:, 2:] - boxes[:, :2]) > _EMPTY_SIDE).all(dim=1)
+    if masks is None:
+        return {key: value[keep] for key, value in target.items()}
+    keep &= torch.tensor([len(mask) > 0 if isinstance(mask, list) else bool(mask.any()) for mask in masks], dtype=torch.bool)
+    if isinstance(masks, list):
+        masks = [mask for mask, kept in zip(masks, keep.tolist()) if kept]
+    else:
+        masks = masks[keep]
+    return {"boxes": boxes[keep], "labels": target["labels"][keep], "masks": masks}

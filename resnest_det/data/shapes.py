@@ -1,0 +1,244 @@
+"""The generated dataset: textured backgrounds with overlapping circles, squares, triangles and stars, as COCO files.
+
+Instance annotations describe what is visible of an object: as a polygon where that is one piece, else run-length encoded.
+Panoptic annotations (https://cocodataset.org/#format-data, item 4) add the background's textures as stuff.
+"""
+
+import json
+import logging
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as mask_util
+from PIL import Image
+
+from resnest_det.data.polygons import clip_polygon, outline, rasterize
+from resnest_det.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+SPLITS = {"train": 400, "val": 100}
+THINGS = ("circle", "square", "triangle", "star")
+STUFF = ("stripes", "checks", "speckles")
+
+_SIDES = (128, 136, 144, 152, 160)
+_RADII = (10.0, 34.0)
+# What others leave of an object must be enough to tell it by.
+_LEAST_VISIBLE = 0.45
+
+
+def instances_json(split: str) -> str:
+    """Path of a split's instance annotations below the dataset's folder."""
+    return f"annotations/instances_{split}.json"
+
+
+def panoptic_json(split: str) -> str:
+    """Path of a split's panoptic annotations below the dataset's folder; the PNG files are in panoptic_{split}."""
+    return f"annotations/panoptic_{split}.json"
+
+
+def ensure_shapes(root: Path) -> Path:
+    """The dataset's folder below `root`, generated if it is not there.
+
+    It appears complete or not at all: an interrupted run leaves nothing under its name, and of several processes that
+    generate at once one wins with the same bytes.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    folder = root / "shapes"
+    if folder.is_dir():
+        return folder
+    unfinished = root / f".shapes-{uuid.uuid4().hex}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            logger.info("Generating the shapes dataset in %s", folder)
+            write_shapes(unfinished)
+            try:
+                unfinished.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the shapes dataset to {folder.absolute()}: {error.strerror or error}; "
+            f"set DETECTRON2_DATASETS to a folder that can be written"
+        ) from error
+    return folder
+
+
+def write_shapes(folder: Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> None:
+    """Write images, instance and panoptic annotations into a new folder; the same bytes for the same arguments.
+
+    Args:
+        splits: number of images of each split.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    (folder / "annotations").mkdir(parents=True)
+    for number, (split, num_images) in enumerate(splits.items()):
+        _write_split(folder, split, [np.random.default_rng([seed, number, image]) for image in range(num_images)])
+
+
+def _write_split(folder: Path, split: str, generators: list[np.random.Generator]) -> None:
+    images, annotations, panoptic = [], [], []
+    os.mkdir(folder / split)
+    os.mkdir(folder / f"panoptic_{split}")
+    for image_id, generator in enumerate(generators, start=1):
+        pixels, objects, stuff = draw_scene(generator)
+        height, width = pixels.shape[:2]
+        file_name = f"{image_id:06d}.png"
+        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        Image.fromarray(pixels).save(folder / split / file_name)
+
+        for category, visible, polygon in objects:
+            entry = _instance(category + 1, visible, polygon)
+            annotations.append(entry | {"id": len(annotations) + 1, "image_id": image_id})
+        segments = [(category + 1, visible) for category, visible, _ in objects]
+        segments += [(len(THINGS) + kind + 1, stuff == kind) for kind in range(len(STUFF)) if (stuff == kind).any()]
+        _write_panoptic_png(folder / f"panoptic_{split}" / file_name, [mask for _, mask in segments])
+        infos = [_segment_info(number, *segment) for number, segment in enumerate(segments, start=1)]
+        panoptic.append({"image_id": image_id, "file_name": file_name, "segments_info": infos})
+
+    things = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(THINGS, start=1)]
+    stuffs = [{"id": i, "name": name, "supercategory": "texture"} for i, name in enumerate(STUFF, start=len(THINGS) + 1)]
+    categories = [entry | {"isthing": 1} for entry in things] + [entry | {"isthing": 0} for entry in stuffs]
+    info = {"description": "generated shapes", "version": "1"}
+    for path, content in (
+        (instances_json(split), {"annotations": annotations, "categories": things}),
+        (panoptic_json(split), {"annotations": panoptic, "categories": categories}),
+    ):
+        with open(folder / path, "w", encoding="utf-8") as file:
+            json.dump(content | {"info": info, "images": images}, file, sort_keys=True)
+
+
+def _instance(category_id: int, visible: np.ndarray, polygon: np.ndarray | None) -> dict:
+    encoded = mask_util.encode(np.asfortranarray(visible, dtype=np.uint8))
+    if polygon is None:
+        box = mask_util.toBbox(encoded).tolist()
+        segmentation = {"size": list(visible.shape), "counts": encoded["counts"].decode()}
+    else:
+        low, high = polygon.min(axis=0), polygon.max(axis=0)
+        box = np.round([*low, *(high - low)], 2).tolist()
+        segmentation = [polygon.reshape(-1).tolist()]
+    area = int(visible.sum())
+    return {"category_id": category_id, "bbox": box, "area": area, "iscrowd": 0, "segmentation": segmentation}
+
+
+def _segment_info(segment_id: int, category_id: int, mask: np.ndarray) -> dict:
+    box = [int(side) for side in mask_util.toBbox(mask_util.encode(np.asfortranarray(mask, dtype=np.uint8)))]
+    return {"id": segment_id, "category_id": category_id, "area": int(mask.sum()), "bbox": box, "iscrowd": 0}
+
+
+def _write_panoptic_png(path: Path, masks: list[np.ndarray]) -> None:
+    """Segment ids 1, 2, ... as COCO writes them: id = R + 256 G + 256^2 B."""
+    ids = np.zeros(masks[0].shape, dtype=np.uint32)
+    for segment_id, mask in enumerate(masks, start=1):
+        ids[mask] = segment_id
+    Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 256**2], axis=2).astype(np.uint8)).save(path)
+
+
+def draw_scene(generator: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray, np.ndarray | None]], np.ndarray]:
+    """One image with its truth.
+
+    Returns:
+        pixels (H, W, 3) uint8 RGB; for each object its index in THINGS, the visible part (H, W) bool, and that part as a
+        polygon (k, 2) or None where it is not one piece; and (H, W) int8, an index in STUFF where background is visible,
+        else -1.
+    """
+    height, width = (int(side) for side in generator.choice(_SIDES, 2))
+    size = (height, width)
+    pixels, stuff = _draw_background(size, generator)
+    categories: list[int] = []
+    polygons: list[np.ndarray] = []
+    whole: list[np.ndarray] = []
+    visible: list[np.ndarray] = []
+    wanted = int(generator.integers(1, 7))
+    for _ in range(4 * wanted):
+        if len(categories) == wanted:
+            break
+        category = int(generator.integers(len(THINGS)))
+        polygon = _place(category, size, generator)
+        mask = rasterize([polygon], size).astype(bool)
+        remaining = [seen & ~mask for seen in visible]
+        if mask.sum() < 80 or any(left.sum() < _LEAST_VISIBLE * all_.sum() for left, all_ in zip(remaining, whole)):
+            continue
+        categories.append(category)
+        polygons.append(polygon)
+        whole.append(mask)
+        visible = [*remaining, mask]
+        _paint(pixels, mask, generator)
+
+    objects = []
+    for category, polygon, mask, seen in zip(categories, polygons, whole, visible):
+        objects.append((category, seen, polygon if (seen == mask).all() else outline(seen)))
+        stuff[seen] = -1
+    grain = generator.normal(0, 3, pixels.shape)
+    return np.clip(np.round(pixels + grain), 0, 255).astype(np.uint8), objects, stuff
+
+
+def _draw_background(size: tuple[int, int], generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One texture, or two on the sides of a straight line: (H, W, 3) float64 and (H, W) int8."""
+    kinds = generator.permutation(len(STUFF))[: 1 + int(generator.random() < 0.7)]
+    y, x = np.mgrid[: size[0], : size[1]]
+    angle = generator.uniform(0, 2 * np.pi)
+    through = generator.uniform(0.3, 0.7, 2) * size
+    beyond = (y - through[0]) * np.sin(angle) + (x - through[1]) * np.cos(angle) > 0
+    pixels = np.zeros((*size, 3))
+    stuff = np.zeros(size, dtype=np.int8)
+    for kind, where in zip(kinds, (np.ones(size, dtype=bool), beyond)):
+        light = _texture(STUFF[kind], size, generator)[:, :, None]
+        first = generator.uniform(40, 215, 3)
+        second = first + generator.choice([-1, 1]) * generator.uniform(20, 45, 3)
+        pixels[where] = (first * (1 - light) + second * light)[where]
+        stuff[where] = kind
+    return pixels, stuff
+
+
+def _texture(kind: str, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """(H, W) values between 0 and 1."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    angle, period = generator.uniform(0, np.pi), generator.uniform(8, 20)
+    along = (x * np.cos(angle) + y * np.sin(angle)) / period
+    across = (y * np.cos(angle) - x * np.sin(angle)) / period
+    if kind == "stripes":
+        return 0.5 + 0.5 * np.sin(2 * np.pi * along)
+    if kind == "checks":
+        return (np.floor(along) + np.floor(across)) % 2
+    coarse = generator.integers(0, 256, [int(side / 4) for side in size], dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)) / 255.0
+
+
+def _place(category: int, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """A shape's polygon (k, 2) at a random place, size and rotation, clipped at the image's border."""
+    radius, rotation = generator.uniform(*_RADII), generator.uniform(0, 2 * np.pi)
+    center = [generator.uniform(0.5 * radius, side - 0.5 * radius) for side in size[::-1]]
+    corners = {"circle": 36, "square": 4, "triangle": 3, "star": 10}[THINGS[category]]
+    angles = rotation + 2 * np.pi * np.arange(corners) / corners
+    distance = np.full(corners, radius)
+    if THINGS[category] == "star":
+        distance[1::2] *= 0.45
+    polygon = center + distance[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    # Two decimals, as COCO's own polygons; and the last bits of a machine's cosine don't reach the files.
+    pieces = clip_polygon(np.round(polygon, 2), size)
+    return np.round(max(pieces, key=len), 2)
+
+
+def _paint(pixels: np.ndarray, mask: np.ndarray, generator: np.random.Generator) -> None:
+    """Fill a mask with a shaded colour that stands out from what was there."""
+    behind = pixels[mask].mean(axis=0)
+    color = behind
+    while np.linalg.norm(color - behind) < 70:
+        color = generator.uniform(10, 245, 3)
+    y, x = np.nonzero(mask)
+    angle = generator.uniform(0, 2 * np.pi)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    shade = 1 + generator.uniform(0, 0.25) * (2 * (along - along.min()) / max(float(np.ptp(along)), 1.0) - 1)
+    pixels[mask] = color * shade[:, None]

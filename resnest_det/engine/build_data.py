@@ -1,0 +1,159 @@
+"""From configuration to data loaders: the one place where INPUT, DATASETS and DATALOADER keys are read."""
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from resnest_det.data import samplers
+from resnest_det.data.catalog import get_dataset
+from resnest_det.data.coco import Dataset
+from resnest_det.data.image import IMAGE_FORMATS
+from resnest_det.data.loader import TestBatches, training_batches
+from resnest_det.data.mapper import MASK_FORMATS, test_sample, training_sample
+from resnest_det.data.transforms import CROPS, FLIPS, SAMPLINGS, Augmentation
+from resnest_det.distributed import get_rank, get_world_size
+from resnest_det.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
+
+
+def build_train_loader(cfg, *, seed: int, start_iteration: int = 0) -> Iterator[list[dict]]:
+    """Endless batches of training samples, this process's SOLVER.IMS_PER_BATCH / world size each.
+
+    Batch k of the run is a function of the seed and k alone: starting at iteration k gives what a run from the beginning
+    would have seen from there on.
+
+    Raises:
+        UserError: a key's value is wrong (the message names it), a dataset cannot be read or has nothing to train on,
+            classes of several datasets differ.
+    """
+    world_size = get_world_size()
+    batch_size = cfg.SOLVER.IMS_PER_BATCH
+    if batch_size <= 0 or batch_size % world_size:
+        raise UserError(f"SOLVER.IMS_PER_BATCH is {batch_size}; it must be a positive multiple of the {world_size} processes")
+    make_sample = partial(
+        training_sample,
+        augmentation=_augmentation(cfg),
+        image_format=_one_of("INPUT.FORMAT", cfg.INPUT.FORMAT, IMAGE_FORMATS),
+        mask_format=_one_of("INPUT.MASK_FORMAT", cfg.INPUT.MASK_FORMAT, MASK_FORMATS) if cfg.MODEL.MASK_ON else None,
+    )
+    sampler = _one_of("DATALOADER.SAMPLER_TRAIN", cfg.DATALOADER.SAMPLER_TRAIN, _SAMPLERS)
+
+    records = _training_records(cfg)
+    _check_enough_images(len(records), "DATASETS.TRAIN")
+    if sampler == "RepeatFactorTrainingSampler":
+        threshold, square_root = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
+        repeat_factors = samplers.repeat_factors_from_categories(records, threshold, square_root)
+    else:
+        repeat_factors = np.ones(len(records))
+    landscape = [record["width"] > record["height"] for record in records] if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
+    return training_batches(
+        records,
+        make_sample,
+        samplers.batches(samplers.training_draws(repeat_factors, seed), batch_size, landscape),
+        seed=seed,
+        start_iteration=start_iteration,
+        rank=get_rank(),
+        world_size=world_size,
+        num_workers=_num_workers(cfg),
+    )
+
+
+def build_test_loader(cfg, dataset_name: str) -> TestBatches:
+    """This process's share of a dataset's images, one a batch, in order; over all processes every image once.
+
+    Raises:
+        UserError: a key's value is wrong (the message names it), or the dataset cannot be read.
+    """
+    records = get_dataset(dataset_name).records
+    _check_enough_images(len(records), dataset_name)
+    make_sample = partial(
+        test_sample,
+        short_side=_at_least(0, "INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST),
+        max_side=_at_least(1, "INPUT.MAX_SIZE_TEST", cfg.INPUT.MAX_SIZE_TEST),
+        image_format=_one_of("INPUT.FORMAT", cfg.INPUT.FORMAT, IMAGE_FORMATS),
+    )
+    share = samplers.test_indices(len(records), get_rank(), get_world_size())
+    return TestBatches(records[share.start : share.stop], make_sample, _num_workers(cfg))
+
+
+def _augmentation(cfg) -> Augmentation:
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    sizes = (sizes, sizes) if isinstance(sizes, int) else tuple(sizes)
+    if not sizes or not all(isinstance(size, int) and size >= 0 for size in sizes):
+        raise UserError(f"INPUT.MIN_SIZE_TRAIN is {sizes}; it must be one or more whole numbers of pixels")
+    sampling = _one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, SAMPLINGS)
+    if sampling == "range" and not (len(sizes) == 2 and sizes[0] <= sizes[1]):
+        raise UserError(f"INPUT.MIN_SIZE_TRAIN is {sizes}; with MIN_SIZE_TRAIN_SAMPLING range it must be (smallest, largest)")
+    return Augmentation(
+        short_sides=sizes,
+        max_side=_at_least(1, "INPUT.MAX_SIZE_TRAIN", cfg.INPUT.MAX_SIZE_TRAIN),
+        sampling=sampling,
+        flip=_one_of("INPUT.RANDOM_FLIP", cfg.INPUT.RANDOM_FLIP, FLIPS),
+        crop=_crop(cfg.INPUT.CROP) if cfg.INPUT.CROP.ENABLED else None,
+    )
+
+
+def _crop(crop) -> tuple[str, tuple[float, float]]:
+    kind, size = _one_of("INPUT.CROP.TYPE", crop.TYPE, CROPS), tuple(crop.SIZE)
+    if kind.startswith("relative"):
+        valid, wanted = all(0 < side <= 1 for side in size), "fractions in (0, 1]"
+    else:
+        valid, wanted = all(isinstance(side, int) and side >= 1 for side in size), "whole numbers of pixels"
+    if kind == "absolute_range":
+        valid, wanted = valid and size == tuple(sorted(size)), f"{wanted}, the smaller first"
+    if len(size) != 2 or not valid:
+        raise UserError(f"INPUT.CROP.SIZE is {size}; with INPUT.CROP.TYPE {kind} it must be two {wanted}")
+    return kind, size
+
+
+def _training_records(cfg) -> list[dict]:
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty; name the dataset to train on, for instance ('coco_2017_train',)")
+    datasets = [get_dataset(name) for name in cfg.DATASETS.TRAIN]
+    _check_classes_agree(datasets)
+    records = [record for dataset in datasets for record in dataset.records]
+    total = len(records)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = [record for record in records if any(not annotation["iscrowd"] for annotation in record["annotations"])]
+        if not records:
+            raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: none of the {total} images has an object to learn from")
+        if len(records) < total:
+            logger.info("Training images: %d of %d, the others have no object", len(records), total)
+    return records
+
+
+def _check_classes_agree(datasets: list[Dataset]) -> None:
+    first = datasets[0]
+    for other in datasets[1:]:
+        if other.metadata.thing_classes != first.metadata.thing_classes:
+            differing = set(first.metadata.thing_classes) ^ set(other.metadata.thing_classes)
+            what = f"only one has {', '.join(sorted(differing)[:5])}" if differing else "their order differs"
+            raise UserError(f"DATASETS.TRAIN: the classes of {first.name} and {other.name} are not the same: {what}")
+
+
+def _check_enough_images(num_images: int, what: str) -> None:
+    if num_images == 0:
+        raise UserError(f"{what}: there are no images")
+    if num_images < get_world_size():
+        raise UserError(f"{what}: {get_world_size()} processes but only {num_images} images; use fewer processes")
+
+
+def _num_workers(cfg) -> int:
+    return _at_least(0, "DATALOADER.NUM_WORKERS", cfg.DATALOADER.NUM_WORKERS)
+
+
+def _one_of(key: str, value: str, supported: tuple[str, ...]) -> str:
+    if value not in supported:
+        raise UserError(f"{key} is {value!r}; supported are {', '.join(supported)}")
+    return value
+
+
+def _at_least(least: int, key: str, value: int) -> int:
+    if not isinstance(value, int) or value < least:
+        raise UserError(f"{key} is {value!r}; it must be a whole number of at least {least}")
+    return value
