@@ -1,0 +1,71 @@
+"""Anchors: boxes of fixed sizes and aspect ratios at every position of every feature map (Faster R-CNN, section 3.1.1)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from resnest_det.errors import UserError
+
+
+class AnchorGenerator(nn.Module):
+    """Lays anchors over feature maps.
+
+    Args:
+        sizes: for each level the square roots of the anchors' areas, in input pixels.
+        aspect_ratios: for each level the ratios height / width.
+        strides: stride of each level in input pixels.
+        offset: position of the first anchor's centre, in strides from the corner of the image; in [0, 1).
+
+    Of `sizes` and `aspect_ratios` one list is enough for all levels.
+
+    Raises:
+        UserError: the number of lists is neither one nor that of the levels, or levels have different numbers of anchors.
+    """
+
+    def __init__(self, sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[Sequence[float]], strides: Sequence[int],
+                 offset: float = 0.0):
+        super().__init__()
+        self.strides = tuple(strides)
+        self.offset = offset
+        sizes = _one_per_level(sizes, len(strides), "anchor sizes")
+        aspect_ratios = _one_per_level(aspect_ratios, len(strides), "anchor aspect ratios")
+        for level, (level_sizes, level_ratios) in enumerate(zip(sizes, aspect_ratios)):
+            self.register_buffer(f"cell{level}", cell_anchors(level_sizes, level_ratios), persistent=False)
+        counts = {len(s) * len(r) for s, r in zip(sizes, aspect_ratios)}
+        if len(counts) != 1:
+            raise UserError(f"every level needs the same number of anchors per position, got {sorted(counts)}")
+        self.anchors_per_position = counts.pop()
+
+    def forward(self, grid_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """For each level, given the (height, width) of its map: (height * width * A, 4) anchors, A changing fastest."""
+        return [self._grid(level, height, width) for level, (height, width) in enumerate(grid_sizes)]
+
+    def _grid(self, level: int, height: int, width: int) -> Tensor:
+        cell, stride = getattr(self, f"cell{level}"), self.strides[level]
+        x, y = ((torch.arange(n, device=cell.device, dtype=torch.float32) * stride + self.offset * stride) for n in (width, height))
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        centers = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
+        return (centers + cell).reshape(-1, 4)
+
+
+def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
+    """(len(sizes) * len(aspect_ratios), 4) anchors centred on the origin, ratios changing fastest."""
+    anchors = []
+    for size in sizes:
+        for ratio in aspect_ratios:
+            width = math.sqrt(size * size / ratio)
+            height = ratio * width
+            anchors.append([-width / 2, -height / 2, width / 2, height / 2])
+    return torch.tensor(anchors)
+
+
+def _one_per_level(values: Sequence, num_levels: int, name: str) -> list:
+    if not values or not isinstance(values[0], Sequence):
+        values = [values]
+    if len(values) == 1:
+        values = list(values) * num_levels
+    if len(values) != num_levels or not all(len(level_values) for level_values in values):
+        raise UserError(f"{name}: {len(values)} lists for {num_levels} feature levels, expected one for all or one for each")
+    return list(values)

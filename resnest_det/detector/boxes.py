@@ -1,0 +1,98 @@
+"""Boxes as (N, 4) float32 tensors of XYXY pixel corners: delta coding, clipping and regression losses."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
+
+from resnest_det.errors import UserError
+
+# No box grows by more than 16 to 1000 pixels in one step: exp() of an untrained prediction would overflow.
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
+BOX_LOSSES = ("smooth_l1", *IOU_LOSSES)
+EXACT_L1_BETA = 1e-5  # below this a smooth L1 loss is computed as plain L1, without dividing by beta
+
+
+def encode_boxes(boxes: Tensor, targets: Tensor, weights: Sequence[float]) -> Tensor:
+    """Deltas (dx, dy, dw, dh) that take `boxes` to `targets` (R-CNN, arXiv:1311.2524, appendix C, equations 6-9).
+
+    Args:
+        boxes, targets: (N, 4) boxes of positive width and height.
+        weights: factor of each of the four deltas.
+    Returns:
+        (N, 4) deltas.
+    """
+    center_x, center_y, width, height = _centers_and_sizes(boxes)
+    target_x, target_y, target_width, target_height = _centers_and_sizes(targets)
+    wx, wy, ww, wh = weights
+    return torch.stack((
+        wx * (target_x - center_x) / width,
+        wy * (target_y - center_y) / height,
+        ww * torch.log(target_width / width),
+        wh * torch.log(target_height / height),
+    ), dim=1)
+
+
+def decode_boxes(deltas: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
+    """The inverse of `encode_boxes`, with dw and dh clamped to log(1000 / 16).
+
+    Args:
+        deltas: (N, 4 * k) deltas, k of them for each box (one a class).
+        boxes: (N, 4) boxes.
+    Returns:
+        (N, 4 * k) boxes, float32 whatever the dtype of the deltas.
+    """
+    deltas = deltas.float().unflatten(1, (-1, 4))  # (N, k, 4)
+    center_x, center_y, width, height = (side[:, None] for side in _centers_and_sizes(boxes.float()))
+    wx, wy, ww, wh = weights
+    new_x = deltas[..., 0] / wx * width + center_x
+    new_y = deltas[..., 1] / wy * height + center_y
+    new_width = torch.exp((deltas[..., 2] / ww).clamp(max=MAX_LOG_SCALE)) * width
+    new_height = torch.exp((deltas[..., 3] / wh).clamp(max=MAX_LOG_SCALE)) * height
+    corners = (new_x - 0.5 * new_width, new_y - 0.5 * new_height, new_x + 0.5 * new_width, new_y + 0.5 * new_height)
+    return torch.stack(corners, dim=-1).flatten(1)
+
+
+def _centers_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x0, y0, x1, y1 = boxes.unbind(1)
+    width, height = x1 - x0, y1 - y0
+    return x0 + 0.5 * width, y0 + 0.5 * height, width, height
+
+
+def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """`boxes` (..., 4) with x limited to [0, width] and y to [0, height]; `image_size` is (height, width)."""
+    height, width = image_size
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    return torch.stack((x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)), dim=-1)
+
+
+def larger_than(boxes: Tensor, side: float = 0.0) -> Tensor:
+    """(N,) bool: which boxes are wider and higher than `side` pixels."""
+    return (boxes[:, 2] - boxes[:, 0] > side) & (boxes[:, 3] - boxes[:, 1] > side)
+
+
+def box_regression_loss(deltas: Tensor, boxes: Tensor, targets: Tensor, weights: Sequence[float], kind: str, beta: float) -> Tensor:
+    """Sum over N boxes of the loss between predicted deltas and target boxes.
+
+    Args:
+        deltas: (N, 4) predictions for `boxes` (N, 4), whose targets are `targets` (N, 4).
+        weights: of the delta coding.
+        kind: "smooth_l1" compares deltas; "giou", "diou" and "ciou" compare decoded boxes.
+        beta: where smooth L1 turns from quadratic to linear; 0 for plain L1.
+
+    Raises:
+        UserError: `kind` is none of these.
+    """
+    if kind == "smooth_l1":
+        expected = encode_boxes(boxes, targets, weights)
+        if beta < EXACT_L1_BETA:
+            return F.l1_loss(deltas, expected, reduction="sum")
+        return F.smooth_l1_loss(deltas, expected, beta=beta, reduction="sum")
+    if kind in IOU_LOSSES:
+        return IOU_LOSSES[kind](decode_boxes(deltas, boxes, weights), targets, reduction="sum")
+    raise UserError(f"unknown box loss {kind!r}; supported: {', '.join(BOX_LOSSES)}")

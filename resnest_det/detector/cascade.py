@@ -1,0 +1,76 @@
+"""Cascade R-CNN (arXiv:1712.00726): box heads in a row, each trained on and refining the boxes of the one before."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from resnest_det.detector.boxes import clip_boxes, larger_than
+from resnest_det.detector.roi_heads import Regions, StandardROIHeads, label_regions, objects_of
+from resnest_det.errors import UserError
+
+
+class CascadeROIHeads(StandardROIHeads):
+    """`StandardROIHeads` whose box branch has several stages, named `box_head.0`, `box_predictor.0`, ...
+
+    Args:
+        box_heads, box_predictors: one for each stage, class-agnostic.
+        iou_thresholds: at which overlap a box is an object, one for each stage; the first is for proposals.
+        arguments: of `StandardROIHeads`.
+
+    Raises:
+        UserError: a predictor is class-specific: the next stage needs one box for each region.
+    """
+
+    def __init__(self, *, box_heads: Sequence[nn.Module], box_predictors: Sequence[nn.Module], iou_thresholds: Sequence[float],
+                 **arguments):
+        super().__init__(box_head=nn.ModuleList(box_heads), box_predictor=nn.ModuleList(box_predictors), **arguments)
+        if not all(predictor.class_agnostic for predictor in box_predictors):
+            raise UserError("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG False: a cascade needs True")
+        self.iou_thresholds = tuple(iou_thresholds)
+
+    def box_losses(self, maps: Sequence[Tensor], regions: list[Regions], targets: Sequence[dict],
+                   ) -> tuple[dict[str, Tensor], list[Regions]]:
+        """`loss_cls_stage0`, `loss_box_reg_stage0`, ...; the mask head learns in the regions of the first stage."""
+        losses = {}
+        stage_regions = regions
+        for stage, predictor in enumerate(self.box_predictor):
+            boxes, labels = torch.cat([r.boxes for r in stage_regions]), torch.cat([r.labels for r in stage_regions])
+            logits, deltas = self._run_stage(stage, maps, [r.boxes for r in stage_regions])
+            true_boxes = objects_of("boxes", stage_regions, targets, self.num_classes)
+            for name, loss in predictor.losses(logits, deltas, boxes, labels, true_boxes).items():
+                losses[f"{name}_stage{stage}"] = loss
+            if stage + 1 < len(self.box_predictor):
+                with torch.no_grad():
+                    refined = predictor.boxes_of_classes(deltas, boxes, labels).split([len(r.boxes) for r in stage_regions])
+                    stage_regions = [
+                        self._next_regions(image_boxes, target, self.iou_thresholds[stage + 1])
+                        for image_boxes, target in zip(refined, targets)
+                    ]
+        return losses, regions
+
+    def _next_regions(self, boxes: Tensor, target: dict, iou_threshold: float) -> Regions:
+        boxes = clip_boxes(boxes, target["image_size"])
+        return label_regions(boxes[larger_than(boxes)], target, (iou_threshold,), (0, 1), self.num_classes)
+
+    def _run_stage(self, stage: int, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        features = self.box_pooler(maps, boxes)
+        if features.requires_grad:
+            # Every stage trains its head as if alone, while the pyramid gets the mean of their gradients.
+            features.register_hook(lambda gradient: gradient / len(self.box_predictor))
+        return self.box_predictor[stage](self.box_head[stage](features))
+
+    def detect_boxes(self, maps: Sequence[Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]) -> list[dict]:
+        """Detections without masks: boxes of the last stage, scores the mean over stages."""
+        boxes = list(proposals)
+        counts = [len(image_boxes) for image_boxes in boxes]
+        scores = 0
+        for stage, predictor in enumerate(self.box_predictor):
+            if stage > 0:
+                refined = self.box_predictor[stage - 1].boxes_of_classes(deltas, torch.cat(boxes), classes=None).split(counts)
+                boxes = [clip_boxes(image_boxes, size) for image_boxes, size in zip(refined, image_sizes)]
+            logits, deltas = self._run_stage(stage, maps, boxes)
+            scores = scores + predictor.scores(logits)
+        scores = scores * (1.0 / len(self.box_predictor))
+        per_image = zip(scores.split(counts), deltas.split(counts), boxes, image_sizes)
+        return [predictor.detect(*image) for image in per_image]

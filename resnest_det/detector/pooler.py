@@ -1,0 +1,64 @@
+"""Features of regions, each cropped from the pyramid level that fits its size."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import RoIAlign
+
+from resnest_det.errors import UserError
+
+# A box of ImageNet's training size belongs on the map with stride 16 (FPN, arXiv:1612.03144, equation 1).
+CANONICAL_SIZE = 224
+CANONICAL_LEVEL = 4
+
+
+class RegionPooler(nn.Module):
+    """Crops regions to a fixed size with RoIAlign, aligned to pixel centres.
+
+    Args:
+        output_size: side of the output in cells.
+        strides: of the maps, powers of two, each twice the one before.
+        sampling_ratio: samples per cell and axis; 0 takes about one a pixel.
+
+    Raises:
+        UserError: strides that are not so.
+    """
+
+    def __init__(self, output_size: int, strides: Sequence[int], sampling_ratio: int):
+        super().__init__()
+        if any(high != 2 * low for low, high in zip(strides, strides[1:])):
+            raise UserError(f"regions cannot be pooled from maps of strides {list(strides)}: each must be twice the one before")
+        self.output_size = output_size
+        self.min_level = int(math.log2(strides[0]))
+        self.max_level = int(math.log2(strides[-1]))
+        self.level_poolers = nn.ModuleList(
+            RoIAlign(output_size, 1.0 / stride, sampling_ratio, aligned=True) for stride in strides)
+
+    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Pool the boxes of all images.
+
+        Args:
+            features: maps (N, C, H, W), one for each stride.
+            boxes: for each of N images (R_i, 4) boxes in input pixels.
+        Returns:
+            (sum of R_i, C, output_size, output_size), image after image.
+        """
+        image_index = torch.cat([image_boxes.new_full((len(image_boxes), 1), i) for i, image_boxes in enumerate(boxes)])
+        all_boxes = torch.cat(list(boxes))
+        regions = torch.cat((image_index, all_boxes), dim=1).to(features[0].dtype)
+        if len(features) == 1:
+            return self.level_poolers[0](features[0], regions)
+        levels = self._levels(all_boxes)
+        output = features[0].new_zeros(len(regions), features[0].shape[1], self.output_size, self.output_size)
+        for level, (pooler, feature) in enumerate(zip(self.level_poolers, features)):
+            chosen = (levels == level).nonzero().squeeze(1)
+            # index_put keeps every level in the graph, also one without regions: all parameters get a gradient.
+            output.index_put_((chosen,), pooler(feature, regions[chosen]))
+        return output
+
+    def _levels(self, boxes: Tensor) -> Tensor:
+        size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+        levels = torch.floor(CANONICAL_LEVEL + torch.log2(size / CANONICAL_SIZE + 1e-8))
+        return levels.clamp(self.min_level, self.max_level).long() - self.min_level

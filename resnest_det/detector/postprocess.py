@@ -1,0 +1,61 @@
+"""From detections in the network's input back to the image: rescaled boxes, masks pasted at full size."""
+
+import torch
+from torch import Tensor
+
+from resnest_det.detector.boxes import clip_boxes, larger_than
+
+MASK_THRESHOLD = 0.5
+
+
+def rescale_detections(detections: dict[str, Tensor], input_size: tuple[int, int], image_size: tuple[int, int]) -> dict[str, Tensor]:
+    """Detections of one image, in the pixels of the image itself.
+
+    Args:
+        detections: `boxes` (D, 4) in input pixels, `scores`, `classes` and maybe `mask_probabilities` (D, M, M).
+        input_size, image_size: (height, width) of the network's input without padding, and of the image.
+    Returns:
+        `boxes`, `scores`, `classes` and maybe `masks` (D, height, width) bool, without boxes that lie outside the image.
+    """
+    scale = detections["boxes"].new_tensor([image_size[1] / input_size[1], image_size[0] / input_size[0]]).repeat(2)
+    boxes = clip_boxes(detections["boxes"] * scale, image_size)
+    keep = larger_than(boxes)
+    result = {"boxes": boxes[keep], "scores": detections["scores"][keep], "classes": detections["classes"][keep]}
+    if "mask_probabilities" in detections:
+        result["masks"] = paste_masks(detections["mask_probabilities"][keep], result["boxes"], image_size)
+    return result
+
+
+def paste_masks(probabilities: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = MASK_THRESHOLD) -> Tensor:
+    """Masks at the size of the image.
+
+    Each mask is stretched over its box by bilinear interpolation, zero outside, and compared with the threshold at the
+    centre of each pixel (Mask R-CNN, arXiv:1703.06870, section 3.1).
+
+    Args:
+        probabilities: (D, M, M) within the boxes.
+        boxes: (D, 4) in pixels of the image.
+        image_size: (height, width).
+    Returns:
+        (D, height, width) bool.
+    """
+    height, width = image_size
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
+    probabilities = probabilities.float()
+    for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        left, right = max(int(x0) - 1, 0), min(int(x1) + 2, width)
+        top, bottom = max(int(y0) - 1, 0), min(int(y1) + 2, height)
+        # Bilinear interpolation on an upright grid is one matrix for the rows and one for the columns.
+        rows = _interpolation_weights(top, bottom, boxes[i, 1], boxes[i, 3], probabilities)
+        columns = _interpolation_weights(left, right, boxes[i, 0], boxes[i, 2], probabilities)
+        masks[i, top:bottom, left:right] = rows @ probabilities[i] @ columns.T >= threshold
+    return masks
+
+
+def _interpolation_weights(start: int, stop: int, low: Tensor, high: Tensor, probabilities: Tensor) -> Tensor:
+    """(stop - start, M) weight of each of the M cells between `low` and `high` for the pixels from `start` to `stop`."""
+    cells = probabilities.shape[-1]
+    pixels = torch.arange(start, stop, device=low.device, dtype=low.dtype) + 0.5
+    positions = (pixels - low) / (high - low) * cells - 0.5
+    distances = positions[:, None] - torch.arange(cells, device=low.device, dtype=low.dtype)
+    return (1 - distances.abs()).clamp(min=0)

@@ -1,0 +1,195 @@
+"""Region proposal network (Faster R-CNN, arXiv:1506.01497, section 3.1)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
+
+from resnest_det.backbone.layers import Conv2d
+from resnest_det.detector.anchors import AnchorGenerator
+from resnest_det.detector.boxes import box_regression_loss, clip_boxes, decode_boxes, larger_than
+from resnest_det.detector.matching import match_boxes, subsample
+from resnest_det.errors import UserError
+
+
+class RPNHead(nn.Module):
+    """3x3 convolutions shared by all levels, then for each anchor one objectness logit and four deltas.
+
+    Args:
+        in_channels: channels of every level.
+        anchors_per_position: A.
+        conv_dims: channels of each 3x3 convolution, -1 for as many as come in.
+    """
+
+    def __init__(self, in_channels: int, anchors_per_position: int, conv_dims: Sequence[int] = (-1,)):
+        super().__init__()
+        convs = []
+        for channels in conv_dims:
+            channels = in_channels if channels == -1 else channels
+            convs.append(Conv2d(in_channels, channels, 3, padding=1, activation=nn.ReLU(inplace=True)))
+            in_channels = channels
+        # A single convolution is called `conv` and several `conv.conv0`, `conv.conv1`: these are the names in checkpoints.
+        self.conv = convs[0] if len(convs) == 1 else nn.Sequential()
+        if len(convs) > 1:
+            for i, conv in enumerate(convs):
+                self.conv.add_module(f"conv{i}", conv)
+        self.objectness_logits = nn.Conv2d(in_channels, anchors_per_position, 1)
+        self.anchor_deltas = nn.Conv2d(in_channels, anchors_per_position * 4, 1)
+        for conv in (*convs, self.objectness_logits, self.anchor_deltas):
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits (N, H * W * A) and deltas (N, H * W * A, 4) for each level, in the order of its anchors."""
+        logits, deltas = [], []
+        for feature in features:
+            hidden = self.conv(feature)
+            logits.append(self.objectness_logits(hidden).permute(0, 2, 3, 1).flatten(1))
+            level_deltas = self.anchor_deltas(hidden).unflatten(1, (-1, 4))  # (N, A, 4, H, W)
+            deltas.append(level_deltas.permute(0, 3, 4, 1, 2).flatten(1, 3))
+        return logits, deltas
+
+
+class Proposals(NamedTuple):
+    """Proposals of one image, best first: `boxes` (P, 4) in input pixels and `logits` (P,) of objectness."""
+
+    boxes: Tensor
+    logits: Tensor
+
+
+class RPN(nn.Module):
+    """Proposes boxes, and learns to.
+
+    Args:
+        in_features: names of the pyramid levels.
+        head: predicts logits and deltas.
+        anchor_generator: lays the anchors.
+        iou_thresholds, iou_labels: of matching anchors with objects, see `match_boxes`.
+        boundary_threshold: anchors further than this many pixels outside the image train nothing; negative for no limit.
+        batch_size_per_image: anchors an image that train the head, at most `positive_fraction` of them positive.
+        pre_nms_topk, post_nms_topk: proposals kept a level before, and an image after suppression, in (training, testing).
+        nms_threshold: IoU of suppression.
+        min_box_size: proposals with a side not longer than this, in pixels, are dropped.
+        box_weights: factors of the four deltas.
+        box_loss, smooth_l1_beta: see `box_regression_loss`.
+        cls_loss_weight, box_loss_weight: factors of the two losses.
+    """
+
+    def __init__(self, *, in_features: Sequence[str], head: RPNHead, anchor_generator: AnchorGenerator,
+                 iou_thresholds: Sequence[float] = (0.3, 0.7), iou_labels: Sequence[int] = (0, -1, 1),
+                 boundary_threshold: float = -1, batch_size_per_image: int = 256, positive_fraction: float = 0.5,
+                 pre_nms_topk: tuple[int, int] = (2000, 1000), post_nms_topk: tuple[int, int] = (1000, 1000),
+                 nms_threshold: float = 0.7, min_box_size: float = 0.0,
+                 box_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), box_loss: str = "smooth_l1", smooth_l1_beta: float = 0.0,
+                 cls_loss_weight: float = 1.0, box_loss_weight: float = 1.0):
+        super().__init__()
+        self.in_features = tuple(in_features)
+        self.rpn_head = head
+        self.anchor_generator = anchor_generator
+        self.iou_thresholds = tuple(iou_thresholds)
+        self.iou_labels = tuple(iou_labels)
+        self.boundary_threshold = boundary_threshold
+        self.batch_size_per_image = batch_size_per_image
+        self.positive_fraction = positive_fraction
+        self.pre_nms_topk = pre_nms_topk
+        self.post_nms_topk = post_nms_topk
+        self.nms_threshold = nms_threshold
+        self.min_box_size = min_box_size
+        self.box_weights = tuple(box_weights)
+        self.box_loss = box_loss
+        self.smooth_l1_beta = smooth_l1_beta
+        self.cls_loss_weight = cls_loss_weight
+        self.box_loss_weight = box_loss_weight
+
+    def forward(self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]], targets: Sequence[dict] | None = None,
+                ) -> tuple[list[Proposals], dict[str, Tensor]]:
+        """Proposals for each image and, given targets, the losses `loss_rpn_cls` and `loss_rpn_loc`.
+
+        Args:
+            features: pyramid maps by name.
+            image_sizes: (height, width) of each image before padding.
+            targets: for each image `boxes` (M, 4), `generator` (or None) for sampling and `name` for messages.
+
+        Raises:
+            UserError: in training, predictions that are not finite.
+        """
+        maps = [features[name] for name in self.in_features]
+        anchors = self.anchor_generator([tuple(feature.shape[-2:]) for feature in maps])
+        logits, deltas = self.rpn_head(maps)
+        losses = {}
+        if targets is not None:
+            losses = self.losses(torch.cat(anchors), torch.cat(logits, dim=1), torch.cat(deltas, dim=1), image_sizes, targets)
+        # Proposals are inputs of the second stage, not a path for its gradients.
+        with torch.no_grad():
+            names = None if targets is None else [target["name"] for target in targets]
+            proposals = self.find_proposals(anchors, logits, deltas, image_sizes, names)
+        return proposals, losses
+
+    def losses(self, anchors: Tensor, logits: Tensor, deltas: Tensor, image_sizes: Sequence[tuple[int, int]],
+               targets: Sequence[dict]) -> dict[str, Tensor]:
+        """Losses over a sample of R `anchors` (R, 4), for `logits` (N, R) and `deltas` (N, R, 4); both are divided by the
+        number of anchors that would be drawn if there were enough."""
+        positives, sampled, labels, matched = [], [], [], []
+        for image, (image_size, target) in enumerate(zip(image_sizes, targets)):
+            positive, negative, matches = self.sample_anchors(anchors, image_size, target)
+            offset = image * len(anchors)
+            positives.append(positive + offset)
+            sampled += [positive + offset, negative + offset]
+            labels += [torch.ones_like(positive), torch.zeros_like(negative)]
+            matched.append(target["boxes"][matches])
+        positives, sampled, labels = torch.cat(positives), torch.cat(sampled), torch.cat(labels)
+
+        cls_loss = F.binary_cross_entropy_with_logits(logits.flatten()[sampled], labels.to(logits.dtype), reduction="sum")
+        box_loss = box_regression_loss(
+            deltas.flatten(0, 1)[positives], anchors[positives % len(anchors)], torch.cat(matched), self.box_weights,
+            self.box_loss, self.smooth_l1_beta)
+        count = self.batch_size_per_image * len(targets)
+        return {
+            "loss_rpn_cls": cls_loss / count * self.cls_loss_weight,
+            "loss_rpn_loc": box_loss / count * self.box_loss_weight,
+        }
+
+    @torch.no_grad()
+    def sample_anchors(self, anchors: Tensor, image_size: tuple[int, int], target: dict) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices of the positive and of the negative anchors that train the head, and of the positives' objects."""
+        matches, labels = match_boxes(target["boxes"], anchors, self.iou_thresholds, self.iou_labels, allow_low_quality=True)
+        if self.boundary_threshold >= 0:
+            height, width = image_size
+            inside = (anchors[:, :2] >= -self.boundary_threshold).all(dim=1)
+            inside &= (anchors[:, 2] < width + self.boundary_threshold) & (anchors[:, 3] < height + self.boundary_threshold)
+            labels[~inside] = -1
+        positive, negative = subsample(labels, self.batch_size_per_image, self.positive_fraction, 0, target["generator"])
+        return positive, negative, matches[positive]
+
+    def find_proposals(self, anchors: Sequence[Tensor], logits: Sequence[Tensor], deltas: Sequence[Tensor],
+                       image_sizes: Sequence[tuple[int, int]], names: Sequence[str] | None) -> list[Proposals]:
+        """The best boxes of each level, after suppression within the level; `names` of the images mean training."""
+        when = 0 if names is not None else 1
+        boxes, scores, levels = [], [], []
+        for level, (level_anchors, level_logits, level_deltas) in enumerate(zip(anchors, logits, deltas)):
+            # Choosing before decoding: decoding all anchors of all levels costs more than the rest of this.
+            top_logits, top = level_logits.topk(min(level_logits.shape[1], self.pre_nms_topk[when]), dim=1)
+            top_deltas = level_deltas.gather(1, top[:, :, None].expand(-1, -1, 4))
+            decoded = decode_boxes(top_deltas.flatten(0, 1), level_anchors[top.flatten()], self.box_weights)
+            boxes.append(decoded.unflatten(0, top.shape))
+            scores.append(top_logits)
+            levels.append(torch.full((top.shape[1],), level, device=top.device))
+        boxes, scores, levels = torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(levels)
+
+        proposals = []
+        for image, image_size in enumerate(image_sizes):
+            finite = boxes[image].isfinite().all(dim=1) & scores[image].isfinite()
+            if names is not None and not finite.all():
+                what = "objectness logits" if not scores[image].isfinite().all() else "boxes"
+                raise UserError(
+                    f"{names[image]}: the predicted {what} of the proposals are not finite, training has diverged; "
+                    "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or switch SOLVER.CLIP_GRADIENTS on")
+            clipped = clip_boxes(boxes[image], image_size)
+            usable = finite & larger_than(clipped, self.min_box_size)
+            clipped, image_scores = clipped[usable], scores[image][usable]
+            keep = batched_nms(clipped, image_scores, levels[usable], self.nms_threshold)[: self.post_nms_topk[when]]
+            proposals.append(Proposals(clipped[keep], image_scores[keep]))
+        return proposals

@@ -1,0 +1,180 @@
+"""The border between configuration and detector: a configuration becomes the plain arguments of the model's parts."""
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, STEM_WIDTH, ResNeSt
+from resnest_det.detector.anchors import AnchorGenerator
+from resnest_det.detector.box_head import BoxPredictor, FastRCNNConvFCHead
+from resnest_det.detector.cascade import CascadeROIHeads
+from resnest_det.detector.fpn import FPN
+from resnest_det.detector.mask_head import MaskRCNNConvUpsampleHead
+from resnest_det.detector.pooler import RegionPooler
+from resnest_det.detector.rcnn import GeneralizedRCNN
+from resnest_det.detector.roi_heads import RegionSampler, StandardROIHeads
+from resnest_det.detector.rpn import RPN, RPNHead
+from resnest_det.errors import UserError
+
+# (MODEL.RESNETS.RES4_DILATION, RES5_DILATION) to the stride of res5
+OUTPUT_STRIDES = {(1, 1): 32, (1, 2): 16, (2, 4): 8}
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """The detector of a configuration, freshly initialised, in training mode and on MODEL.DEVICE.
+
+    Raises:
+        UserError: values that do not fit together, named by their keys.
+    """
+    backbone = build_backbone(cfg)
+    model = GeneralizedRCNN(
+        backbone=backbone,
+        proposal_generator=build_rpn(cfg, backbone),
+        roi_heads=build_roi_heads(cfg, backbone),
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+    )
+    return model.to(resolve_device(cfg.MODEL.DEVICE))
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that MODEL.DEVICE means: "auto" is this process's GPU where there is one and the CPU otherwise.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"MODEL.DEVICE {name!r}: this machine has no GPU that torch can use; use 'cpu' or 'auto'")
+    return torch.device(name)
+
+
+def build_bottom_up(cfg: CfgNode) -> ResNeSt:
+    """The network below the pyramid: a ResNeSt, or the plain ResNet of `build_resnet_fpn_backbone`.
+
+    The plain ResNet leaves out everything that ResNeSt adds, whatever the keys for that say, as Detectron2's own does.
+    """
+    resnets = cfg.MODEL.RESNETS
+    plain = cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone"
+    dilations = (resnets.RES4_DILATION, resnets.RES5_DILATION)
+    if dilations not in OUTPUT_STRIDES:
+        raise UserError(
+            f"MODEL.RESNETS.RES4_DILATION {dilations[0]} with RES5_DILATION {dilations[1]}: supported are 1 with 1, 1 with 2, 2 with 4")
+    # With a plain ResNet, and in the wrapper with a shallow stem, STEM_OUT_CHANNELS counts; a deep stem has its depth's width.
+    deep_stem = resnets.DEEP_STEM and not plain
+    stem_width = STEM_WIDTH[resnets.DEPTH] if deep_stem else resnets.STEM_OUT_CHANNELS // 2
+    return ResNeSt(
+        BLOCKS_PER_STAGE[resnets.DEPTH],
+        stem_width,
+        in_channels=len(cfg.MODEL.PIXEL_MEAN),
+        radix=0 if plain else resnets.RADIX,
+        groups=resnets.NUM_GROUPS,
+        bottleneck_width=64 if plain else resnets.BOTTLENECK_WIDTH,
+        bottleneck_channels=resnets.WIDTH_PER_GROUP,
+        res2_out_channels=resnets.RES2_OUT_CHANNELS,
+        deep_stem=deep_stem,
+        avd=resnets.AVD and not plain,
+        avd_first=resnets.AVD_FIRST and not plain,
+        avg_down=resnets.AVG_DOWN and not plain,
+        stride_in_1x1=resnets.STRIDE_IN_1X1,
+        norm=resnets.NORM,
+        output_stride=OUTPUT_STRIDES[dilations],
+        deform_on_per_stage=tuple(resnets.DEFORM_ON_PER_STAGE),
+        deform_modulated=resnets.DEFORM_MODULATED,
+        deform_groups=resnets.DEFORM_NUM_GROUPS,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        checkpoint_stages=tuple(resnets.CHECKPOINT_STAGES),
+        out_features=tuple(resnets.OUT_FEATURES),
+    )
+
+
+def build_backbone(cfg: CfgNode) -> FPN:
+    """The bottom-up network with the pyramid over it."""
+    fpn = cfg.MODEL.FPN
+    return FPN(build_bottom_up(cfg), fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, fuse_type=fpn.FUSE_TYPE)
+
+
+def build_rpn(cfg: CfgNode, backbone: FPN) -> RPN:
+    """The proposal network over the levels in MODEL.RPN.IN_FEATURES."""
+    rpn, anchors = cfg.MODEL.RPN, cfg.MODEL.ANCHOR_GENERATOR
+    strides = _strides(backbone, rpn.IN_FEATURES, "MODEL.RPN.IN_FEATURES")
+    anchor_generator = AnchorGenerator(anchors.SIZES, anchors.ASPECT_RATIOS, strides, anchors.OFFSET)
+    return RPN(
+        in_features=rpn.IN_FEATURES,
+        head=RPNHead(cfg.MODEL.FPN.OUT_CHANNELS, anchor_generator.anchors_per_position, rpn.CONV_DIMS),
+        anchor_generator=anchor_generator,
+        iou_thresholds=rpn.IOU_THRESHOLDS,
+        iou_labels=rpn.IOU_LABELS,
+        boundary_threshold=rpn.BOUNDARY_THRESH,
+        batch_size_per_image=rpn.BATCH_SIZE_PER_IMAGE,
+        positive_fraction=rpn.POSITIVE_FRACTION,
+        pre_nms_topk=(rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
+        post_nms_topk=(rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
+        nms_threshold=rpn.NMS_THRESH,
+        min_box_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+        box_weights=rpn.BBOX_REG_WEIGHTS,
+        box_loss=rpn.BBOX_REG_LOSS_TYPE,
+        smooth_l1_beta=rpn.SMOOTH_L1_BETA,
+        cls_loss_weight=rpn.LOSS_WEIGHT,
+        box_loss_weight=rpn.BBOX_REG_LOSS_WEIGHT * rpn.LOSS_WEIGHT,
+    )
+
+
+def build_roi_heads(cfg: CfgNode, backbone: FPN) -> StandardROIHeads:
+    """Box head or cascade of box heads and, where MODEL.MASK_ON, the mask head."""
+    heads, box, mask = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    strides = _strides(backbone, heads.IN_FEATURES, "MODEL.ROI_HEADS.IN_FEATURES")
+    arguments = dict(
+        in_features=heads.IN_FEATURES,
+        sampler=RegionSampler(
+            heads.NUM_CLASSES, heads.IOU_THRESHOLDS, heads.IOU_LABELS, heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION,
+            heads.PROPOSAL_APPEND_GT),
+        box_pooler=RegionPooler(box.POOLER_RESOLUTION, strides, box.POOLER_SAMPLING_RATIO),
+        train_on_predicted_boxes=box.TRAIN_ON_PRED_BOXES,
+    )
+    if cfg.MODEL.MASK_ON:
+        num_masks = 1 if mask.CLS_AGNOSTIC_MASK else heads.NUM_CLASSES
+        arguments["mask_pooler"] = RegionPooler(mask.POOLER_RESOLUTION, strides, mask.POOLER_SAMPLING_RATIO)
+        arguments["mask_head"] = MaskRCNNConvUpsampleHead(channels, num_masks, mask.NUM_CONV, mask.CONV_DIM, mask.NORM)
+
+    def build_stage(box_weights: tuple[float, ...]) -> tuple[FastRCNNConvFCHead, BoxPredictor]:
+        head = FastRCNNConvFCHead(
+            channels, box.POOLER_RESOLUTION, [box.CONV_DIM] * box.NUM_CONV, [box.FC_DIM] * box.NUM_FC, box.NORM)
+        predictor = BoxPredictor(
+            head.out_channels,
+            heads.NUM_CLASSES,
+            class_agnostic=box.CLS_AGNOSTIC_BBOX_REG,
+            box_weights=box_weights,
+            box_loss=box.BBOX_REG_LOSS_TYPE,
+            smooth_l1_beta=box.SMOOTH_L1_BETA,
+            box_loss_weight=box.BBOX_REG_LOSS_WEIGHT,
+            score_threshold=heads.SCORE_THRESH_TEST,
+            nms_threshold=heads.NMS_THRESH_TEST,
+            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+        )
+        return head, predictor
+
+    if heads.NAME == "StandardROIHeads":
+        head, predictor = build_stage(box.BBOX_REG_WEIGHTS)
+        return StandardROIHeads(box_head=head, box_predictor=predictor, **arguments)
+
+    cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
+    if len(cascade.IOUS) != len(cascade.BBOX_REG_WEIGHTS):
+        raise UserError(f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS has {len(cascade.IOUS)} stages and BBOX_REG_WEIGHTS "
+                        f"{len(cascade.BBOX_REG_WEIGHTS)}; both need one value for each")
+    if cascade.IOUS[0] != heads.IOU_THRESHOLDS[0]:
+        raise UserError(f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS starts with {cascade.IOUS[0]} and MODEL.ROI_HEADS.IOU_THRESHOLDS with "
+                        f"{heads.IOU_THRESHOLDS[0]}; both are the first stage's")
+    stages = [build_stage(box_weights) for box_weights in cascade.BBOX_REG_WEIGHTS]
+    return CascadeROIHeads(
+        box_heads=[head for head, _ in stages], box_predictors=[predictor for _, predictor in stages], iou_thresholds=cascade.IOUS,
+        **arguments)
+
+
+def _strides(backbone: FPN, names: list[str], key: str) -> list[int]:
+    unknown = [name for name in names if name not in backbone.out_feature_strides]
+    if unknown or not names:
+        raise UserError(f"{key} {list(names)}: the pyramid has {', '.join(backbone.out_feature_strides)}")
+    return [backbone.out_feature_strides[name] for name in names]
