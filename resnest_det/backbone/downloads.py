@@ -1,0 +1,254 @@
+"""Where weights come from: paths, published names, web addresses and the Hugging Face hub, kept in a cache folder.
+
+Downloads go on where they stopped, are checked against the published sha256, and try the next mirror when one fails.
+"""
+
+import difflib
+import hashlib
+import http.client
+import os
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import torch
+from iopath.common.file_io import file_lock
+from tqdm import tqdm
+
+from resnest_det.backbone.catalog import ALIASES, WEIGHT_FILES, WeightFile, sha256_prefix_in
+from resnest_det.errors import UserError
+
+_DETECTRON2_STORE = "https://dl.fbaipublicfiles.com/detectron2/"
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_TIMEOUT = 30  # seconds without a byte
+_ATTEMPTS = 4  # on one mirror, as long as each brings the file further
+_CHUNK = 1 << 20
+
+
+class _Unavailable(Exception):
+    """One mirror did not give the file; the message says why."""
+
+
+def cache_folder() -> Path:
+    """RESNEST_DET_CACHE, or the folder of `torch.hub` (under TORCH_HOME), where the authors' package keeps its files too."""
+    own = os.environ.get("RESNEST_DET_CACHE")
+    return Path(own).expanduser() if own else Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def resolve_weights(spec: str | os.PathLike) -> str:
+    """The local path of weights, downloaded first where they have to be.
+
+    Args:
+        spec: a path; `https://...` (a name that ends in `-HASH.pth` is checked against that sha256); `resnest://NAME` with a
+            model's or a published detector's name (`resnest://resnest50`); `hf://owner/name` on the Hugging Face hub
+            (`hf://timm/resnest50d.in1k`, a file in it and a revision may follow: `hf://owner/name@revision/file`);
+            `detectron2://PATH` in Detectron2's model zoo.
+
+    Raises:
+        UserError: unknown name, nothing at the path, a wrong hash, or no mirror answers; then the message lists the
+            addresses, the file's name and the folder to put it into.
+    """
+    spec = os.fspath(spec)
+    scheme, separator, rest = spec.partition("://")
+    if not separator:
+        path = Path(spec).expanduser()
+        if not path.exists():
+            hint = f"; did you mean resnest://{spec}?" if spec in WEIGHT_FILES or spec in ALIASES else ""
+            raise UserError(f"weights {spec}: no such file{hint}")
+        return str(path)
+    if scheme == "resnest":
+        return fetch(_published(rest))
+    if scheme == "hf":
+        return fetch(WeightFile("", (spec,), ""))
+    if scheme == "detectron2":
+        return fetch(_web_file(_DETECTRON2_STORE + rest))
+    if scheme in ("https", "http"):
+        return fetch(_web_file(spec))
+    raise UserError(f"weights {spec}: unknown scheme {scheme}://; supported: a path, https://, resnest://, hf://, detectron2://")
+
+
+def _published(name: str) -> WeightFile:
+    name = ALIASES.get(name, name)
+    if name not in WEIGHT_FILES:
+        near = difflib.get_close_matches(name, [*WEIGHT_FILES, *ALIASES], n=3, cutoff=0.5)
+        raise UserError(f"weights resnest://{name}: not published" + (f"; nearest: {', '.join(near)}" if near else ""))
+    return WEIGHT_FILES[name]
+
+
+def _web_file(url: str) -> WeightFile:
+    parts = urllib.parse.urlsplit(url)
+    path = urllib.parse.unquote(parts.path).strip("/")
+    if not parts.hostname or not path or ".." in path.split("/"):
+        raise UserError(f"weights {url}: not the address of a file")
+    # Model zoos call every file model_final.pth: the whole address keeps them apart, unless the name has a hash.
+    digits = sha256_prefix_in(path)
+    filename = path.rsplit("/", 1)[-1] if digits else f"{parts.hostname}/{path}"
+    return WeightFile(filename, (url,), digits)
+
+
+def fetch(file: WeightFile) -> str:
+    """The local path of a published file, from the cache or from the first mirror that has it.
+
+    Raises:
+        UserError: see `resolve_weights`.
+    """
+    folder = cache_folder()
+    failures = []
+    target = folder / file.filename
+    try:
+        if file.filename:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_file():
+                _check_hash(target, file.sha256_prefix)
+                return str(target)
+        for mirror in file.mirrors:
+            try:
+                if mirror.startswith("hf://"):
+                    return _from_hub(mirror)
+                with file_lock(str(target)):
+                    if not target.is_file():  # another process may have brought it meanwhile
+                        _from_web(mirror, target, file.sha256_prefix)
+                return str(target)
+            except _Unavailable as error:
+                failures.append(f"{mirror} ({error})")
+    except OSError as error:
+        raise UserError(f"weights {target}: cannot be written: {error.strerror or error}") from None
+    name = file.filename or "the file"
+    raise UserError(f"weights {name} cannot be downloaded: {'; '.join(failures)}. Fetch {name} by other means"
+                    + (f" and put it into {target.parent}" if file.filename else " and give its path"))
+
+
+def _check_hash(path: Path, prefix: str) -> None:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+    if not digest.startswith(prefix):
+        raise UserError(f"weights {path} refused: their sha256 begins with {digest[:len(prefix)]}, published is {prefix}; "
+                        "the file is damaged or another one: delete it to have it downloaded again")
+
+
+def _digest(stream) -> str:
+    digest = hashlib.sha256()  # hashlib.file_digest is new in Python 3.11
+    while block := stream.read(_CHUNK):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _from_web(url: str, target: Path, sha256_prefix: str) -> None:
+    """Download to `target`; what a broken connection leaves is kept beside it and completed by the next attempt."""
+    part = target.with_name(target.name + ".part")
+    for attempt in range(_ATTEMPTS):
+        before = part.stat().st_size if part.is_file() else 0
+        try:
+            _download(url, part)
+            break
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, _Incomplete) as error:
+            further = part.is_file() and part.stat().st_size > before
+            if not further or attempt == _ATTEMPTS - 1:
+                raise _Unavailable(_reason(error)) from None
+    try:
+        _check_hash(part, sha256_prefix)
+    except UserError:
+        with part.open("rb") as stream:
+            digest = _digest(stream)
+        _forget(part)
+        raise _Unavailable(f"wrong file: sha256 {digest[:len(sha256_prefix)]}, published {sha256_prefix}; not kept") from None
+    os.replace(part, target)
+    _forget(part)
+
+
+class _Incomplete(Exception):
+    """The connection ended before the last byte."""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code} {error.reason}"
+    return " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+
+
+def _validator(part: Path) -> Path:
+    return part.with_name(part.name + ".etag")
+
+
+def _forget(part: Path) -> None:
+    for path in (part, _validator(part)):
+        path.unlink(missing_ok=True)
+
+
+def _download(url: str, part: Path) -> None:
+    """Bring `part` to the full length. `If-Range` makes a server that has another file by now send it from the start."""
+    start = part.stat().st_size if part.is_file() and _validator(part).is_file() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "resnest_det"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+        request.add_header("If-Range", _validator(part).read_text())
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left to send: either the file is whole, or it is not this one
+            total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+            if total and int(total.group(1)) == start:
+                return
+            _forget(part)
+        raise
+    with response:
+        start = start if response.status == 206 else 0
+        etag = response.headers.get("ETag", "")
+        if etag and not etag.startswith("W/"):
+            _validator(part).write_text(etag)
+        elif not start:
+            _validator(part).unlink(missing_ok=True)
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        _receive(response, part, start, total)
+
+
+def _receive(response, part: Path, start: int, total: int | None) -> None:
+    from resnest_det.distributed import is_main_process
+
+    with part.open("ab" if start else "wb") as out, tqdm(
+            total=total, initial=start, unit="B", unit_scale=True, desc=part.name.removesuffix(".part"),
+            disable=None if is_main_process() else True) as bar:
+        while block := response.read(_CHUNK):
+            out.write(block)
+            bar.update(len(block))
+        if total is not None and out.tell() < total:
+            raise _Incomplete(f"connection lost after {out.tell()} of {total} bytes")
+
+
+def _from_hub(spec: str) -> str:
+    """A file on the Hugging Face hub, by its own client: resumable, and under HF_HOME unless RESNEST_DET_CACHE is set."""
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    named = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", spec)
+    if not named:
+        raise UserError(f"weights {spec}: expected hf://owner/name, hf://owner/name@revision or hf://owner/name/file")
+    repository, revision, filename = named.groups()
+    own = os.environ.get("RESNEST_DET_CACHE")
+    cache = str(cache_folder() / "huggingface") if own else None
+    absent = None
+    for candidate in [filename] if filename else _HUB_FILES:
+        try:
+            path = hf_hub_download(repository, candidate, revision=revision, cache_dir=cache)
+        except LocalEntryNotFoundError as error:  # offline, and not in the cache
+            raise _Unavailable(f"the hub does not answer and {candidate} is not in its cache: {_reason(error.__cause__ or error)}"
+                               ) from None
+        except EntryNotFoundError as error:
+            absent = error
+            continue
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            raise _Unavailable(_reason(error)[:200]) from None
+        _check_hub_file(path)
+        return path
+    raise _Unavailable(f"the repository has no {filename or ' or '.join(_HUB_FILES)}") from absent
+
+
+def _check_hub_file(path: str) -> None:
+    # The hub's cache names a large file by its sha256.
+    blob = Path(path).resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        _check_hash(blob, blob.name)

@@ -1,0 +1,213 @@
+"""The backbone's parameters under the names of other libraries.
+
+| layout | stem | shortcut | norm of a convolution | head |
+|---|---|---|---|---|
+| detectron2, this package's own | `stem.conv1_1` | `res3.0.shortcut` | `res3.0.conv1.norm` | `linear` |
+| timm, the authors, torchvision | `conv1.0`, last norm `bn1` | `layer2.0.downsample.1` | `layer2.0.bn1` | `fc` |
+| mmdet | `stem.0` ... `stem.7` | `layer2.0.downsample.1` | `layer2.0.bn1` | `fc`, `head.fc` |
+"""
+
+import re
+
+import torch
+from torch import Tensor
+
+from resnest_det.errors import UserError
+
+LAYOUTS = ("detectron2", "timm", "mmdet")
+
+# Levels of nesting and prefixes that training code puts around a state dict. Averaged weights come first: they are what
+# the accuracy of such a file was measured with.
+_WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict")
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+BACKBONE_PREFIXES = ("backbone.bottom_up.", "bottom_up.", "backbone.", "")
+
+# The parameter that only this layout has, by which it is recognised.
+_SIGNS = {
+    "detectron2": ("stem.conv1_1.weight", "stem.conv1.weight", "res2.0.conv1.weight"),
+    "mmdet": ("stem.0.weight",),
+    "timm": ("conv1.0.weight", "conv1.weight"),
+}
+
+# (this package's name, the other's), without the parameter at the end: `weight`, `bias`, `running_mean` ...
+_TIMM_STEM = (
+    ("stem.conv1_1.norm", "conv1.1"), ("stem.conv1_1", "conv1.0"),
+    ("stem.conv1_2.norm", "conv1.4"), ("stem.conv1_2", "conv1.3"),
+    ("stem.conv1_3.norm", "bn1"), ("stem.conv1_3", "conv1.6"),
+)
+_MMDET_STEM = (
+    ("stem.conv1_1.norm", "stem.1"), ("stem.conv1_1", "stem.0"),
+    ("stem.conv1_2.norm", "stem.4"), ("stem.conv1_2", "stem.3"),
+    ("stem.conv1_3.norm", "stem.7"), ("stem.conv1_3", "stem.6"),
+)
+_PLAIN_STEM = (("stem.conv1.norm", "bn1"), ("stem.conv1", "conv1"))
+_BLOCK = (
+    ("conv1.norm", "bn1"), ("conv2.norm", "bn2"), ("conv3.norm", "bn3"),
+    ("conv1", "conv1"), ("conv2.conv", "conv2.conv"), ("conv2.bn0", "conv2.bn0"), ("conv2.fc1", "conv2.fc1"),
+    ("conv2.bn1", "conv2.bn1"), ("conv2.fc2", "conv2.fc2"), ("conv2", "conv2"), ("conv3", "conv3"),
+)
+_POOLED_SHORTCUT = (("shortcut.norm", "downsample.2"), ("shortcut", "downsample.1"))
+_STRIDED_SHORTCUT = (("shortcut.norm", "downsample.1"), ("shortcut", "downsample.0"))
+_OFFSET = {"timm": "conv2_offset", "mmdet": "conv2.conv.conv_offset"}
+_HEADS = {"detectron2": ("linear", "fc", "stem.fc"), "timm": ("fc",), "mmdet": ("fc", "head.fc")}
+_BLOCK_NAME = re.compile(r"(res|layer)(\d)\.(\d+)\.(.+)")
+
+
+def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, out of whatever training code wrapped around them.
+
+    Raises:
+        UserError: there are none.
+    """
+    for wrapper in _WRAPPERS:
+        if isinstance(checkpoint.get(wrapper), dict):
+            checkpoint = checkpoint[wrapper]
+            break
+    state = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not state:
+        raise UserError("it holds no tensors by name: not the state dict of a model")
+    for prefix in _WRAPPER_PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name[len(prefix):]: value for name, value in state.items()}
+    return state
+
+
+def find_backbone(names) -> tuple[str, str] | None:
+    """(layout, prefix) of the backbone among parameter names, or None where there is none."""
+    names = set(names)
+    for prefix in BACKBONE_PREFIXES:
+        for layout, signs in _SIGNS.items():
+            if any(prefix + sign in names for sign in signs):
+                return layout, prefix
+    return None
+
+
+def to_own_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], str, str]:
+    """Split a state dict into the backbone and the rest.
+
+    Args:
+        state: tensors by name, in any of `LAYOUTS`; see `state_dict_of`.
+
+    Returns:
+        The backbone and its classification head under this package's names with no prefix; every name in it mapped to the
+        one it had; the layout; and the prefix the backbone had. Parameters that belong to neither are not in it.
+
+    Raises:
+        UserError: no layout is recognised.
+    """
+    found = find_backbone(state)
+    if found is None:
+        some = ", ".join(sorted(state)[:3])
+        raise UserError(f"no ResNeSt or ResNet in a layout known here ({', '.join(LAYOUTS)}); its parameters are called {some} ...")
+    layout, prefix = found
+    plain_stem = f"{prefix}conv1.weight" in state
+    strided_shortcut = any(name.startswith(prefix) and name.endswith("downsample.0.weight") for name in state)
+    backbone, origin = {}, {}
+    for name, value in state.items():
+        own = _own_name(name, layout, prefix, plain_stem, strided_shortcut)
+        if own is not None:
+            if own.endswith("conv2_offset.weight") and layout == "mmdet":
+                value = _grouped_offsets(value, name)
+            backbone[own], origin[own] = value, name
+    return backbone, origin, layout, prefix
+
+
+def _own_name(name: str, layout: str, prefix: str, plain_stem: bool, strided_shortcut: bool) -> str | None:
+    for head in _HEADS[layout]:
+        for spelled in (prefix + head, head):
+            if name in (f"{spelled}.weight", f"{spelled}.bias"):
+                return "linear" + name[len(spelled):]
+    if not name.startswith(prefix):
+        return None
+    name = name[len(prefix):]
+    if layout == "detectron2":
+        return name if re.match(r"(stem|res[2-5])\.", name) else None
+    block = _BLOCK_NAME.fullmatch(name)
+    if block and block[1] == "layer":
+        offset = _OFFSET[layout]
+        if block[4].startswith(offset + "."):
+            inner = "conv2_offset" + block[4][len(offset):]
+        else:
+            pairs = _BLOCK + (_STRIDED_SHORTCUT if strided_shortcut else _POOLED_SHORTCUT)
+            inner = _replace_start(block[4], ((other, own) for own, other in pairs))
+        return inner and f"res{int(block[2]) + 1}.{block[3]}.{inner}"
+    stem = _MMDET_STEM if layout == "mmdet" else _PLAIN_STEM if plain_stem else _TIMM_STEM
+    return _replace_start(name, ((other, own) for own, other in stem))
+
+
+def _replace_start(name: str, pairs) -> str | None:
+    for old, new in pairs:
+        if name.startswith(old + "."):
+            return new + name[len(old):]
+    return None
+
+
+def from_own_names(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """The inverse of `to_own_names`: backbone and head under another library's names, with no prefix.
+
+    Raises:
+        UserError: a parameter has no name in that layout.
+    """
+    if layout == "detectron2":
+        return dict(state)
+    translated = {}
+    strided_shortcut = _has_strided_shortcut(state)
+    for name, value in state.items():
+        other = _other_name(name, layout, strided_shortcut)
+        if other is None:
+            raise UserError(f"parameter {name} has no name in layout {layout}")
+        if name.endswith("conv2_offset.weight") and layout == "mmdet":
+            value = _dense_offsets(value, state[name.replace("conv2_offset.weight", "conv1.weight")].shape[0])
+        translated[other] = value
+    return translated
+
+
+def _has_strided_shortcut(state: dict[str, Tensor]) -> bool:
+    # Only the plain ResNets (7x7 stem, no split attention) pool nothing before the shortcut's convolution.
+    return "stem.conv1.weight" in state
+
+
+def _other_name(name: str, layout: str, strided_shortcut: bool) -> str | None:
+    if name.startswith("linear."):
+        return "fc" + name[len("linear"):]
+    block = _BLOCK_NAME.fullmatch(name)
+    if block:
+        if block[4].startswith("conv2_offset."):
+            inner = _OFFSET[layout] + block[4][len("conv2_offset"):]
+        else:
+            inner = _replace_start(block[4], _BLOCK + (_STRIDED_SHORTCUT if strided_shortcut else _POOLED_SHORTCUT))
+        return inner and f"layer{int(block[2]) - 1}.{block[3]}.{inner}"
+    if strided_shortcut:
+        return _replace_start(name, _PLAIN_STEM)
+    return _replace_start(name, _MMDET_STEM if layout == "mmdet" else _TIMM_STEM)
+
+
+def _dense_offsets(weight: Tensor, in_channels: int) -> Tensor:
+    """MMDetection's convolution of offsets has no groups; ours has as many as there are deformable groups.
+
+    Args:
+        weight: (out, in / groups, 3, 3). Returns (out, in, 3, 3), zero where a group does not look.
+    """
+    out_channels, per_group = weight.shape[:2]
+    groups = in_channels // per_group
+    if groups == 1:
+        return weight
+    dense = weight.new_zeros(groups, out_channels // groups, groups, per_group, *weight.shape[2:])
+    index = torch.arange(groups)
+    dense[index, :, index] = weight.unflatten(0, (groups, -1))
+    return dense.flatten(2, 3).flatten(0, 1)
+
+
+def _grouped_offsets(weight: Tensor, name: str) -> Tensor:
+    """The inverse of `_dense_offsets`, for 27 (modulated) or 18 values per deformable group."""
+    out_channels, in_channels = weight.shape[:2]
+    groups = out_channels // 27 if out_channels % 27 == 0 else out_channels // 18
+    if groups <= 1:
+        return weight
+    blocks = weight.unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
+    index = torch.arange(groups)
+    diagonal = blocks[index, :, index]
+    if torch.count_nonzero(weight) != torch.count_nonzero(diagonal):
+        raise UserError(f"{name}: offsets of a deformable group are computed from the channels of other groups too, "
+                        "which only MMDetection's own backbone can do")
+    return diagonal.flatten(0, 1)
