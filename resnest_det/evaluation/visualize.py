@@ -6,9 +6,10 @@ import os
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
+from resnest_det.data.image import read_record_image
 from resnest_det.errors import UserError
 from resnest_det.evaluation.masks import segmentation_to_mask
 
@@ -155,19 +156,6 @@ def side_by_side(panels: list[tuple[str, Image.Image]]) -> Image.Image:
     return sheet
 
 
-def read_picture(file_name: str) -> Image.Image:
-    """An image file as RGB, turned as its EXIF orientation says.
-
-    Raises:
-        UserError: the file is absent or not an image.
-    """
-    try:
-        with Image.open(file_name) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except OSError as error:
-        raise UserError(f"{file_name} cannot be read as an image: {error}") from error
-
-
 def truth_of_record(record: dict) -> dict:
     """Boxes, classes and, where every annotation has a segmentation, masks of a data set's record; crowds are left out."""
     annotations = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
@@ -208,8 +196,8 @@ class ComparisonWriter:
         for sample, output in zip(batch, outputs, strict=True):
             record = self.records.get(sample["image_id"])
             if record is not None:
-                picture = draw_comparison(read_picture(record["file_name"]), truth_of_record(record), output,
-                                          self.class_names, self.score_threshold)
+                image = Image.fromarray(read_record_image(record, "RGB"))
+                picture = draw_comparison(image, truth_of_record(record), output, self.class_names, self.score_threshold)
                 stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
                 save_picture(picture, os.path.join(self.output_dir, f"{stem}.png"))
 
