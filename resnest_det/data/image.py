@@ -5,8 +5,6 @@ from PIL import Image
 
 from resnest_det.errors import UserError
 
-IMAGE_FORMATS = ("BGR", "RGB", "L")
-
 _EXIF_ORIENTATION = 274
 # EXIF 2.3, tag 274: how the stored rows and columns have to be turned to stand upright.
 _UPRIGHT = {
@@ -24,7 +22,7 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     """Read an image file of any mode (grayscale, palette, CMYK, ...), turned upright by its EXIF orientation.
 
     Args:
-        image_format: one of IMAGE_FORMATS.
+        image_format: "BGR", "RGB" or "L".
 
     Returns:
         (H, W, C) uint8, C = 1 for "L" and 3 otherwise.

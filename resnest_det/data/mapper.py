@@ -18,8 +18,6 @@ from resnest_det.data.transforms import (
 )
 from resnest_det.errors import UserError
 
-MASK_FORMATS = ("polygon", "bitmask")
-
 # Objects with a side of at most this many pixels, after a crop for instance, are no targets.
 _EMPTY_SIDE = 1e-5
 
@@ -33,8 +31,8 @@ def training_sample(
         record: see `resnest_det.data.coco.Dataset`.
         generator: every random choice for this showing of the image comes from it.
         image_format: "BGR", "RGB" or "L".
-        mask_format: "polygon", "bitmask", or None for boxes alone. An image that has run-length masks gives bitmasks
-            either way.
+        mask_format: "polygon", "bitmask", or None for boxes alone; with a format every object needs a segmentation. An
+            image that has run-length masks gives bitmasks either way.
 
     Returns:
         {"image": uint8 tensor (C, H, W), "height", "width": the file's size, "image_id", "file_name", "seed": int for
@@ -43,7 +41,7 @@ def training_sample(
         objects that a crop left nothing of are absent.
 
     Raises:
-        UserError: see `read_record_image`; also where a mask is missing, malformed, or does not fit its image.
+        UserError: see `read_record_image`; also where a mask is malformed or does not fit its image.
     """
     seed = int(generator.integers(2**63))
     pixels = read_record_image(record, image_format)
@@ -108,9 +106,7 @@ def _masks(
 def _segmentation(annotation: dict, record: dict) -> list[np.ndarray] | np.ndarray:
     """Polygons (k, 2) float64, or a decoded bitmask (H, W) uint8, of one object in the file's pixels."""
     where = f"annotation {annotation['id']} of image {record['file_name']}"
-    segmentation = annotation.get("segmentation")
-    if segmentation is None:
-        raise UserError(f"{where} has no segmentation; set MODEL.MASK_ON False to train on boxes alone")
+    segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
         try:
             return mask_util.decode(segmentation)

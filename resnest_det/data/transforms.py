@@ -12,10 +12,6 @@ from PIL import Image
 
 from resnest_det.data.polygons import clip_polygon
 
-FLIPS = ("horizontal", "vertical", "none")
-CROPS = ("relative_range", "relative", "absolute", "absolute_range")
-SAMPLINGS = ("choice", "range")
-
 
 @dataclass(frozen=True)
 class Resize:
@@ -108,10 +104,11 @@ class Augmentation:
     """What may be done to a training image.
 
     Attributes:
-        short_sides: lengths to choose from, or the two ends of a range (both included), by `sampling`; 0 keeps the size.
+        short_sides: lengths to choose from, or the two ends of a range (both included), by `sampling`, "choice" or "range";
+            0 keeps the size.
         max_side: no side grows beyond this.
-        flip: one of FLIPS; with probability one half.
-        crop: None, or one of CROPS with its two numbers. "relative" (height, width) fractions; "relative_range" fractions
+        flip: "horizontal", "vertical" or "none"; with probability one half.
+        crop: None, or a kind with its two numbers: "relative" (height, width) fractions; "relative_range" fractions
             drawn between these and 1; "absolute" (height, width) pixels; "absolute_range" both sides drawn between
             (min, max) pixels. A crop never exceeds the image.
     """

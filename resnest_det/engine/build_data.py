@@ -9,16 +9,13 @@ import numpy as np
 from resnest_det.data import samplers
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
-from resnest_det.data.image import IMAGE_FORMATS
 from resnest_det.data.loader import TestBatches, training_batches
-from resnest_det.data.mapper import MASK_FORMATS, test_sample, training_sample
-from resnest_det.data.transforms import CROPS, FLIPS, SAMPLINGS, Augmentation
+from resnest_det.data.mapper import test_sample, training_sample
+from resnest_det.data.transforms import Augmentation
 from resnest_det.distributed import get_rank, get_world_size
 from resnest_det.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
 def build_train_loader(cfg, *, seed: int, start_iteration: int = 0) -> Iterator[list[dict]]:
@@ -27,25 +24,26 @@ def build_train_loader(cfg, *, seed: int, start_iteration: int = 0) -> Iterator[
     Batch k of the run is a function of the seed and k alone: starting at iteration k gives what a run from the beginning
     would have seen from there on.
 
+    Args:
+        cfg: a configuration that `resnest_det.engine.config.load_config` has checked.
+
     Raises:
-        UserError: a key's value is wrong (the message names it), a dataset cannot be read or has nothing to train on,
-            classes of several datasets differ.
+        UserError: a key's value is wrong (the message names it); a dataset cannot be read, has nothing to train on, lacks a
+            mask that MODEL.MASK_ON needs, or has other classes than the model or another dataset.
     """
     world_size = get_world_size()
     batch_size = cfg.SOLVER.IMS_PER_BATCH
-    if batch_size <= 0 or batch_size % world_size:
-        raise UserError(f"SOLVER.IMS_PER_BATCH is {batch_size}; it must be a positive multiple of the {world_size} processes")
+    if batch_size % world_size:
+        raise UserError(f"SOLVER.IMS_PER_BATCH is {batch_size}; it must be a multiple of the number of processes, {world_size}")
     make_sample = partial(
         training_sample,
         augmentation=_augmentation(cfg),
-        image_format=_one_of("INPUT.FORMAT", cfg.INPUT.FORMAT, IMAGE_FORMATS),
-        mask_format=_one_of("INPUT.MASK_FORMAT", cfg.INPUT.MASK_FORMAT, MASK_FORMATS) if cfg.MODEL.MASK_ON else None,
+        image_format=cfg.INPUT.FORMAT,
+        mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
     )
-    sampler = _one_of("DATALOADER.SAMPLER_TRAIN", cfg.DATALOADER.SAMPLER_TRAIN, _SAMPLERS)
-
     records = _training_records(cfg)
     _check_enough_images(len(records), "DATASETS.TRAIN")
-    if sampler == "RepeatFactorTrainingSampler":
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         threshold, square_root = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
         repeat_factors = samplers.repeat_factors_from_categories(records, threshold, square_root)
     else:
@@ -59,7 +57,7 @@ def build_train_loader(cfg, *, seed: int, start_iteration: int = 0) -> Iterator[
         start_iteration=start_iteration,
         rank=get_rank(),
         world_size=world_size,
-        num_workers=_num_workers(cfg),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
 
@@ -67,39 +65,39 @@ def build_test_loader(cfg, dataset_name: str) -> TestBatches:
     """This process's share of a dataset's images, one a batch, in order; over all processes every image once.
 
     Raises:
-        UserError: a key's value is wrong (the message names it), or the dataset cannot be read.
+        UserError: the dataset cannot be read, has other classes than the model, or fewer images than there are processes.
     """
-    records = get_dataset(dataset_name).records
+    dataset = get_dataset(dataset_name)
+    _check_classes([dataset], cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    records = dataset.records
     _check_enough_images(len(records), dataset_name)
     make_sample = partial(
         test_sample,
-        short_side=_at_least(0, "INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST),
-        max_side=_at_least(1, "INPUT.MAX_SIZE_TEST", cfg.INPUT.MAX_SIZE_TEST),
-        image_format=_one_of("INPUT.FORMAT", cfg.INPUT.FORMAT, IMAGE_FORMATS),
+        short_side=cfg.INPUT.MIN_SIZE_TEST,
+        max_side=cfg.INPUT.MAX_SIZE_TEST,
+        image_format=cfg.INPUT.FORMAT,
     )
     share = samplers.test_indices(len(records), get_rank(), get_world_size())
-    return TestBatches(records[share.start : share.stop], make_sample, _num_workers(cfg))
+    return TestBatches(records[share.start : share.stop], make_sample, cfg.DATALOADER.NUM_WORKERS)
 
 
 def _augmentation(cfg) -> Augmentation:
-    sizes = cfg.INPUT.MIN_SIZE_TRAIN
-    sizes = (sizes, sizes) if isinstance(sizes, int) else tuple(sizes)
+    sizes = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
     if not sizes or not all(isinstance(size, int) and size >= 0 for size in sizes):
         raise UserError(f"INPUT.MIN_SIZE_TRAIN is {sizes}; it must be one or more whole numbers of pixels")
-    sampling = _one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, SAMPLINGS)
-    if sampling == "range" and not (len(sizes) == 2 and sizes[0] <= sizes[1]):
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not (len(sizes) == 2 and sizes[0] <= sizes[1]):
         raise UserError(f"INPUT.MIN_SIZE_TRAIN is {sizes}; with MIN_SIZE_TRAIN_SAMPLING range it must be (smallest, largest)")
     return Augmentation(
         short_sides=sizes,
-        max_side=_at_least(1, "INPUT.MAX_SIZE_TRAIN", cfg.INPUT.MAX_SIZE_TRAIN),
-        sampling=sampling,
-        flip=_one_of("INPUT.RANDOM_FLIP", cfg.INPUT.RANDOM_FLIP, FLIPS),
+        max_side=cfg.INPUT.MAX_SIZE_TRAIN,
+        sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
+        flip=cfg.INPUT.RANDOM_FLIP,
         crop=_crop(cfg.INPUT.CROP) if cfg.INPUT.CROP.ENABLED else None,
     )
 
 
 def _crop(crop) -> tuple[str, tuple[float, float]]:
-    kind, size = _one_of("INPUT.CROP.TYPE", crop.TYPE, CROPS), tuple(crop.SIZE)
+    kind, size = crop.TYPE, tuple(crop.SIZE)
     if kind.startswith("relative"):
         valid, wanted = all(0 < side <= 1 for side in size), "fractions in (0, 1]"
     else:
@@ -115,7 +113,7 @@ def _training_records(cfg) -> list[dict]:
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty; name the dataset to train on, for instance ('coco_2017_train',)")
     datasets = [get_dataset(name) for name in cfg.DATASETS.TRAIN]
-    _check_classes_agree(datasets)
+    _check_classes(datasets, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     records = [record for dataset in datasets for record in dataset.records]
     total = len(records)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
@@ -124,11 +122,28 @@ def _training_records(cfg) -> list[dict]:
             raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: none of the {total} images has an object to learn from")
         if len(records) < total:
             logger.info("Training images: %d of %d, the others have no object", len(records), total)
+    if cfg.MODEL.MASK_ON:
+        _check_masks(records)
     return records
 
 
-def _check_classes_agree(datasets: list[Dataset]) -> None:
+def _check_masks(records: list[dict]) -> None:
+    for record in records:
+        for annotation in record["annotations"]:
+            if "segmentation" not in annotation and not annotation["iscrowd"]:
+                raise UserError(
+                    f"annotation {annotation['id']} of image {record['file_name']} has no segmentation; "
+                    f"set MODEL.MASK_ON False to train on boxes alone"
+                )
+
+
+def _check_classes(datasets: list[Dataset], num_classes: int) -> None:
     first = datasets[0]
+    if len(first.metadata.thing_classes) != num_classes:
+        raise UserError(
+            f"dataset {first.name} has {len(first.metadata.thing_classes)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
+            f"{num_classes}"
+        )
     for other in datasets[1:]:
         if other.metadata.thing_classes != first.metadata.thing_classes:
             differing = set(first.metadata.thing_classes) ^ set(other.metadata.thing_classes)
@@ -141,19 +156,3 @@ def _check_enough_images(num_images: int, what: str) -> None:
         raise UserError(f"{what}: there are no images")
     if num_images < get_world_size():
         raise UserError(f"{what}: {get_world_size()} processes but only {num_images} images; use fewer processes")
-
-
-def _num_workers(cfg) -> int:
-    return _at_least(0, "DATALOADER.NUM_WORKERS", cfg.DATALOADER.NUM_WORKERS)
-
-
-def _one_of(key: str, value: str, supported: tuple[str, ...]) -> str:
-    if value not in supported:
-        raise UserError(f"{key} is {value!r}; supported are {', '.join(supported)}")
-    return value
-
-
-def _at_least(least: int, key: str, value: int) -> int:
-    if not isinstance(value, int) or value < least:
-        raise UserError(f"{key} is {value!r}; it must be a whole number of at least {least}")
-    return value
