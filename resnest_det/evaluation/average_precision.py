@@ -26,7 +26,7 @@ def coco_figures(ground_truth: dict, detections: list[dict], task: str, max_dete
     Returns:
         the names in `FIGURES` and `AP-<category>` for each category, in percent; nan where there is no ground truth.
     """
-    precision, recall = _count(ground_truth, detections, task, max_detections)
+    precision, recall = precision_and_recall(ground_truth, detections, task, max_detections)
     thresholds = np.linspace(0.5, 0.95, 10)
     figures = {}
     for name, area, threshold in _PRECISIONS:
@@ -45,7 +45,8 @@ def _mean(values: np.ndarray) -> float:
     return 100 * float(np.mean(present)) if present.size else float("nan")
 
 
-def _count(ground_truth: dict, detections: list[dict], task: str, max_detections: int) -> tuple[np.ndarray, np.ndarray]:
+def precision_and_recall(ground_truth: dict, detections: list[dict], task: str,
+                         max_detections: int) -> tuple[np.ndarray, np.ndarray]:
     """Precision (10 IoU, 101 recalls, K categories, 4 areas, 3 limits) and recall (10, K, 4, 3), -1 without ground truth.
 
     faster-coco-eval counts. It divides by TP + FP where pycocotools divides by TP + FP + 2.2e-16, which gives another

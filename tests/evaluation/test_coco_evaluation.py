@@ -19,15 +19,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from resnest_det.errors import UserError
-from resnest_det.evaluation.average_precision import FIGURES, coco_figures
+from resnest_det.evaluation.average_precision import FIGURES, coco_figures, precision_and_recall
 from resnest_det.evaluation.coco import COCOEvaluator
 from resnest_det.evaluation.masks import encode_masks, segmentation_to_mask
 
 HEIGHT, WIDTH = 60, 80
 
 
-def pycocotools_figures(ground_truth, detections, task, max_detections=100):
-    """The twelve figures and AP of each category by pycocotools alone."""
+def by_pycocotools(ground_truth, detections, task, max_detections):
     detections = copy.deepcopy(detections)
     if task == "segm":
         for detection in detections:
@@ -40,11 +39,15 @@ def pycocotools_figures(ground_truth, detections, task, max_detections=100):
         evaluation.params.maxDets = [1, 10, max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
-        if max_detections == 100:
-            evaluation.summarize()
-            stats = [100 * value if value > -1 else math.nan for value in evaluation.stats]
-        else:
-            stats = [math.nan] * 12
+    return evaluation
+
+
+def pycocotools_figures(ground_truth, detections, task):
+    """The twelve figures and AP of each category by pycocotools alone."""
+    evaluation = by_pycocotools(ground_truth, detections, task, 100)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summarize()
+    stats = [100 * value if value > -1 else math.nan for value in evaluation.stats]
     figures = dict(zip(FIGURES, stats))
     for index, category in enumerate(ground_truth["categories"]):
         precision = evaluation.eval["precision"][:, :, index, 0, -1]
@@ -111,6 +114,9 @@ def test_figures_equal_pycocotools_to_the_last_digit(seed, most_detections, cate
     for task in ("bbox", "segm"):
         ours, theirs = coco_figures(truth, detections, task), pycocotools_figures(truth, detections, task)
         assert same(ours, theirs), {k: (ours[k], theirs[k]) for k in theirs if ours[k] != theirs[k]}
+        arrays = precision_and_recall(truth, detections, task, 30)
+        expected = by_pycocotools(truth, detections, task, 30).eval
+        assert np.array_equal(arrays[0], expected["precision"]) and np.array_equal(arrays[1], expected["recall"])
 
 
 @pytest.mark.parametrize("first_wrong", [0, 1, 2, 3])
@@ -125,8 +131,9 @@ def test_precision_of_one_equals_pycocotools_where_objects_are_many(first_wrong)
         truth["annotations"].append({"id": i + 1, "image_id": i + 2, "category_id": 1, "bbox": box, "area": 400.0, "iscrowd": 0})
         wrong = i == first_wrong or (i > first_wrong and rng.random() < 0.4)
         detections.append({"image_id": i + 2, "category_id": 1, "score": 1 - i / 300, "bbox": [60.0, 40.0, 9.0, 9.0] if wrong else box})
-    ours, theirs = coco_figures(truth, detections, "bbox"), pycocotools_figures(truth, detections, "bbox")
-    assert same(ours, theirs), (ours["AP"], theirs["AP"])
+    ours, theirs = precision_and_recall(truth, detections, "bbox", 100), by_pycocotools(truth, detections, "bbox", 100).eval
+    assert np.array_equal(ours[0], theirs["precision"]) and np.array_equal(ours[1], theirs["recall"])
+    assert theirs["precision"].max() == (1 / (1 + np.spacing(1)) if first_wrong == 1 else 1)
 
 
 def test_limit_on_detections_takes_the_place_of_100():
@@ -135,12 +142,12 @@ def test_limit_on_detections_takes_the_place_of_100():
     truth = {"images": [{"id": 1, "height": HEIGHT, "width": WIDTH}], "categories": [{"id": 1, "name": "a"}],
              "annotations": [{"id": i + 1, "image_id": 1, "category_id": 1, "bbox": box, "area": 400.0, "iscrowd": 0}
                              for i, box in enumerate(objects)]}
-    detections = [{"image_id": 1, "category_id": 1, "score": 1 - i / 300, "bbox": {50: objects[0], 150: objects[1]}.get(i, [70.0, 0, 5, 5])}
-                  for i in range(200)]
+    boxes = {50: objects[0], 150: objects[1]}
+    detections = [{"image_id": 1, "category_id": 1, "score": 1 - i / 300, "bbox": boxes.get(i, [70.0, 0, 5, 5])} for i in range(200)]
     for limit, recall in ((20, 0), (100, 50), (300, 100)):
-        ours = coco_figures(truth, detections, "bbox", limit)
-        assert ours["AR100"] == recall
-        assert ours["AP-a"] == pycocotools_figures(truth, detections, "bbox", limit)["AP-a"]
+        assert coco_figures(truth, detections, "bbox", limit)["AR100"] == recall
+        ours, theirs = precision_and_recall(truth, detections, "bbox", limit), by_pycocotools(truth, detections, "bbox", limit)
+        assert np.array_equal(ours[0], theirs.eval["precision"])
 
 
 def dataset_of(path, truth):
