@@ -119,7 +119,7 @@ def test_figures_equal_pycocotools_to_the_last_digit(seed, most_detections, cate
         assert np.array_equal(arrays[0], expected["precision"]) and np.array_equal(arrays[1], expected["recall"])
 
 
-@pytest.mark.parametrize("first_wrong", [0, 1, 2, 3])
+@pytest.mark.parametrize("first_wrong", [1, 2, 3])
 def test_precision_of_one_equals_pycocotools_where_objects_are_many(first_wrong):
     """More than 200 objects: recall bins no longer tell whether one or two detections were right before the first mistake."""
     rng = np.random.default_rng(first_wrong)
