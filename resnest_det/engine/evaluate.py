@@ -1,0 +1,85 @@
+"""Evaluating a model on the data sets of a configuration, and comparing the figures with expected ones."""
+
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from resnest_det.data.catalog import get_dataset
+from resnest_det.distributed import is_main_process
+from resnest_det.engine.build_data import build_test_loader
+from resnest_det.errors import UserError
+from resnest_det.evaluation.coco import COCOEvaluator
+from resnest_det.evaluation.loop import inference_on_dataset
+from resnest_det.evaluation.tables import copypaste_lines, format_results
+from resnest_det.evaluation.visualize import ComparisonWriter
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluation:
+    """What it takes to evaluate on every data set of DATASETS.TEST, read once.
+
+    Made before training begins, so that a data set that is absent or broken is found then and not after days.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        self.cfg = cfg
+        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+        self.evaluators = OrderedDict()
+        for name in cfg.DATASETS.TEST:
+            # The predictions of several data sets would overwrite each other in one folder.
+            folders = (cfg.OUTPUT_DIR, "inference") + ((name,) if len(cfg.DATASETS.TEST) > 1 else ())
+            dataset, folder = get_dataset(name), os.path.join(*folders)
+            evaluator = COCOEvaluator(dataset, tasks, folder, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE)
+            self.evaluators[name] = [evaluator, ComparisonWriter(dataset, folder)]
+
+    def __call__(self, model: nn.Module) -> dict:
+        """Predict, count and log the tables; task to figures, by data set if there are several. Empty off the main process."""
+        results = OrderedDict()
+        for name, evaluators in self.evaluators.items():
+            figures = inference_on_dataset(model, build_test_loader(self.cfg, name), evaluators)
+            if is_main_process():
+                results[name] = figures
+                logger.info("Evaluation results for %s:\n%s", name, format_results(figures))
+                for line in copypaste_lines(figures):
+                    logger.info(line)
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @staticmethod
+    def class_names(dataset: str) -> list[str]:
+        """Names of a data set's classes."""
+        return get_dataset(dataset).metadata.thing_classes
+
+
+def flatten_results(results: Mapping, prefix: str = "") -> dict[str, float]:
+    """{"bbox": {"AP": 1.0}} as {"bbox/AP": 1.0}."""
+    flat = {}
+    for name, value in results.items():
+        flat.update(flatten_results(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {f"{prefix}{name}": float(value)})
+    return flat
+
+
+def verify_results(expected: Sequence[Sequence], results: Mapping[str, Mapping[str, float]]) -> None:
+    """Compare results with TEST.EXPECTED_RESULTS.
+
+    Args:
+        expected: lists of task, metric, value and the difference from it that is allowed.
+        results: task to figures.
+
+    Raises:
+        UserError: a figure is missing, not finite or too far away.
+    """
+    wrong = []
+    for task, metric, value, tolerance in expected:
+        actual = results.get(task, {}).get(metric, math.nan)
+        if not abs(actual - value) <= tolerance:
+            wrong.append(f"{task} {metric} is {actual:.4f}, expected {value} within {tolerance}")
+    if wrong:
+        raise UserError(f"results are not those of TEST.EXPECTED_RESULTS: {'; '.join(wrong)}")
+    if expected:
+        logger.info("results are those of TEST.EXPECTED_RESULTS")

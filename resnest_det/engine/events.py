@@ -1,0 +1,156 @@
+"""What a training run tells: the progress line, metrics.json and TensorBoard curves."""
+
+import datetime
+import json
+import logging
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from fvcore.common.history_buffer import HistoryBuffer
+
+from resnest_det.engine.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+PERIOD = 20  # iterations between progress lines, and the window of their medians, as in Detectron2
+TIMED_FROM = 2  # the first iterations pay for caches and worker start-up
+
+
+class TrainingLog:
+    """Takes each iteration's scalars and writes them for people and programs.
+
+    `metrics.json` has one JSON object a line: every iteration with its exact values under Detectron2's keys (`iteration`,
+    `total_loss`, the losses, `lr`, `time`, `data_time`), and one for each evaluation (`bbox/AP`, …). The progress line and
+    TensorBoard show medians over the last 20 iterations. Only the main process makes one.
+    """
+
+    def __init__(self, output_dir: str, *, start_iteration: int, max_iter: int):
+        # Importing TensorBoard takes a second that evaluation alone need not spend.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.start_iteration = start_iteration
+        self.max_iter = max_iter
+        self.histories: dict[str, HistoryBuffer] = {}
+        path = Path(output_dir, "metrics.json")
+        cut_metrics(path, start_iteration)
+        self.metrics_file = open(path, "a", encoding="utf-8")
+        self.tensorboard = SummaryWriter(output_dir, purge_step=start_iteration or None)
+
+    def iteration(self, iteration: int, losses: Mapping[str, float], *, lr: float, time: float, data_time: float) -> None:
+        """Record one iteration: losses averaged over processes, learning rate, seconds in all and waiting for data."""
+        scalars = {"total_loss": sum(losses.values()), **losses, "lr": lr, "data_time": data_time}
+        if iteration - self.start_iteration >= TIMED_FROM:
+            scalars["time"] = time
+        for name, value in scalars.items():
+            self.histories.setdefault(name, HistoryBuffer()).update(value, iteration)
+        if "time" in self.histories:
+            scalars["eta_seconds"] = self._seconds_left(iteration)
+        self._write_line(iteration, scalars)
+        if (iteration + 1) % PERIOD == 0 or iteration == self.max_iter - 1:
+            self._print(iteration, losses)
+            for name, value in scalars.items():
+                smooth = name not in ("lr", "eta_seconds")
+                self.tensorboard.add_scalar(name, self.histories[name].median(PERIOD) if smooth else value, iteration)
+
+    def results(self, iteration: int, results: Mapping[str, float]) -> None:
+        """Record the figures of an evaluation, such as {"bbox/AP": 37.5}."""
+        self._write_line(iteration, results)
+        for name, value in results.items():
+            self.tensorboard.add_scalar(name, value, iteration)
+
+    def image(self, iteration: int, name: str, image: np.ndarray) -> None:
+        """Show a picture, (H,W,3) uint8 RGB, in TensorBoard."""
+        self.tensorboard.add_image(name, image, iteration, dataformats="HWC")
+
+    def close(self) -> None:
+        self.metrics_file.close()
+        self.tensorboard.close()
+
+    def _seconds_left(self, iteration: int) -> float:
+        return self.histories["time"].median(1000) * (self.max_iter - iteration - 1)
+
+    def _write_line(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        self.metrics_file.write(json.dumps({"iteration": iteration, **scalars}, sort_keys=True) + "\n")
+        self.metrics_file.flush()
+
+    def _print(self, iteration: int, losses: Mapping[str, float]) -> None:
+        history = self.histories
+        parts = []
+        if "time" in history:
+            parts.append(f"eta: {datetime.timedelta(seconds=int(self._seconds_left(iteration)))}")
+        parts.append(f"iter: {iteration}")
+        parts += [f"{name}: {history[name].median(PERIOD):.4g}" for name in ("total_loss", *losses)]
+        if "time" in history:
+            parts.append(f"time: {history['time'].global_avg():.4f}  last_time: {history['time'].latest():.4f}")
+        parts.append(f"data_time: {history['data_time'].avg(PERIOD):.4f}  last_data_time: {history['data_time'].latest():.4f}")
+        parts.append(f"lr: {history['lr'].latest():.5g}")
+        parts.append(f"max_mem: {peak_memory_mib():.0f}M")
+        logger.info("  ".join(parts))
+
+
+def cut_metrics(path: Path, start_iteration: int) -> None:
+    """Leave in metrics.json only whole lines of iterations before `start_iteration`: the rest will be done again."""
+    if not path.exists():
+        return
+    kept, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # the line that was being written when the run was killed
+        if line.endswith("\n") and isinstance(entry, dict) and entry.get("iteration", start_iteration) < start_iteration:
+            kept.append(line)
+    if kept != lines:
+        with atomic_write(path) as file:
+            file.writelines(kept)
+
+
+def keep_earlier_metrics(output_dir: str) -> None:
+    """Move the metrics.json of an earlier run in this folder out of the way of a new one."""
+    path = Path(output_dir, "metrics.json")
+    if path.exists() and path.stat().st_size:
+        number = 1
+        while (earlier := path.with_name(f"metrics_earlier_{number}.json")).exists():
+            number += 1
+        path.rename(earlier)
+        logger.info("metrics.json of an earlier run is now %s", earlier)
+
+
+def peak_memory_mib() -> float:
+    """Most GPU memory held by tensors so far; without a GPU, most memory of this process. In MiB."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = f"[{self.formatTime(record, '%m/%d %H:%M:%S')} {record.name.split('.')[0]}]"
+        level = f" {record.levelname}" if record.levelno >= logging.WARNING else ""
+        return f"{text}{level}: {super().format(record)}"
+
+
+def setup_logging(output_dir: str | None, rank: int = 0) -> None:
+    """Send the package's and fvcore's log to standard output and, on the main process, to `output_dir`/log.txt.
+
+    Other processes show warnings only, so that a message does not come once a process.
+    """
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if output_dir is not None and rank == 0:
+        handlers.append(logging.FileHandler(os.path.join(output_dir, "log.txt"), encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(_Formatter())
+    for name in ("resnest_det", "fvcore"):
+        log = logging.getLogger(name)
+        for old in list(log.handlers):
+            log.removeHandler(old)
+            old.close()
+        log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+        for handler in handlers:
+            log.addHandler(handler)

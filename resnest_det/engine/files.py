@@ -1,0 +1,78 @@
+"""Files that are either the old or the new whole, whatever happens while they are written."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from resnest_det.errors import UserError
+
+TEMPORARY_SUFFIX = ".unfinished"
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+    """A file object whose content takes the place of `path` in one step once the block ends without an error.
+
+    The content is on the disk before the name points at it, so neither a killed process nor a power cut
+    leaves a torn file. On an error the earlier file stays and the unfinished one is removed.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
+    try:
+        with os.fdopen(handle, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    # Reading the mask means setting it; mkstemp's 0600 would keep a group from reading shared checkpoints.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself has to reach the disk; folders cannot be opened on every platform.
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def remove_unfinished(folder: str | os.PathLike) -> list[str]:
+    """Delete what killed processes left of `atomic_write` in `folder`; the names deleted."""
+    left = sorted(Path(folder).glob(f".*{TEMPORARY_SUFFIX}"))
+    for path in left:
+        path.unlink(missing_ok=True)
+    return [path.name for path in left]
+
+
+def prepare_output_dir(folder: str | os.PathLike) -> None:
+    """Make `folder` and see that files can be written into it.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0" * 4096)
+            probe.flush()
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR {folder} cannot be written: {error.strerror or error}") from None

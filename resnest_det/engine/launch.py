@@ -1,0 +1,163 @@
+"""Starting a function on many processes, and what each of them sets up, on torch.distributed's elastic launcher."""
+
+import datetime
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from resnest_det.errors import UserError
+
+RENDEZVOUS_TIMEOUT = 300  # seconds for the other machines to come
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # one process evaluates while the others wait
+
+
+def launch(
+    function: Callable, *args: object, num_processes: int = 1, num_machines: int = 1, machine_rank: int = 0, dist_url: str = "auto"
+) -> None:
+    """Run `function(*args)` on `num_processes` processes of each of `num_machines` machines.
+
+    With one process in all it is called here. Under `torchrun`, which has started the processes already, too.
+
+    Args:
+        function: importable by name, with arguments that can be pickled; calls `join_process_group` first.
+        dist_url: tcp://HOST:PORT of machine 0, or "auto" on one machine.
+
+    Raises:
+        UserError: wrong arguments, a port that is taken, a machine 0 that cannot be reached, a process that was killed, or
+            bad input that a process found.
+        RuntimeError: a process failed otherwise; the message has its traceback.
+    """
+    _check_numbers(num_processes, num_machines, machine_rank)
+    if dist.is_torchelastic_launched() or num_processes * num_machines == 1:
+        function(*args)
+        return
+    # These take long to import, and one process does without.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    rendezvous = _rendezvous(num_machines, machine_rank, dist_url)
+    config = LaunchConfig(
+        min_nodes=num_machines, max_nodes=num_machines, nproc_per_node=num_processes, run_id="resnest_det", max_restarts=0, **rendezvous
+    )
+    # Its report of a failed process is a page long; `_failure` says the same in a line.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        elastic_launch(config, _worker)(function, *args)
+    except ChildFailedError as error:
+        raise _failure(error) from None
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        sys.exit(128 + error.sigval)
+    except (RendezvousError, dist.DistError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--dist-url {dist_url}: machine {machine_rank} of {num_machines} could not join: {reason}") from error
+
+
+def _check_numbers(num_processes: int, num_machines: int, machine_rank: int) -> None:
+    if num_processes < 1:
+        raise UserError(f"the number of processes is {num_processes}; at least 1 is needed")
+    if num_machines < 1:
+        raise UserError(f"--num-machines {num_machines}: at least 1 is needed")
+    if not 0 <= machine_rank < num_machines:
+        raise UserError(f"--machine-rank {machine_rank}: it must be from 0 to --num-machines - 1, which is {num_machines - 1}")
+
+
+def _rendezvous(num_machines: int, machine_rank: int, dist_url: str) -> dict:
+    if dist_url == "auto":
+        if num_machines > 1:
+            raise UserError("--dist-url auto works on one machine only; give every machine --dist-url tcp://HOST:PORT of machine 0")
+        return {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0", "local_addr": "127.0.0.1"}
+    host, _, port = dist_url.removeprefix("tcp://").rpartition(":")
+    if not dist_url.startswith("tcp://") or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(f"--dist-url {dist_url}: expected tcp://HOST:PORT")
+    try:
+        address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise UserError(f"--dist-url {dist_url}: the host {host} is unknown: {error.strerror}") from None
+    if machine_rank == 0:
+        _check_port(address, dist_url)
+    configs = {"rank": machine_rank, "timeout": RENDEZVOUS_TIMEOUT}
+    return {"rdzv_backend": "static", "rdzv_endpoint": f"{host}:{port}", "rdzv_configs": configs}
+
+
+def _check_port(address: tuple, dist_url: str) -> None:
+    family, kind, protocol, _, where = address
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(where)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"--dist-url {dist_url}: machine 0 cannot listen there: {reason}; choose another port") from None
+
+
+def _worker(function: Callable, *args: object) -> None:
+    """What each started process runs."""
+    try:
+        function(*args)
+    except OSError as error:
+        raise UserError(str(error)) from error
+    except RuntimeError:
+        # When a process dies, the others lose their connection within milliseconds. Waiting lets the launcher
+        # see the dead one first and name it as the cause.
+        time.sleep(2)
+        raise
+
+
+def _failure(error) -> Exception:
+    rank, failure = error.get_first_failure()
+    if failure.exitcode < 0:
+        out_of_memory = " (out of memory is the usual reason)" if failure.exitcode == -signal.SIGKILL else ""
+        return UserError(
+            f"process {rank} (pid {failure.pid}) was killed by {failure.signal_name()}{out_of_memory}, so the run was stopped; "
+            "--resume goes on from the last checkpoint"
+        )
+    message = failure.message
+    if isinstance(message, dict):
+        text = message.get("message", "")
+        if text.startswith(f"{UserError.__name__}: "):
+            return UserError(text.partition(": ")[2])
+        return RuntimeError(f"process {rank} failed:\n{message.get('extraInfo', {}).get('py_callstack', text)}")
+    return RuntimeError(f"process {rank} (pid {failure.pid}) ended with status {failure.exitcode}")
+
+
+def claim_gpu(device: torch.device) -> None:
+    """Make `device` the current GPU of this process; one without a number becomes this process's own.
+
+    Raises:
+        UserError: there are fewer GPUs than processes, or several processes are told to use one GPU.
+    """
+    if device.type != "cuda":
+        return
+    if device.index is not None and dist.is_torchelastic_launched():
+        raise UserError(f"MODEL.DEVICE is {device}, but each of several processes takes a GPU of its own; use MODEL.DEVICE cuda")
+    chosen = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    if chosen >= torch.cuda.device_count():
+        raise UserError(f"GPU {chosen} was asked for, but this machine has {torch.cuda.device_count()} (numbered from 0)")
+    torch.cuda.set_device(chosen)
+
+
+def join_process_group(device: torch.device) -> None:
+    """Meet the other processes that `launch` or `torchrun` has started; does nothing with one process."""
+    if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+
+
+def share_cpu_threads() -> None:
+    """Divide the machine's cores among its processes.
+
+    An OMP_NUM_THREADS in the environment is left as it is.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -1,0 +1,43 @@
+"""What the model finds in a training image while it learns, beside the truth (VIS_PERIOD)."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from resnest_det.evaluation.masks import segmentation_to_mask
+from resnest_det.evaluation.visualize import draw_comparison
+
+
+def training_picture(model: nn.Module, sample: dict, image_format: str, class_names: list[str]) -> np.ndarray:
+    """Truth (left) and prediction (right) drawn on an augmented training image.
+
+    Args:
+        sample: of the training loader: `image` (C,H,W) uint8 and `target`.
+        image_format: "RGB", "BGR" or "L", the order of its channels.
+
+    Returns:
+        (H',W',3) uint8 RGB.
+    """
+    image, target = sample["image"], sample["target"]
+    height, width = image.shape[-2:]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            prediction = model([{"image": image, "height": height, "width": width}])[0]
+    finally:
+        model.train(was_training)
+    truth = {"boxes": target["boxes"], "classes": target["labels"]}
+    if "masks" in target and len(target["masks"]):
+        truth["masks"] = _bitmasks(target["masks"], height, width)
+    pixels = image.flip(0) if image_format == "BGR" else image.expand(3, -1, -1)
+    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    return np.asarray(draw_comparison(picture, truth, prediction, class_names).convert("RGB"))
+
+
+def _bitmasks(masks: Tensor | list[list[np.ndarray]], height: int, width: int) -> Tensor:
+    if isinstance(masks, Tensor):
+        return masks.bool()
+    drawn = [segmentation_to_mask([polygon.tolist() for polygon in polygons], height, width) for polygons in masks]
+    return torch.from_numpy(np.stack(drawn)).bool()

@@ -1,0 +1,134 @@
+"""Optimizer parameter groups, gradient clipping and learning-rate schedules, with Detectron2's semantics."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
+    ConstantParamScheduler,
+    CosineParamScheduler,
+    LinearParamScheduler,
+    MultiStepParamScheduler,
+    ParamScheduler,
+    StepWithFixedGammaParamScheduler,
+)
+from torch import nn
+
+from resnest_det.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+NORM_LAYERS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    base_lr: float,
+    weight_decay: float,
+    weight_decay_norm: float | None = None,
+    weight_decay_bias: float | None = None,
+    bias_lr_factor: float = 1.0,
+) -> list[dict]:
+    """Trainable parameters of `model`, one group for each pair of learning rate and weight decay.
+
+    Parameters without `requires_grad` are left out and a shared one counts once. Every parameter named
+    `bias`, a norm layer's too, takes the bias settings; None means the same value as other parameters.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            lr, decay = base_lr, weight_decay
+            if isinstance(module, NORM_LAYERS) and weight_decay_norm is not None:
+                decay = weight_decay_norm
+            if name == "bias":
+                lr = base_lr * bias_lr_factor
+                decay = decay if weight_decay_bias is None else weight_decay_bias
+            groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()]
+
+
+def gradient_clipper(
+    clip_type: str, clip_value: float, norm_type: float = 2.0
+) -> Callable[[Iterable[nn.Parameter]], None]:
+    """A function that clips each parameter's gradient on its own: by absolute value ("value") or norm ("norm")."""
+    if clip_type not in ("value", "norm"):
+        raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip_type!r}; supported are 'value' and 'norm'")
+
+    def clip(parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if clip_type == "value":
+                nn.utils.clip_grad_value_(parameter, clip_value)
+            else:
+                nn.utils.clip_grad_norm_(parameter, clip_value, norm_type)
+
+    return clip
+
+
+def multi_step_schedule(steps: Sequence[int], gamma: float, max_iter: int) -> ParamScheduler:
+    """Multiply by `gamma` at each iteration of `steps`; those beyond `max_iter` are ignored with a warning."""
+    if list(steps) != sorted(set(steps)) or any(step < 1 for step in steps):
+        raise UserError(f"SOLVER.STEPS is {tuple(steps)}; it must be increasing iteration numbers from 1")
+    kept = [step for step in steps if step < max_iter]
+    if any(step > max_iter for step in steps):
+        logger.warning("SOLVER.STEPS %s holds values beyond SOLVER.MAX_ITER %d, which are ignored", tuple(steps), max_iter)
+    return MultiStepParamScheduler([gamma**k for k in range(len(kept) + 1)], num_updates=max_iter, milestones=kept)
+
+
+def cosine_schedule(end_factor: float) -> ParamScheduler:
+    """Half a cosine from 1 down to `end_factor` (0 to 1)."""
+    if not 0 <= end_factor <= 1:
+        raise UserError(f"SOLVER.BASE_LR_END over SOLVER.BASE_LR is {end_factor:g}; it must be from 0 to 1")
+    return CosineParamScheduler(1, end_factor)
+
+
+def fixed_gamma_schedule(gamma: float, num_decays: int, max_iter: int) -> ParamScheduler:
+    """`num_decays` equally spaced multiplications by `gamma`."""
+    if num_decays < 1 or gamma <= 0:
+        raise UserError(f"SOLVER.NUM_DECAYS is {num_decays} and SOLVER.GAMMA {gamma:g}; both must be above 0")
+    return StepWithFixedGammaParamScheduler(base_value=1.0, num_decays=num_decays, gamma=gamma, num_updates=max_iter)
+
+
+def with_warmup(
+    schedule: ParamScheduler, *, factor: float, length: float, method: str = "linear", rescale_interval: bool = False
+) -> ParamScheduler:
+    """`schedule` with its first `length` (fraction of the run, 0 to 1) replaced by a warm-up.
+
+    The warm-up starts at `factor` times the schedule's first value and either stays there ("constant") or
+    rises to the value that the schedule has where it takes over ("linear"). With `rescale_interval` the
+    whole schedule is squeezed into what remains after the warm-up.
+    """
+    start = factor * schedule(0.0)
+    if method == "linear":
+        warmup = LinearParamScheduler(start, schedule(0.0) if rescale_interval else schedule(length))
+    elif method == "constant":
+        warmup = ConstantParamScheduler(start)
+    else:
+        raise UserError(f"SOLVER.WARMUP_METHOD is {method!r}; supported are 'linear' and 'constant'")
+    return CompositeParamScheduler(
+        [warmup, schedule],
+        lengths=[length, 1 - length],
+        interval_scaling=["rescaled", "rescaled" if rescale_interval else "fixed"],
+    )
+
+
+def lr_scheduler(
+    optimizer: torch.optim.Optimizer, schedule: ParamScheduler, max_iter: int, start_iteration: int = 0
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Learning rates of `optimizer`'s groups as their base values times `schedule`, from `start_iteration` on."""
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda iteration: schedule(min(iteration / max_iter, 1.0)), last_epoch=start_iteration - 1
+    )

@@ -1,0 +1,118 @@
+"""The training loop: steps of stochastic gradient descent whose every number depends on the seed and the iteration only."""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from resnest_det.distributed import all_gather_objects, get_rank, get_world_size
+from resnest_det.engine.events import TrainingLog
+from resnest_det.errors import UserError
+
+
+class Scheduler(Protocol):
+    """What the loop needs of a learning-rate schedule."""
+
+    def step(self) -> None: ...
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators with a mix of `numbers` (not negative)."""
+    words = np.random.SeedSequence(numbers).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
+
+
+def train_loop(
+    model: nn.Module,
+    batches: Iterator[Sequence[dict]],
+    optimizer: torch.optim.Optimizer,
+    scheduler: Scheduler,
+    *,
+    start_iteration: int,
+    max_iter: int,
+    seed: int,
+    scaler: torch.amp.GradScaler,
+    autocast: torch.autocast,
+    clip_gradients: Callable | None = None,
+    log: TrainingLog | None = None,
+    after_step: Sequence[Callable[[int, Sequence[dict]], None]] = (),
+) -> None:
+    """Train `model` from `start_iteration` until `max_iter` iterations are done.
+
+    The global generators are seeded anew at every iteration, so that a resumed run draws what an
+    uninterrupted one would have drawn.
+
+    Args:
+        model: called with a batch, returns a dict of named scalar losses whose sum is minimised.
+        batches: this process's part of each global batch, beginning with that of `start_iteration`.
+        scaler: for fp16; a disabled one otherwise.
+        autocast: entered around the forward pass; a disabled one for full precision.
+        clip_gradients: called with the parameters before each update.
+        log: told of each iteration; the main process's only.
+        after_step: called in order with the iteration just done and its batch.
+
+    Raises:
+        UserError: a loss is not finite; it names the losses and the images, and the update is not made.
+    """
+    model.train()
+    largest_group = max(optimizer.param_groups, key=lambda group: len(group["params"]))
+    for iteration in range(start_iteration, max_iter):
+        seed_everything(seed, iteration, get_rank())
+        start = time.perf_counter()
+        batch = next(batches)
+        data_time = time.perf_counter() - start
+        optimizer.zero_grad()
+        with autocast:
+            losses = model(batch)
+            total = sum(losses.values())
+        scaler.scale(total).backward()
+        values, data_time = reduce_losses(losses, data_time)
+        check_finite(values, batch, iteration)
+        scaler.unscale_(optimizer)
+        if clip_gradients is not None:
+            clip_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
+        scaler.step(optimizer)
+        scaler.update()
+        lr = largest_group["lr"]
+        scheduler.step()
+        if log is not None:
+            log.iteration(iteration, values, lr=lr, time=time.perf_counter() - start, data_time=data_time)
+        for action in after_step:
+            action(iteration, batch)
+
+
+def reduce_losses(losses: Mapping[str, torch.Tensor], data_time: float) -> tuple[dict[str, float], float]:
+    """Each loss averaged over the processes, and the longest `data_time` of any, on every process."""
+    # One transfer for all of them: on a GPU each one waits for everything that was queued before.
+    values = torch.stack([loss.detach().double() for loss in losses.values()])
+    values = torch.cat([values, values.new_tensor([data_time])])
+    if get_world_size() > 1:
+        gathered = [torch.empty_like(values) for _ in range(get_world_size())]
+        dist.all_gather(gathered, values)
+        stacked = torch.stack(gathered)
+        values = torch.cat([stacked[:, :-1].mean(0), stacked[:, -1:].amax(0)])
+    *means, longest = values.tolist()
+    return dict(zip(losses, means, strict=True)), longest
+
+
+def check_finite(losses: Mapping[str, float], batch: Sequence[dict], iteration: int) -> None:
+    """See that every loss (averaged over the processes) is a finite number.
+
+    Raises:
+        UserError: on every process, naming the losses and the images of all processes.
+    """
+    if np.isfinite(list(losses.values())).all():
+        return
+    images = [name for names in all_gather_objects([str(sample.get("file_name", "?")) for sample in batch]) for name in names]
+    wrong = ", ".join(f"{name} {value}" for name, value in losses.items() if not np.isfinite(value))
+    raise UserError(
+        f"loss is not finite at iteration {iteration}: {wrong}; images of this step: {', '.join(images)}; a lower "
+        "SOLVER.BASE_LR, more SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS.ENABLED True usually helps"
+    )
