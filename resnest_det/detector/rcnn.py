@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resnest_det.detector.fpn import FPN
+from resnest_det.detector.image_model import ImageModel, output_sizes
 from resnest_det.detector.postprocess import rescale_detections
 from resnest_det.detector.roi_heads import StandardROIHeads
 from resnest_det.detector.rpn import RPN
-from resnest_det.errors import UserError
 
 
-class GeneralizedRCNN(nn.Module):
+class GeneralizedRCNN(ImageModel):
     """Faster, Mask or Cascade R-CNN.
 
     Args:
@@ -38,18 +38,9 @@ class GeneralizedRCNN(nn.Module):
 
     def __init__(self, *, backbone: FPN, proposal_generator: RPN, roi_heads: StandardROIHeads, pixel_mean: Sequence[float],
                  pixel_std: Sequence[float]):
-        super().__init__()
-        if len(pixel_mean) != len(pixel_std):
-            raise UserError(f"MODEL.PIXEL_MEAN has {len(pixel_mean)} channels and MODEL.PIXEL_STD {len(pixel_std)}")
-        self.backbone = backbone
+        super().__init__(backbone, pixel_mean, pixel_std)
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
 
     def forward(self, batch: Sequence[dict]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         if not self.training:
@@ -63,31 +54,14 @@ class GeneralizedRCNN(nn.Module):
     def inference(self, batch: Sequence[dict]) -> list[dict[str, Tensor]]:
         """Detections of each image, scaled to its `height` and `width`; what the model returns in evaluation mode."""
         images, image_sizes = self.preprocess(batch)
-        features = self.backbone(images)
+        return self.detect(self.backbone(images), image_sizes, output_sizes(batch, image_sizes))
+
+    def detect(self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]],
+               output_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        """Detections from pyramid maps, scaled from `image_sizes` to `output_sizes`, (height, width) of each image."""
         proposals, _ = self.proposal_generator(features, image_sizes)
         detections = self.roi_heads.detect(features, [image.boxes for image in proposals], image_sizes)
-        return [
-            rescale_detections(image_detections, size, (sample.get("height", size[0]), sample.get("width", size[1])))
-            for image_detections, size, sample in zip(detections, image_sizes, batch)
-        ]
-
-    def preprocess(self, batch: Sequence[dict]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Normalised images padded with zeros on the right and below to one size, and each one's own (height, width).
-
-        Raises:
-            UserError: an image has another number of channels than the pixel mean.
-        """
-        image_sizes = [tuple(sample["image"].shape[-2:]) for sample in batch]
-        channels = len(self.pixel_mean)
-        multiple = self.backbone.size_divisibility
-        height, width = (-(-max(sides) // multiple) * multiple for sides in zip(*image_sizes))
-        images = self.pixel_mean.new_zeros(len(batch), channels, height, width)
-        for padded, sample, (image_height, image_width) in zip(images, batch, image_sizes):
-            image = sample["image"]
-            if image.shape[0] != channels:
-                raise UserError(f"{sample.get('file_name', 'image')}: {image.shape[0]} channels, MODEL.PIXEL_MEAN has {channels}")
-            padded[:, :image_height, :image_width] = (image.to(self.device) - self.pixel_mean) / self.pixel_std
-        return images, image_sizes
+        return [rescale_detections(*image) for image in zip(detections, image_sizes, output_sizes)]
 
     def prepare_targets(self, batch: Sequence[dict], image_sizes: Sequence[tuple[int, int]]) -> list[dict]:
         """The targets on the model's device, with the `image_size`, the `name` and the `generator` (or None) of each image."""
