@@ -8,16 +8,20 @@ import hashlib
 import http.client
 import os
 import re
+import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from iopath.common.file_io import file_lock
 from tqdm import tqdm
 
 from resnest_det.backbone.catalog import ALIASES, WEIGHT_FILES, WeightFile, sha256_prefix_in
+from resnest_det.distributed import is_main_process
 from resnest_det.errors import UserError
 
 _DETECTRON2_STORE = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -121,17 +125,17 @@ def fetch(file: WeightFile) -> str:
 
 
 def _check_hash(path: Path, prefix: str) -> None:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+    digest = _sha256(path) if prefix else ""
     if not digest.startswith(prefix):
         raise UserError(f"weights {path} refused: their sha256 begins with {digest[:len(prefix)]}, published is {prefix}; "
                         "the file is damaged or another one: delete it to have it downloaded again")
 
 
-def _digest(stream) -> str:
-    digest = hashlib.sha256()  # hashlib.file_digest is new in Python 3.11
-    while block := stream.read(_CHUNK):
-        digest.update(block)
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_CHUNK):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -143,17 +147,15 @@ def _from_web(url: str, target: Path, sha256_prefix: str) -> None:
         try:
             _download(url, part)
             break
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, _Incomplete) as error:
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError,
+                _Incomplete) as error:
             further = part.is_file() and part.stat().st_size > before
             if not further or attempt == _ATTEMPTS - 1:
                 raise _Unavailable(_reason(error)) from None
-    try:
-        _check_hash(part, sha256_prefix)
-    except UserError:
-        with part.open("rb") as stream:
-            digest = _digest(stream)
+    digest = _sha256(part)
+    if not digest.startswith(sha256_prefix):
         _forget(part)
-        raise _Unavailable(f"wrong file: sha256 {digest[:len(sha256_prefix)]}, published {sha256_prefix}; not kept") from None
+        raise _Unavailable(f"wrong file: sha256 {digest[:len(sha256_prefix)]}, published {sha256_prefix}; not kept")
     os.replace(part, target)
     _forget(part)
 
@@ -169,7 +171,7 @@ def _reason(error: Exception) -> str:
 
 
 def _validator(part: Path) -> Path:
-    return part.with_name(part.name + ".etag")
+    return part.with_name(part.name + ".validator")
 
 
 def _forget(part: Path) -> None:
@@ -196,18 +198,17 @@ def _download(url: str, part: Path) -> None:
     with response:
         start = start if response.status == 206 else 0
         etag = response.headers.get("ETag", "")
-        if etag and not etag.startswith("W/"):
-            _validator(part).write_text(etag)
-        elif not start:
+        validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
+        if not start:
             _validator(part).unlink(missing_ok=True)
+        if validator:
+            _validator(part).write_text(validator)
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
         _receive(response, part, start, total)
 
 
 def _receive(response, part: Path, start: int, total: int | None) -> None:
-    from resnest_det.distributed import is_main_process
-
     with part.open("ab" if start else "wb") as out, tqdm(
             total=total, initial=start, unit="B", unit_scale=True, desc=part.name.removesuffix(".part"),
             disable=None if is_main_process() else True) as bar:
@@ -220,35 +221,46 @@ def _receive(response, part: Path, start: int, total: int | None) -> None:
 
 def _from_hub(spec: str) -> str:
     """A file on the Hugging Face hub, by its own client: resumable, and under HF_HOME unless RESNEST_DET_CACHE is set."""
-    import httpx
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
     named = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", spec)
     if not named:
         raise UserError(f"weights {spec}: expected hf://owner/name, hf://owner/name@revision or hf://owner/name/file")
     repository, revision, filename = named.groups()
     own = os.environ.get("RESNEST_DET_CACHE")
     cache = str(cache_folder() / "huggingface") if own else None
-    absent = None
-    for candidate in [filename] if filename else _HUB_FILES:
+    candidates = [filename] if filename else _HUB_FILES
+    for candidate in candidates:
+        try:
+            path = hf_hub_download(repository, candidate, revision=revision, cache_dir=cache, local_files_only=True)
+        except LocalEntryNotFoundError:
+            continue
+        return _checked_hub_file(path)
+    _check_hub_answers()
+    for candidate in candidates:
         try:
             path = hf_hub_download(repository, candidate, revision=revision, cache_dir=cache)
-        except LocalEntryNotFoundError as error:  # offline, and not in the cache
-            raise _Unavailable(f"the hub does not answer and {candidate} is not in its cache: {_reason(error.__cause__ or error)}"
-                               ) from None
-        except EntryNotFoundError as error:
-            absent = error
+        except LocalEntryNotFoundError as error:  # the connection was lost, and it is not in the cache
+            raise _Unavailable(_reason(error.__cause__ or error)) from None
+        except EntryNotFoundError:
             continue
-        except (httpx.HTTPError, OSError, ValueError) as error:
+        except Exception as error:  # the client's transport library, and with it the errors, differs between its versions
             raise _Unavailable(_reason(error)[:200]) from None
-        _check_hub_file(path)
-        return path
-    raise _Unavailable(f"the repository has no {filename or ' or '.join(_HUB_FILES)}") from absent
+        return _checked_hub_file(path)
+    raise _Unavailable(f"the repository has no {' or '.join(candidates)}")
 
 
-def _check_hub_file(path: str) -> None:
+def _check_hub_answers() -> None:
+    # The client retries for half a minute before it gives up, for each file; without a network that is known at once.
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        pass  # an answer
+    except (OSError, http.client.HTTPException) as error:
+        raise _Unavailable(_reason(error)) from None
+
+
+def _checked_hub_file(path: str) -> str:
     # The hub's cache names a large file by its sha256.
     blob = Path(path).resolve()
     if re.fullmatch(r"[0-9a-f]{64}", blob.name):
         _check_hash(blob, blob.name)
+    return path

@@ -89,8 +89,8 @@ def to_own_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
         state: tensors by name, in any of `LAYOUTS`; see `state_dict_of`.
 
     Returns:
-        The backbone and its classification head under this package's names with no prefix; every name in it mapped to the
-        one it had; the layout; and the prefix the backbone had. Parameters that belong to neither are not in it.
+        The backbone and its classification head under this package's names with no prefix; every name in it mapped to
+        the one it had; the layout; and the prefix the backbone had. Parameters that belong to neither are not in it.
 
     Raises:
         UserError: no layout is recognised.

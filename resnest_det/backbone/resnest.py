@@ -51,8 +51,12 @@ class Stem(nn.Module):
             x = F.relu_(conv(x))
         return x
 
+    def pool(self, x: Tensor) -> Tensor:
+        """The max pooling, from stride 2 to stride 4."""
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(self.convolutions(x), kernel_size=3, stride=2, padding=1)
+        return self.pool(self.convolutions(x))
 
 
 class Bottleneck(nn.Module):
@@ -208,10 +212,11 @@ class ResNeSt(nn.Module):
             channels, stride = out_channels, stride * stage_stride
             shapes[name] = (channels, stride)
 
+        self.parts = tuple(shapes)
         self.out_features = tuple(feature for feature in shapes if feature in out_features)
         self.out_feature_channels = {feature: shapes[feature][0] for feature in self.out_features}
         self.out_feature_strides = {feature: shapes[feature][1] for feature in self.out_features}
-        for name in [name for name in known if hasattr(self, name)][:freeze_at]:
+        for name in self.parts[:freeze_at]:
             freeze(getattr(self, name))
 
     @staticmethod
@@ -221,10 +226,16 @@ class ResNeSt(nn.Module):
         if width % deform_groups:
             raise UserError(f"a 3x3 convolution of {width} channels cannot be divided into {deform_groups} deformable groups")
 
+    @property
+    def size_divisibility(self) -> int:
+        """What the sides of the input must be a multiple of, in pixels, for the maps' sizes to be in the ratio of their strides."""
+        return max(self.out_feature_strides.values())
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps by name, each (N, out_feature_channels, H / stride, W / stride), for images (N, in_channels, H, W)."""
         features = {}
-        for name, part in self.named_children():
+        for name in self.parts:
+            part = getattr(self, name)
             if name in self.checkpoint_stages and self.training:
                 x = checkpoint(part, x, use_reentrant=False)
             else:

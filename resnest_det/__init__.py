@@ -1,0 +1,30 @@
+"""ResNeSt for classification and dense prediction.
+
+>>> import resnest_det
+>>> model = resnest_det.create_model("resnest50", pretrained=True).eval()
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "create_model": "resnest_det.backbone.variants",
+    "list_models": "resnest_det.backbone.variants",
+    "transforms_for": "resnest_det.backbone.variants",
+    "load_weights": "resnest_det.backbone.weights",
+    "resolve_weights": "resnest_det.backbone.weights",
+    "UserError": "resnest_det.errors",
+}
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str):
+    # Loaded on first use, so that importing the package stays cheap.
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__
