@@ -50,8 +50,8 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_bottom_up(cfg: CfgNode) -> ResNeSt:
-    """The network below the pyramid: a ResNeSt, or the plain ResNet of `build_resnet_fpn_backbone`.
+def resnest_arguments(cfg: CfgNode) -> dict:
+    """Arguments of `ResNeSt` for MODEL.RESNETS: a ResNeSt, or the plain ResNet of `build_resnet_fpn_backbone`.
 
     The plain ResNet leaves out everything that ResNeSt adds, whatever the keys for that say, as Detectron2's own does.
     """
@@ -64,9 +64,9 @@ def build_bottom_up(cfg: CfgNode) -> ResNeSt:
     # With a plain ResNet, and in the wrapper with a shallow stem, STEM_OUT_CHANNELS counts; a deep stem has its depth's width.
     deep_stem = resnets.DEEP_STEM and not plain
     stem_width = STEM_WIDTH[resnets.DEPTH] if deep_stem else resnets.STEM_OUT_CHANNELS // 2
-    return ResNeSt(
-        BLOCKS_PER_STAGE[resnets.DEPTH],
-        stem_width,
+    return dict(
+        blocks=BLOCKS_PER_STAGE[resnets.DEPTH],
+        stem_width=stem_width,
         in_channels=len(cfg.MODEL.PIXEL_MEAN),
         radix=0 if plain else resnets.RADIX,
         groups=resnets.NUM_GROUPS,
@@ -92,7 +92,7 @@ def build_bottom_up(cfg: CfgNode) -> ResNeSt:
 def build_backbone(cfg: CfgNode) -> FPN:
     """The bottom-up network with the pyramid over it."""
     fpn = cfg.MODEL.FPN
-    return FPN(build_bottom_up(cfg), fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, fuse_type=fpn.FUSE_TYPE)
+    return FPN(ResNeSt(**resnest_arguments(cfg)), fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, fuse_type=fpn.FUSE_TYPE)
 
 
 def build_rpn(cfg: CfgNode, backbone: FPN) -> RPN:

@@ -1,0 +1,22 @@
+"""The built-in detector against files that Detectron2 wrote: features, proposals, detections, losses, a training step."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden.cases import CASES
+from golden.observe import differences, observe_builtin
+
+FOLDER = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_detectron2(case):
+    with np.load(FOLDER / f"{case}.npz") as expected:
+        worst = differences(observe_builtin(case), dict(expected))
+    assert {kind for kind, ratio in worst.items() if not ratio <= 1} == set(), f"fractions of the tolerances: {worst}"
+    assert {"features", "proposals/boxes", "detections/boxes", "losses", "step"} <= set(worst)
+
+
+def test_golden_files_stay_small():
+    assert sum(path.stat().st_size for path in FOLDER.glob("*.npz")) < 2e6

@@ -1,0 +1,77 @@
+"""Write the golden files with Detectron2: `python tests/golden/make_golden.py` wherever Detectron2 is installed."""
+
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+if __name__ == "__main__":
+    sys.path[:0] = [str(FOLDER.parent), str(FOLDER.parents[1])]
+
+import numpy as np
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+from golden.cases import CASES, make_samples, overrides
+from golden.fill import fill
+from golden.observe import observe
+from torch import nn
+
+from resnest_det.integrations.detectron2 import add_resnest_config
+
+
+def build_detectron2(case: str) -> nn.Module:
+    """Detectron2's model of `case`, filled; only a ResNeSt backbone is this project's."""
+    cfg = get_cfg()
+    add_resnest_config(cfg)
+    cfg.merge_from_list(overrides(case))
+    model = build_model(cfg)
+    fill(model)
+    return model
+
+
+def to_detectron2(sample: dict) -> dict:
+    """A sample as Detectron2's models take it."""
+    target = sample["target"]
+    instances = Instances(tuple(sample["image"].shape[-2:]))
+    instances.gt_boxes = Boxes(target["boxes"].clone())
+    instances.gt_classes = target["labels"].clone()
+    if "masks" in target:
+        instances.gt_masks = PolygonMasks(target["masks"]) if isinstance(target["masks"], list) else BitMasks(target["masks"])
+    return {"image": sample["image"], "height": sample["height"], "width": sample["width"], "instances": instances}
+
+
+def from_detectron2(output: dict) -> dict:
+    """Detections as the built-in detector gives them."""
+    instances = output["instances"]
+    detections = {"boxes": instances.pred_boxes.tensor, "scores": instances.scores, "classes": instances.pred_classes}
+    return detections | ({"masks": instances.pred_masks} if instances.has("pred_masks") else {})
+
+
+def observe_detectron2(case: str) -> dict[str, np.ndarray]:
+    """Detectron2's answers to `case`."""
+    model = build_detectron2(case)
+    samples = [to_detectron2(sample) for sample in make_samples(case)]
+
+    def propose(features):
+        proposals, _ = model.proposal_generator(model.preprocess_image(samples), features)
+        return [(image.proposal_boxes.tensor, image.objectness_logits) for image in proposals]
+
+    with EventStorage():
+        return observe(
+            model, features=lambda: model.backbone(model.preprocess_image(samples).tensor), propose=propose,
+            detect=lambda: [from_detectron2(output) for output in model(samples)], losses=lambda: model(samples))
+
+
+def shrink(name: str, values: np.ndarray) -> np.ndarray:
+    """float32 is enough for everything but integers."""
+    return values.astype(np.float32) if values.dtype == np.float64 else values
+
+
+if __name__ == "__main__":
+    for case in CASES:
+        observed = {name: shrink(name, values) for name, values in observe_detectron2(case).items()}
+        np.savez_compressed(FOLDER / f"{case}.npz", **observed)
+        detections = [len(observed[f"detections/{image}/scores"]) for image in range(2)]
+        losses = {name.split("/")[1]: round(float(values), 4) for name, values in observed.items() if name.startswith("losses/")}
+        print(case, "detections", detections, losses, f"{(FOLDER / f'{case}.npz').stat().st_size / 1000:.0f} kB")

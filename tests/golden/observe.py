@@ -1,0 +1,140 @@
+"""What a host makes of a case, as flat arrays: the content of the golden files, and how two of them are compared."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from golden.cases import make_samples, overrides
+from golden.fill import fill, uniform
+from torch import nn
+
+from resnest_det.engine.build_model import build_model
+from resnest_det.engine.defaults import default_config
+
+LEARNING_RATE = 0.01
+SAMPLES_PER_MAP = 200
+
+# Largest difference allowed, by what the array is; relative ones are fractions of the reference.
+BOX_TOLERANCE = 0.01  # pixels
+SCORE_TOLERANCE = 1e-4
+FEATURE_TOLERANCE = 1e-4  # relative to the largest value of the map
+LOSS_TOLERANCE = 1e-4  # relative
+STEP_TOLERANCE = 1e-3  # relative to the length of the parameter's change
+MASK_AGREEMENT = 0.999  # of the pixels
+
+
+def observe_builtin(case: str) -> dict[str, np.ndarray]:
+    """The built-in detector's answers to `case`."""
+    model = build_builtin(case)
+    samples = make_samples(case)
+    return observe(
+        model, features=lambda: model.backbone(model.preprocess(samples)[0]),
+        propose=lambda features: [tuple(p) for p in model.proposal_generator(features, model.preprocess(samples)[1])[0]],
+        detect=lambda: model(samples), losses=lambda: model(samples))
+
+
+def build_builtin(case: str) -> nn.Module:
+    """The built-in detector of `case`, filled."""
+    cfg = default_config()
+    cfg.merge_from_list(overrides(case))
+    model = build_model(cfg)
+    fill(model)
+    return model
+
+
+def observe(model: nn.Module, *, features: Callable, propose: Callable, detect: Callable, losses: Callable) -> dict[str, np.ndarray]:
+    """Run a host's model in evaluation and for one training step.
+
+    Args:
+        features: gives pyramid maps by name.
+        propose: of these maps, (boxes, logits) for each image.
+        detect: gives a dict of `boxes`, `scores`, `classes` and maybe `masks` for each image.
+        losses: gives the losses by name.
+    """
+    result = {}
+    model.eval()
+    with torch.no_grad():
+        maps = features()
+        for name, values in maps.items():
+            flat = values.flatten().numpy()
+            result[f"features/{name}"] = flat[np.linspace(0, flat.size - 1, min(flat.size, SAMPLES_PER_MAP)).astype(int)]
+        for image, (boxes, logits) in enumerate(propose(maps)):
+            result[f"proposals/{image}/boxes"] = boxes.numpy()
+            result[f"proposals/{image}/logits"] = logits.numpy()
+        for image, detections in enumerate(detect()):
+            for name in ("boxes", "scores", "classes"):
+                result[f"detections/{image}/{name}"] = detections[name].numpy()
+            if "masks" in detections:
+                result |= pack_masks(f"detections/{image}", detections["masks"])
+    model.train()
+    named_losses = losses()
+    for name, loss in named_losses.items():
+        result[f"losses/{name}"] = loss.detach().numpy()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
+    sum(named_losses.values()).backward()
+    optimizer.step()
+    for name, tensor in model.state_dict().items():
+        change = (tensor - before[name]).double().numpy()
+        # Length, and the component along a fixed direction: a change of another direction does not pass as the same.
+        result[f"step/{name}"] = np.array([np.linalg.norm(change), (change * uniform(name, change.shape)).sum()])
+    return result
+
+
+def pack_masks(prefix: str, masks: torch.Tensor) -> dict[str, np.ndarray]:
+    """Run lengths of (D, height, width) masks as one array of bytes, with the lengths of its parts."""
+    encoded = [mask_util.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))["counts"] for mask in masks]
+    return {
+        f"{prefix}/mask_bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+        f"{prefix}/mask_lengths": np.array([len(counts) for counts in encoded]),
+        f"{prefix}/mask_size": np.array(masks.shape[1:]),
+    }
+
+
+def unpack_masks(prefix: str, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The inverse of `pack_masks`: one (height, width) array for each mask."""
+    data, size = arrays[f"{prefix}/mask_bytes"].tobytes(), arrays[f"{prefix}/mask_size"].tolist()
+    ends = np.cumsum(arrays[f"{prefix}/mask_lengths"]).tolist()
+    return [mask_util.decode({"size": size, "counts": data[start:end]}) for start, end in zip([0, *ends], ends)]
+
+
+def differences(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
+    """For each kind of array the largest difference as a fraction of what is allowed; below 1 means equal.
+
+    Names and shapes must be the same, otherwise an assertion fails.
+    """
+    assert sorted(actual) == sorted(expected)
+    worst: dict[str, float] = {}
+    for name, reference in expected.items():
+        kind, last = name.split("/")[0], name.split("/")[-1]
+        if last in ("mask_bytes", "mask_lengths"):
+            continue
+        assert actual[name].shape == reference.shape, f"{name}: {actual[name].shape} for {reference.shape}"
+        if last == "mask_size":
+            kind, ratio = "masks", _mask_difference(name.rsplit("/", 1)[0], actual, expected)
+        elif reference.size == 0:
+            continue
+        else:
+            ratio = np.abs(actual[name].astype(np.float64) - reference).max() / _allowed(name, reference)
+        worst[f"{kind}/{last}" if kind in ("proposals", "detections") else kind] = max(
+            worst.get(f"{kind}/{last}" if kind in ("proposals", "detections") else kind, 0.0), float(ratio))
+    return worst
+
+
+def _allowed(name: str, reference: np.ndarray) -> float:
+    kind, last = name.split("/")[0], name.split("/")[-1]
+    if kind == "features":
+        return FEATURE_TOLERANCE * np.abs(reference).max()
+    if kind == "losses":
+        return LOSS_TOLERANCE * abs(float(reference)) + 1e-7
+    if kind == "step":
+        return STEP_TOLERANCE * reference[0] + 1e-6
+    if last == "boxes":
+        return BOX_TOLERANCE
+    return 0.5 if last == "classes" else SCORE_TOLERANCE * max(1.0, np.abs(reference).max())
+
+
+def _mask_difference(prefix: str, actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    pairs: Sequence = list(zip(unpack_masks(prefix, actual), unpack_masks(prefix, expected), strict=True))
+    return max(((a != b).mean() for a, b in pairs), default=0.0) / (1 - MASK_AGREEMENT)
