@@ -3,8 +3,8 @@
 import logging
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torchvision.ops import FrozenBatchNorm2d
 
 from resnest_det.distributed import get_world_size
@@ -47,34 +47,49 @@ _told_about_sync_bn = False
 def _sync_batch_norm(channels: int) -> nn.Module:
     global _told_about_sync_bn
     if get_world_size() > 1:
-        return SyncBatchNorm2d(channels)
+        # torch's own works, and lets itself be wrapped for distributed training, on accelerators only.
+        return GlooSyncBatchNorm2d(channels) if dist.get_backend() == "gloo" else nn.SyncBatchNorm(channels)
     if not _told_about_sync_bn:
         logger.info("one process: SyncBN is ordinary batch norm here (same parameters, statistics of this process)")
         _told_about_sync_bn = True
     return nn.BatchNorm2d(channels)
 
 
-class SyncBatchNorm2d(nn.SyncBatchNorm):
-    """Batch norm over the batches of all processes, on CPU (gloo) as well as on GPUs.
+class GlooSyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes, on CPUs.
 
-    torch's own `SyncBatchNorm` trains on accelerators only; there it is used as it is. On CPU the same statistics come from
-    two differentiable all-reduces: the mean first and then the squared distances from it, which loses no precision.
+    The statistics come from two differentiable all-reduces: the mean first and then the squared distances from it, which
+    loses no precision.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not self.training or get_world_size() == 1:
+        if not self.training or get_world_size() == 1:
             return super().forward(x)
         count = x.new_full((1,), x.numel() / x.shape[1])
-        total = all_reduce(torch.cat([x.sum((0, 2, 3)), count]))
+        total = _SumOverProcesses.apply(torch.cat([x.sum((0, 2, 3)), count]))
         mean, count = total[:-1] / total[-1], total[-1].detach()
         centred = x - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        variance = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """All-reduce; each process's input counts in every process's loss, so gradients are summed over them too."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _SumOverProcesses.forward(ctx, gradient)
 
 
 class Conv2d(nn.Conv2d):

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from resnest_det.backbone.layers import GlooSyncBatchNorm2d
 from resnest_det.backbone.split_attention import SplitAttentionConv2d
 from resnest_det.backbone.weights import check_input_matches, load_weights, resolve_weights
 from resnest_det.distributed import all_gather_objects, get_rank, get_world_size, is_main_process, synchronize
@@ -25,11 +27,6 @@ from resnest_det.engine.files import remove_unfinished
 from resnest_det.engine.picture import training_picture
 from resnest_det.engine.trainer import seed_everything, train_loop
 from resnest_det.errors import UserError
-
-with warnings.catch_warnings():
-    # This package of fvcore also compiles a loss function on import, in a way that torch deprecates.
-    warnings.simplefilter("ignore", FutureWarning)
-    from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 
 logger = logging.getLogger(__name__)
 
@@ -192,8 +189,11 @@ class _Run:
 def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
     if get_world_size() == 1:
         return model
-    # Statistics of plain batch norm stay each process's own in training, as in Detectron2; `evaluate` makes them one.
-    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        # The name of the argument changes in newer torch.
+        warnings.filterwarnings("ignore", message=".broadcast_buffers. is deprecated", category=FutureWarning)
+        # Statistics of plain batch norm stay each process's own in training, as in Detectron2; `evaluate` makes them one.
+        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False)
 
 
 def choose_seed(configured: int) -> int:
@@ -251,7 +251,7 @@ def check_batch_norm(model: nn.Module, images_per_process: int) -> None:
     for module in model.modules():
         if not isinstance(module, SplitAttentionConv2d) or not isinstance(module.bn1, nn.modules.batchnorm._BatchNorm):
             continue
-        if isinstance(module.bn1, nn.SyncBatchNorm):
+        if isinstance(module.bn1, (nn.SyncBatchNorm, GlooSyncBatchNorm2d)):
             continue
         world_size = get_world_size()
         sync = ", MODEL.RESNETS.NORM 'SyncBN'" if world_size > 1 else ""
