@@ -22,7 +22,7 @@ class Metadata:
     """
 
     name: str
-    json_file: str
+    json_file: str | None
     image_root: str
     thing_classes: list[str]
     thing_dataset_id_to_contiguous_id: dict[int, int]
@@ -53,31 +53,26 @@ def load_coco_instances(name: str, json_file: str, image_root: str) -> Dataset:
         UserError: the file cannot be read, is not JSON, lacks a key, repeats an id, refers to a category it does not
             list, or has a box or run-length mask that cannot belong to its image. The message names file and entry.
     """
-    content = _read_json(json_file)
+    content = read_json(json_file)
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise UserError(f'{json_file}: no list "{key}"; is it a COCO instance annotation file?')
 
-    categories = _by_id(content["categories"], "category", json_file)
+    categories = by_id(content["categories"], "category", json_file)
     if not categories:
         raise UserError(f'{json_file}: the list "categories" is empty')
-    names = {i: _require(categories[i], "name", f"{json_file}: category {i}") for i in sorted(categories)}
+    names = {i: require(categories[i], "name", f"{json_file}: category {i}") for i in sorted(categories)}
     contiguous = {category_id: index for index, category_id in enumerate(names)}
 
     records = {}
-    for image_id, image in sorted(_by_id(content["images"], "image", json_file).items()):
+    for image_id, image in sorted(by_id(content["images"], "image", json_file).items()):
         where = f"{json_file}: image {image_id}"
-        sides = {key: _require(image, key, where) for key in ("height", "width")}
-        for key, side in sides.items():
-            if not isinstance(side, int) or side <= 0:
-                raise UserError(f"{where}: {key} must be a positive integer, not {side!r}")
-        file_name = os.path.join(image_root, str(_require(image, "file_name", where)))
-        records[image_id] = {"file_name": file_name, **sides, "image_id": image_id, "annotations": []}
+        records[image_id] = image_entry(image, image_root, where) | {"annotations": []}
 
     dropped: Counter[str] = Counter()
-    for annotation_id, annotation in _by_id(content["annotations"], "annotation", json_file).items():
+    for annotation_id, annotation in by_id(content["annotations"], "annotation", json_file).items():
         where = f"{json_file}: annotation {annotation_id}"
-        record = records.get(_require(annotation, "image_id", where))
+        record = records.get(require(annotation, "image_id", where))
         entry = _read_annotation(annotation, record, contiguous, where)
         if isinstance(entry, str):
             dropped[entry] += 1
@@ -90,7 +85,12 @@ def load_coco_instances(name: str, json_file: str, image_root: str) -> Dataset:
     return Dataset(name, list(records.values()), metadata)
 
 
-def _read_json(json_file: str) -> dict:
+def read_json(json_file: str) -> dict:
+    """The object in an annotation file.
+
+    Raises:
+        UserError: the file cannot be read, is not JSON, or holds something else.
+    """
     try:
         with open(json_file, encoding="utf-8") as file:
             content = json.load(file)
@@ -107,33 +107,52 @@ def _read_json(json_file: str) -> dict:
     return content
 
 
-def _require(mapping: dict, key: str, where: str):
+def require(mapping: dict, key: str, where: str):
+    """The value of a key; a UserError that begins with `where` if there is none."""
     if key not in mapping:
         raise UserError(f'{where}: the key "{key}" is missing')
     return mapping[key]
 
 
-def _by_id(entries: list, kind: str, json_file: str) -> dict[int, dict]:
-    by_id = {}
+def by_id(entries: list, kind: str, json_file: str) -> dict[int, dict]:
+    """Entries of a list ("image", "category", ...) of an annotation file by their ids.
+
+    Raises:
+        UserError: one is not an object, has no integer id, or has that of another.
+    """
+    result = {}
     for position, entry in enumerate(entries):
         where = f"{json_file}: {kind} at position {position}"
         if not isinstance(entry, dict):
             raise UserError(f"{where}: not an object")
-        entry_id = _require(entry, "id", where)
+        entry_id = require(entry, "id", where)
         if not isinstance(entry_id, int):
             raise UserError(f"{where}: the id must be an integer, not {entry_id!r}")
-        if entry_id in by_id:
+        if entry_id in result:
             raise UserError(f"{json_file}: {kind} id {entry_id} occurs more than once")
-        by_id[entry_id] = entry
-    return by_id
+        result[entry_id] = entry
+    return result
+
+
+def image_entry(image: dict, image_root: str, where: str) -> dict:
+    """An image of an annotation file as a record has it: `file_name` below `image_root`, `height`, `width`, `image_id`.
+
+    Raises:
+        UserError: a key is missing, or a side is not a positive integer; the message begins with `where`.
+    """
+    sides = {key: require(image, key, where) for key in ("height", "width")}
+    for key, side in sides.items():
+        if not isinstance(side, int) or side <= 0:
+            raise UserError(f"{where}: {key} must be a positive integer, not {side!r}")
+    return {"file_name": os.path.join(image_root, str(require(image, "file_name", where))), **sides, "image_id": image["id"]}
 
 
 def _read_annotation(annotation: dict, record: dict | None, contiguous: dict[int, int], where: str) -> dict | str:
     """The record's entry for one annotation, or why it is left out."""
-    category_id = _require(annotation, "category_id", where)
+    category_id = require(annotation, "category_id", where)
     if category_id not in contiguous:
         raise UserError(f'{where}: category id {category_id!r} is not in the list "categories"')
-    box = _require(annotation, "bbox", where)
+    box = require(annotation, "bbox", where)
     try:
         x, y, width, height = box
         finite = math.isfinite(x + y + width + height)
@@ -169,7 +188,7 @@ def _read_annotation(annotation: dict, record: dict | None, contiguous: dict[int
 
 def _compressed(segmentation: dict, record: dict, where: str) -> dict:
     """Either run-length form, checked against the image and compressed."""
-    size, counts = _require(segmentation, "size", where), _require(segmentation, "counts", where)
+    size, counts = require(segmentation, "size", where), require(segmentation, "counts", where)
     if list(size) != [record["height"], record["width"]]:
         raise UserError(
             f"{where}: the mask is {size} (height, width), but image {record['image_id']} is "

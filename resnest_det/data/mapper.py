@@ -5,6 +5,7 @@ import pycocotools.mask as mask_util
 import torch
 
 from resnest_det.data.image import read_record_image
+from resnest_det.data.panoptic import has_boxes, with_truth
 from resnest_det.data.polygons import rasterize
 from resnest_det.data.transforms import (
     Augmentation,
@@ -23,7 +24,8 @@ _EMPTY_SIDE = 1e-5
 
 
 def training_sample(
-    record: dict, generator: np.random.Generator, *, augmentation: Augmentation, image_format: str, mask_format: str | None
+    record: dict, generator: np.random.Generator, *, augmentation: Augmentation, image_format: str, mask_format: str | None,
+    semantic: bool = False,
 ) -> dict:
     """Read, augment and annotate one training image.
 
@@ -33,15 +35,18 @@ def training_sample(
         image_format: "BGR", "RGB" or "L".
         mask_format: "polygon", "bitmask", or None for boxes alone; with a format every object needs a segmentation. An
             image that has run-length masks gives bitmasks either way.
+        semantic: whether the labels of pixels are targets too; the record is then a panoptic one.
 
     Returns:
         {"image": uint8 tensor (C, H, W), "height", "width": the file's size, "image_id", "file_name", "seed": int for
         what the model samples, "target": {"boxes": (N, 4) float32 XYXY in pixels of "image", "labels": (N,) int64,
-        "masks" (with a mask_format): N lists of polygons, float64 (2k,), or a bool tensor (N, H, W)}}. Crowd regions and
-        objects that a crop left nothing of are absent.
+        "masks" (with a mask_format): N lists of polygons, float64 (2k,), or a bool tensor (N, H, W); "sem_seg" (if
+        `semantic`): uint8 tensor (H, W), see `resnest_det.data.panoptic.semantic_labels`}}. Crowd regions and objects that
+        a crop left nothing of are absent.
 
     Raises:
-        UserError: see `read_record_image`; also where a mask is malformed or does not fit its image.
+        UserError: see `read_record_image` and `resnest_det.data.panoptic.read_record_segments`; also where a mask is
+            malformed or does not fit its image.
     """
     seed = int(generator.integers(2**63))
     pixels = read_record_image(record, image_format)
@@ -49,6 +54,9 @@ def training_sample(
     pixels = transform_image(pixels, transforms)
     size = pixels.shape[:2]
 
+    labels = None
+    if semantic or not has_boxes(record):
+        record, labels = with_truth(record)
     objects = [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
     boxes = transform_boxes(_boxes_xyxy(objects), transforms, size)
     target = {
@@ -59,7 +67,10 @@ def training_sample(
         target["masks"] = _masks(record, objects, transforms, size, mask_format)
         if augmentation.crop is not None:
             target["boxes"] = _mask_boxes(target["masks"])
-    return _sample(record, pixels) | {"seed": seed, "target": _without_empty(target)}
+    target = _without_empty(target)
+    if semantic:
+        target["sem_seg"] = torch.from_numpy(np.array(transform_mask(labels, transforms)))
+    return _sample(record, pixels) | {"seed": seed, "target": target}
 
 
 def test_sample(record: dict, *, short_side: int, max_side: int, image_format: str) -> dict:

@@ -163,7 +163,7 @@ def transform_image(pixels: np.ndarray, transforms: list[Transform]) -> np.ndarr
 
 
 def transform_mask(mask: np.ndarray, transforms: list[Transform]) -> np.ndarray:
-    """(H, W) uint8 of 0 and 1 -> (H', W')."""
+    """(H, W) uint8 labels, or 0 and 1 -> (H', W')."""
     for transform in transforms:
         mask = transform.mask(mask)
     return mask

@@ -1,0 +1,271 @@
+"""COCO panoptic annotations (https://cocodataset.org/#format-data, item 4): reading them, and targets made from them.
+
+Classes are counted as in Detectron2's "separated" form: things from 0 among themselves; stuff from 1, with 0 for all things
+together, and 255 for pixels without a label.
+"""
+
+import colorsys
+import logging
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from resnest_det.data.coco import Dataset, Metadata, by_id, image_entry, load_coco_instances, read_json, require
+from resnest_det.data.panoptic_png import MAX_SEGMENT_ID, read_segment_ids
+from resnest_det.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+UNLABELLED = 255
+
+
+@dataclass(frozen=True)
+class PanopticMetadata(Metadata):
+    """What is known of a panoptic dataset; `json_file` is None where it has no instance annotations beside the panoptic ones.
+
+    `stuff_classes[0]` is "things", `stuff_classes[i]` names stuff class i; `stuff_dataset_id_to_contiguous_id` maps the file's
+    category ids to 1..S. `panoptic_root` is the folder of the PNG files. Colours are (R, G, B).
+    """
+
+    panoptic_json: str
+    panoptic_root: str
+    thing_colors: list[tuple[int, int, int]]
+    stuff_classes: list[str]
+    stuff_colors: list[tuple[int, int, int]]
+    stuff_dataset_id_to_contiguous_id: dict[int, int]
+
+
+def load_coco_panoptic(
+    name: str, panoptic_json: str, panoptic_root: str, image_root: str, instances_json: str | None = None, *, stuff_only: bool = False
+) -> Dataset:
+    """Read a COCO panoptic JSON file; of the PNG files only the names are looked at.
+
+    Records are sorted by image id. Beside what `resnest_det.data.coco.Dataset` says they have `pan_seg_file_name` and
+    `segments_info`, dicts of `id`, `category_id` (contiguous among things or among stuff), `isthing` and `iscrowd`. Images
+    without annotation are left out, with a log line.
+
+    Args:
+        panoptic_root: folder of the PNG files.
+        instances_json: instance annotations of the same images. Without it, `annotations` are the thing segments and have
+            neither "bbox" nor "segmentation" before `with_truth` reads the PNG file.
+        stuff_only: no instances at all: `annotations` are empty and `thing_classes` too.
+
+    Raises:
+        UserError: see `resnest_det.data.coco.load_coco_instances`; also a category without "isthing", a segment id that is
+            0, does not fit 24 bits or occurs twice in an image, a PNG file that is absent, or instance annotations with
+            other categories, images or sizes. The message names the file and the entry.
+    """
+    content = read_json(panoptic_json)
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise UserError(f'{panoptic_json}: no list "{key}"; is it a COCO panoptic annotation file?')
+    metadata = _metadata(name, content["categories"], panoptic_json, panoptic_root, image_root)
+    images = by_id(content["images"], "image", panoptic_json)
+
+    records = {}
+    for position, annotation in enumerate(content["annotations"]):
+        where = f"{panoptic_json}: annotation at position {position}"
+        if not isinstance(annotation, dict):
+            raise UserError(f"{where}: not an object")
+        image_id = require(annotation, "image_id", where)
+        if image_id in records:
+            raise UserError(f"{panoptic_json}: image {image_id} has more than one annotation")
+        if image_id not in images:
+            raise UserError(f'{where}: image {image_id} is not in the list "images"')
+        records[image_id] = _record(images[image_id], annotation, metadata, f"{panoptic_json}: image {image_id}")
+    _check_png_files(records, panoptic_root)
+    if len(records) < len(images):
+        logger.warning("%s: left out %d images without annotation", panoptic_json, len(images) - len(records))
+
+    records = dict(sorted(records.items()))
+    if stuff_only:
+        for record in records.values():
+            record["annotations"] = []
+        metadata = PanopticMetadata(**vars(metadata) | {
+            "thing_classes": [], "thing_colors": [], "thing_dataset_id_to_contiguous_id": {}})
+    elif instances_json is not None:
+        metadata = PanopticMetadata(**vars(metadata) | {"json_file": str(instances_json)})
+        _add_instances(records, metadata, load_coco_instances(name, instances_json, image_root))
+    return Dataset(name, list(records.values()), metadata)
+
+
+def read_record_segments(record: dict) -> np.ndarray:
+    """The segment ids of a record's PNG file, (H, W) uint32, 0 where there is none.
+
+    Raises:
+        UserError: see `read_segment_ids`; also where the PNG is not of the record's size, or its segments are not those of
+            the record's `segments_info`.
+    """
+    file_name = record["pan_seg_file_name"]
+    segment_ids = read_segment_ids(file_name)
+    height, width = segment_ids.shape
+    if (height, width) != (record["height"], record["width"]):
+        raise UserError(f"panoptic PNG {file_name} is {width} x {height} pixels (width x height), but image "
+                        f"{record['image_id']} is {record['width']} x {record['height']} by its annotations")
+    drawn = set(np.unique(_runs(segment_ids)[1]).tolist()) - {0}
+    listed = {info["id"] for info in record["segments_info"]}
+    if drawn - listed:
+        raise UserError(f"panoptic PNG {file_name} has a segment {min(drawn - listed)}, which is not in the annotation of "
+                        f"image {record['image_id']}")
+    if listed - drawn:
+        raise UserError(f"panoptic PNG {file_name} lacks segment {min(listed - drawn)}, which is in the annotation of "
+                        f"image {record['image_id']}")
+    return segment_ids
+
+
+def semantic_labels(segment_ids: np.ndarray, segments_info: list[dict]) -> np.ndarray:
+    """The semantic target (H, W) uint8: 0 for things, 1..S for stuff, 255 where there is no segment.
+
+    Args:
+        segment_ids: (H, W) uint32.
+        segments_info: of a record; each of `segment_ids` but 0 is in it.
+    """
+    labels = {0: UNLABELLED} | {info["id"]: 0 if info["isthing"] else info["category_id"] for info in segments_info}
+    ids = np.array(sorted(labels))
+    starts, values = _runs(segment_ids)
+    run_labels = np.array([labels[segment_id] for segment_id in ids], dtype=np.uint8)[np.searchsorted(ids, values)]
+    return np.repeat(run_labels, np.diff(starts, append=segment_ids.size)).reshape(segment_ids.shape)
+
+
+def instance_annotations(segment_ids: np.ndarray, segments_info: list[dict]) -> list[dict]:
+    """The thing segments as annotations of a record, with the box around and the run lengths of what is visible."""
+    annotations = []
+    for info in segments_info:
+        if info["isthing"]:
+            encoded = mask_util.encode(np.asfortranarray(segment_ids == info["id"]).view(np.uint8))
+            annotations.append({
+                "id": info["id"], "bbox": mask_util.toBbox(encoded).tolist(), "category_id": info["category_id"],
+                "iscrowd": info["iscrowd"], "segmentation": encoded})
+    return annotations
+
+
+def read_semantic_labels(record: dict) -> np.ndarray:
+    """The semantic target of a record, (H, W) uint8, see `semantic_labels`.
+
+    Raises:
+        UserError: see `read_record_segments`.
+    """
+    return semantic_labels(read_record_segments(record), record["segments_info"])
+
+
+def with_truth(record: dict) -> tuple[dict, np.ndarray]:
+    """The record with boxes and masks where its `annotations` are thing segments, and its semantic target (H, W) uint8.
+
+    Raises:
+        UserError: see `read_record_segments`.
+    """
+    segment_ids = read_record_segments(record)
+    if not has_boxes(record):
+        record = record | {"annotations": instance_annotations(segment_ids, record["segments_info"])}
+    return record, semantic_labels(segment_ids, record["segments_info"])
+
+
+def has_boxes(record: dict) -> bool:
+    """Whether the record's objects have their boxes, or are segments of a PNG file that is yet to be read."""
+    return all("bbox" in annotation for annotation in record["annotations"])
+
+
+def _runs(segment_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where runs of equal ids begin in the flattened map, and their ids: a hundredth of the pixels in a picture of objects."""
+    flat = segment_ids.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    return starts, flat[starts]
+
+
+def _metadata(name: str, categories: list, panoptic_json: str, panoptic_root: str, image_root: str) -> PanopticMetadata:
+    things: dict[int, tuple[str, tuple[int, int, int]]] = {}
+    stuff: dict[int, tuple[str, tuple[int, int, int]]] = {}
+    for category_id, category in sorted(by_id(categories, "category", panoptic_json).items()):
+        where = f"{panoptic_json}: category {category_id}"
+        isthing = require(category, "isthing", where)
+        if isthing not in (0, 1):
+            raise UserError(f"{where}: isthing must be 0 or 1, not {isthing!r}")
+        color = category.get("color", _color(category_id))
+        if not (isinstance(color, (list, tuple)) and len(color) == 3 and all(c in range(256) for c in color)):
+            raise UserError(f"{where}: color must be three whole numbers from 0 to 255, not {color!r}")
+        (things if isthing else stuff)[category_id] = (require(category, "name", where), tuple(color))
+    if not things and not stuff:
+        raise UserError(f'{panoptic_json}: the list "categories" is empty')
+    if len(stuff) >= UNLABELLED:
+        raise UserError(f"{panoptic_json}: {len(stuff)} stuff categories; a semantic target has room for {UNLABELLED - 1}")
+    return PanopticMetadata(
+        name=name, json_file=None, image_root=str(image_root),
+        thing_classes=[label for label, _ in things.values()],
+        thing_dataset_id_to_contiguous_id={category_id: i for i, category_id in enumerate(things)},
+        panoptic_json=str(panoptic_json), panoptic_root=str(panoptic_root),
+        thing_colors=[color for _, color in things.values()],
+        stuff_classes=["things", *(label for label, _ in stuff.values())],
+        stuff_colors=[(82, 18, 128), *(color for _, color in stuff.values())],
+        stuff_dataset_id_to_contiguous_id={category_id: i for i, category_id in enumerate(stuff, start=1)},
+    )
+
+
+def _color(category_id: int) -> tuple[int, int, int]:
+    # COCO's own file has no colours. Steps of the golden ratio keep hues apart however many there are.
+    hue, value = (0.618034 * category_id) % 1.0, (1.0, 0.8, 0.9)[category_id % 3]
+    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.7, value))
+
+
+def _record(image: dict, annotation: dict, metadata: PanopticMetadata, where: str) -> dict:
+    listed = require(annotation, "segments_info", where)
+    if not isinstance(listed, list) or not all(isinstance(info, dict) for info in listed):
+        raise UserError(f"{where}: segments_info must be a list of objects")
+    segments_info = [_segment(info, metadata, where) for info in listed]
+    if len({info["id"] for info in segments_info}) < len(segments_info):
+        seen: set[int] = set()
+        twice = next(info["id"] for info in segments_info if info["id"] in seen or seen.add(info["id"]))
+        raise UserError(f"{where}: segment id {twice} occurs more than once")
+    keys = ("id", "category_id", "iscrowd")
+    return image_entry(image, metadata.image_root, where) | {
+        "pan_seg_file_name": os.path.join(metadata.panoptic_root, str(require(annotation, "file_name", where))),
+        "segments_info": segments_info,
+        "annotations": [{key: info[key] for key in keys} for info in segments_info if info["isthing"]],
+    }
+
+
+def _segment(info: dict, metadata: PanopticMetadata, where: str) -> dict:
+    segment_id = require(info, "id", where)
+    if not isinstance(segment_id, int) or not 0 < segment_id <= MAX_SEGMENT_ID:
+        raise UserError(f"{where}: a segment id is a whole number from 1 to {MAX_SEGMENT_ID}, which RGB can hold, not {segment_id!r}")
+    category_id = require(info, "category_id", f"{where}: segment {segment_id}")
+    things, stuff = metadata.thing_dataset_id_to_contiguous_id, metadata.stuff_dataset_id_to_contiguous_id
+    if category_id not in things and category_id not in stuff:
+        raise UserError(f'{where}: segment {segment_id}: category id {category_id!r} is not in the list "categories"')
+    isthing = category_id in things
+    return {"id": segment_id, "category_id": (things if isthing else stuff)[category_id], "isthing": isthing,
+            "iscrowd": int(bool(info.get("iscrowd", 0)))}
+
+
+def _check_png_files(records: dict[int, dict], panoptic_root: str) -> None:
+    # One listing instead of a hundred thousand questions to what may be a network disk.
+    present = set(os.listdir(panoptic_root))
+    absent = [record for record in records.values() if os.path.basename(record["pan_seg_file_name"]) not in present]
+    if absent:
+        raise UserError(f"panoptic PNG {absent[0]['pan_seg_file_name']} of image {absent[0]['image_id']} does not exist; "
+                        f"{len(absent)} of {len(records)} are absent")
+
+
+def _add_instances(records: dict[int, dict], metadata: PanopticMetadata, instances: Dataset) -> None:
+    """Put the annotations of an instance file into panoptic records of the same images."""
+    file, own = instances.metadata.json_file, metadata.panoptic_json
+    categories = instances.metadata.thing_dataset_id_to_contiguous_id
+    differing = set(categories) ^ set(metadata.thing_dataset_id_to_contiguous_id)
+    if differing:
+        only = file if min(differing) in categories else own
+        raise UserError(f"{file}: its categories are not the things of {own}: only {only} has the category id {min(differing)}")
+    for theirs, ours in zip(instances.metadata.thing_classes, metadata.thing_classes):
+        if theirs != ours:
+            raise UserError(f"{file}: its categories are not the things of {own}: one has {theirs!r} where the other has {ours!r}")
+    differing = {record["image_id"] for record in instances.records} ^ set(records)
+    if differing:
+        only = own if min(differing) in records else file
+        raise UserError(f"{file}: its images are not those of {own}: {len(differing)} are in one only, of which image "
+                        f"{min(differing)} in {only}")
+    for theirs in instances.records:
+        ours = records[theirs["image_id"]]
+        for key in ("height", "width", "file_name"):
+            if theirs[key] != ours[key]:
+                raise UserError(f"{file}: image {theirs['image_id']}: {key} is {theirs[key]!r}, but {ours[key]!r} in {own}")
+        ours["annotations"] = theirs["annotations"]
