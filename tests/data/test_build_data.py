@@ -1,0 +1,177 @@
+"""Configuration keys of the data side have their effect, or are refused by name."""
+
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+
+from resnest_det.data import catalog
+from resnest_det.engine import build_data
+from resnest_det.engine.build_data import build_test_loader, build_train_loader
+from resnest_det.engine.defaults import default_config
+from resnest_det.errors import UserError
+
+SQUARE = [[2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]]
+OBJECT = {"bbox": [2, 2, 6, 6], "segmentation": SQUARE}
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    monkeypatch.setattr(catalog, "_registered", {})
+
+
+@pytest.fixture
+def make_cfg(write_coco):
+    def make(images, annotations, overrides=(), categories=((1, "cat"), (2, "dog")), names=("made",)):
+        for name in names:
+            catalog.register_coco(name, *write_coco(images, annotations, categories, name))
+        cfg = default_config()
+        base = ["DATASETS.TRAIN", names, "MODEL.ROI_HEADS.NUM_CLASSES", len(categories), "MODEL.MASK_ON", True]
+        base += ["DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 2, "INPUT.MIN_SIZE_TRAIN", (20,), "INPUT.MIN_SIZE_TEST", 20]
+        cfg.merge_from_list(base + list(overrides))
+        return cfg
+
+    return make
+
+
+IMAGES = [(1, 20, 30), (2, 20, 30), (3, 30, 20), (4, 30, 20), (5, 20, 30)]
+EACH = [{"image_id": image_id} | OBJECT for image_id, _, _ in IMAGES]
+
+
+def batches_of(cfg, count=20, **kwargs):
+    return list(itertools.islice(build_train_loader(cfg, seed=kwargs.pop("seed", 1), **kwargs), count))
+
+
+def test_training_batches(make_cfg):
+    cfg = make_cfg(IMAGES, EACH, ["INPUT.FORMAT", "RGB", "INPUT.RANDOM_FLIP", "none", "SOLVER.IMS_PER_BATCH", 3])
+    batches = batches_of(cfg)
+    assert all(len(batch) == 3 for batch in batches)
+    assert {batch[0]["image"].shape for batch in batches} == {(3, 20, 30), (3, 30, 20)}
+    assert all(len({sample["image"].shape for sample in batch}) == 1 for batch in batches), "grouped by aspect ratio"
+    later = batches_of(cfg, 5, start_iteration=15)
+    assert [[s["seed"] for s in batch] for batch in later] == [[s["seed"] for s in batch] for batch in batches[15:]]
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    assert any(len({sample["image"].shape for sample in batch}) > 1 for batch in batches_of(cfg))
+
+
+def test_mask_keys(make_cfg):
+    cfg = make_cfg(IMAGES, EACH)
+    assert isinstance(batches_of(cfg, 1)[0][0]["target"]["masks"], list)
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    assert batches_of(cfg, 1)[0][0]["target"]["masks"].dtype == torch.bool
+    cfg.MODEL.MASK_ON = False
+    assert "masks" not in batches_of(cfg, 1)[0][0]["target"]
+
+
+def test_size_and_crop_keys(make_cfg):
+    cfg = make_cfg(IMAGES, EACH, ["INPUT.MIN_SIZE_TRAIN", (40, 42), "INPUT.MAX_SIZE_TRAIN", 61])
+    assert {min(s["image"].shape[1:]) for batch in batches_of(cfg) for s in batch} == {40, 41}, "42 would make 63 of the longer"
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "range"
+    cfg.INPUT.MIN_SIZE_TRAIN = (30, 33)
+    assert {min(s["image"].shape[1:]) for batch in batches_of(cfg, 60) for s in batch} == {30, 31, 32, 33}
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    cfg.INPUT.MIN_SIZE_TRAIN = (0,)
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [12, 14]
+    assert {tuple(s["image"].shape[1:]) for batch in batches_of(cfg, 5) for s in batch} == {(12, 14)}
+
+
+def test_images_without_objects(make_cfg):
+    annotations = [{"image_id": 1} | OBJECT, {"image_id": 2, "iscrowd": 1} | OBJECT]
+    cfg = make_cfg(IMAGES, annotations)
+    assert {s["image_id"] for batch in batches_of(cfg) for s in batch} == {1}
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    assert {s["image_id"] for batch in batches_of(cfg) for s in batch} == {1, 2, 3, 4, 5}
+
+
+def test_repeat_factor_sampling(make_cfg):
+    annotations = EACH + [{"image_id": 3, "category_id": 2} | OBJECT]
+    cfg = make_cfg(IMAGES, annotations, ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler",
+                                         "DATALOADER.REPEAT_THRESHOLD", 0.8, "DATALOADER.ASPECT_RATIO_GROUPING", False])  # fmt: skip
+    shown = Counter(s["image_id"] for batch in batches_of(cfg, 30) for s in batch)
+    assert shown == {1: 10, 2: 10, 3: 20, 4: 10, 5: 10}, "the dog is in 1 of 5 images: sqrt(0.8 / 0.2) = 2"
+    cfg.DATALOADER.REPEAT_SQRT = False
+    shown = Counter(s["image_id"] for batch in batches_of(cfg, 40) for s in batch)
+    assert shown == {1: 10, 2: 10, 3: 40, 4: 10, 5: 10}
+
+
+def test_several_datasets_are_one(make_cfg):
+    cfg = make_cfg(IMAGES, EACH, names=("first", "second"))
+    folders = Counter(s["file_name"].split("/")[-2] for batch in batches_of(cfg, 10) for s in batch)
+    assert set(folders) == {"first", "second"}
+
+
+def test_test_loader(make_cfg):
+    cfg = make_cfg(IMAGES, EACH, ["INPUT.MIN_SIZE_TEST", 40, "INPUT.MAX_SIZE_TEST", 50])
+    loader = build_test_loader(cfg, "made")
+    samples = [sample for (sample,) in loader]
+    assert len(loader) == 5 and [sample["image_id"] for sample in samples] == [1, 2, 3, 4, 5]
+    assert samples[0]["image"].shape == (3, 33, 50) and "target" not in samples[0]
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    assert next(iter(build_test_loader(cfg, "made")))[0]["image"].shape == (3, 20, 30)
+
+
+def test_processes_divide_batches_and_test_images(make_cfg, monkeypatch):
+    cfg = make_cfg(IMAGES, EACH)
+    whole = [[s["seed"] for s in batch] for batch in batches_of(cfg, 4)]
+    monkeypatch.setattr(build_data, "get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(build_data, "get_rank", lambda: rank)
+        assert [[s["seed"] for s in batch] for batch in batches_of(cfg, 4)] == [batch[rank::2] for batch in whole]
+        assert [s["image_id"] for (s,) in build_test_loader(cfg, "made")] == [[1, 2, 3], [4, 5]][rank]
+    cfg.SOLVER.IMS_PER_BATCH = 3
+    with pytest.raises(UserError, match="SOLVER.IMS_PER_BATCH is 3; it must be a multiple of the number of processes, 2"):
+        build_train_loader(cfg, seed=0)
+    monkeypatch.setattr(build_data, "get_world_size", lambda: 6)
+    cfg.SOLVER.IMS_PER_BATCH = 6
+    for build in (lambda: build_train_loader(cfg, seed=0), lambda: build_test_loader(cfg, "made")):
+        with pytest.raises(UserError, match="6 processes but only 5 images"):
+            build()
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["DATASETS.TRAIN", ()], "DATASETS.TRAIN is empty"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", 80], "dataset made has 2 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 80"),
+        (["INPUT.MIN_SIZE_TRAIN", ()], r"INPUT.MIN_SIZE_TRAIN is \(\)"),
+        (["INPUT.MIN_SIZE_TRAIN", (10.5,)], r"INPUT.MIN_SIZE_TRAIN is \(10.5,\)"),
+        (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], r"INPUT.MIN_SIZE_TRAIN is \(20,\).*smallest, largest"),
+        (["INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [0.5, 1.5]], r"INPUT.CROP.SIZE is \(0.5, 1.5\).*relative_range.*\(0, 1\]"),
+        (["INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [0.5]], r"INPUT.CROP.SIZE is \(0.5,\).*two"),
+        (["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute"], "INPUT.CROP.SIZE is .*absolute.*pixels"),
+        (["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute_range", "INPUT.CROP.SIZE", [9, 5]], "the smaller first"),
+    ],
+)
+def test_wrong_values_are_named(make_cfg, overrides, expected):
+    cfg = make_cfg(IMAGES, EACH, overrides)
+    with pytest.raises(UserError, match=expected):
+        build_train_loader(cfg, seed=0)
+
+
+def test_nothing_to_learn_from(make_cfg):
+    with pytest.raises(UserError, match="none of the 5 images has an object"):
+        build_train_loader(make_cfg(IMAGES, []), seed=0)
+
+
+def test_an_object_without_a_mask_is_named_before_training(make_cfg):
+    cfg = make_cfg(IMAGES, [*EACH, {"image_id": 2, "bbox": [1, 1, 5, 5]}])
+    with pytest.raises(UserError, match=r"annotation 6 of image .*/2.png has no segmentation; set MODEL.MASK_ON False"):
+        build_train_loader(cfg, seed=0)
+    cfg.MODEL.MASK_ON = False
+    assert len(batches_of(cfg, 1)[0]) == 2
+
+
+def test_classes_must_agree(make_cfg, write_coco):
+    cfg = make_cfg(IMAGES, EACH)
+    catalog.register_coco("swapped", *write_coco(IMAGES, EACH, [(1, "dog"), (2, "cat")], "swapped"))
+    catalog.register_coco("birds", *write_coco(IMAGES, EACH, [(1, "cat"), (2, "bird")], "birds"))
+    cfg.DATASETS.TRAIN = ("made", "swapped")
+    with pytest.raises(UserError, match="classes of made and swapped are not the same: their order differs"):
+        build_train_loader(cfg, seed=0)
+    cfg.DATASETS.TRAIN = ("made", "birds")
+    with pytest.raises(UserError, match="classes of made and birds are not the same: only one has bird, dog"):
+        build_train_loader(cfg, seed=0)
+    with pytest.raises(UserError, match="dataset made has 2 classes"):
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+        build_test_loader(cfg, "made")
