@@ -4,14 +4,14 @@ import itertools
 import logging
 import os
 
-import pycocotools.mask as mask_codec
 import torch
 
 from resnest_det.distributed import gather_objects, is_main_process
 from resnest_det.errors import UserError
 from resnest_det.evaluation.average_precision import coco_figures
-from resnest_det.evaluation.files import read_json, write_json
-from resnest_det.evaluation.masks import encode_masks, segmentation_to_run_lengths
+from resnest_det.evaluation.files import write_json
+from resnest_det.evaluation.ground_truth import ground_truth_of_segments, read_ground_truth, with_run_lengths
+from resnest_det.evaluation.masks import encode_masks
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class COCOEvaluator:
 
     Args:
         dataset: `name` and `metadata` with `json_file` and `thing_dataset_id_to_contiguous_id`; the ground truth is read from
-            the file.
+            the file. A panoptic data set whose `json_file` is None has its thing segments as ground truth.
         tasks: any of "bbox" and "segm".
         output_dir: where `coco_instances_results.json` goes (COCO's result format); None writes nothing.
         max_detections: detections of one image and category that count. As in Detectron2, where this is not 100 it takes
@@ -32,15 +32,19 @@ class COCOEvaluator:
     """
 
     def __init__(self, dataset, tasks=("bbox", "segm"), output_dir: str | None = None, max_detections: int = 100):
+        self.dataset = dataset
         self.dataset_name = dataset.name
-        self.json_file = dataset.metadata.json_file
         self.tasks = tuple(tasks)
         self.output_dir = output_dir
         self.max_detections = max_detections
         mapping = dataset.metadata.thing_dataset_id_to_contiguous_id
         self.category_ids = {contiguous: category for category, contiguous in mapping.items()}
-        self.ground_truth = read_ground_truth(self.json_file, self.tasks)
-        self.image_ids = {image["id"] for image in self.ground_truth["images"]}
+        self.json_file = dataset.metadata.json_file
+        if self.json_file is None:
+            self.image_ids = {record["image_id"] for record in dataset.records}
+        else:
+            self.ground_truth = read_ground_truth(self.json_file, self.tasks)
+            self.image_ids = {image["id"] for image in self.ground_truth["images"]}
         self.reset()
 
     def reset(self) -> None:
@@ -62,7 +66,7 @@ class COCOEvaluator:
         for sample, output in zip(batch, outputs, strict=True):
             image_id = sample["image_id"]
             if image_id not in self.image_ids:
-                raise UserError(f"{self.json_file}: there is no image {image_id}, of which detections were made")
+                raise UserError(f"{self.json_file or self.dataset_name}: there is no image {image_id}, of which detections were made")
             self._check(image_id, output)
             self.results_by_image[image_id] = detections_to_coco(output, image_id, self.category_ids, "segm" in self.tasks)
 
@@ -97,9 +101,12 @@ class COCOEvaluator:
             logger.warning("there is not one detection on %s: AP is 0 wherever there is ground truth", self.dataset_name)
         if self.output_dir:
             write_json(os.path.join(self.output_dir, "coco_instances_results.json"), detections)
-        truth = self.ground_truth
-        if "segm" in self.tasks:
-            truth = {**truth, "annotations": _with_run_lengths(truth, self.json_file)}
+        if self.json_file is None:
+            truth = ground_truth_of_segments(self.dataset)
+        elif "segm" in self.tasks:
+            truth = {**self.ground_truth, "annotations": with_run_lengths(self.ground_truth, self.json_file)}
+        else:
+            truth = self.ground_truth
         return {task: coco_figures(truth, detections, task, self.max_detections) for task in self.tasks}
 
 
@@ -119,60 +126,3 @@ def detections_to_coco(output: dict, image_id, category_ids: dict[int, int], wit
         for result, encoded in zip(results, encode_masks(output["masks"]), strict=True):
             result["segmentation"] = encoded
     return results
-
-
-def read_ground_truth(json_file: str, tasks) -> dict:
-    """Content of a COCO instance file, with the `iscrowd` and `area` that some data sets leave out filled in.
-
-    An absent `iscrowd` is 0. An absent `area` is that of the segmentation, or of the box where there is none.
-
-    Raises:
-        UserError: the file is absent or malformed, names the annotation that is; or it has no annotations.
-    """
-    content = read_json(json_file)
-    if not isinstance(content, dict):
-        raise UserError(f"{json_file} is not a COCO instance file: an object with images, annotations and categories is expected")
-    for key in ("images", "categories", "annotations"):
-        if not content.get(key):
-            raise UserError(f"{json_file} has no {key}: there is nothing to evaluate against")
-    images = {image["id"]: image for image in content["images"]}
-    seen = set()
-    annotations = []
-    for annotation in content["annotations"]:
-        where = f"{json_file}: annotation {annotation.get('id')}"
-        missing = {"id", "image_id", "category_id", "bbox"} - set(annotation)
-        if missing:
-            raise UserError(f"{where} has no {min(missing)}")
-        if annotation["id"] in seen:
-            raise UserError(f"{where} is there twice")
-        seen.add(annotation["id"])
-        if "segm" in tasks and not annotation.get("segmentation"):
-            raise UserError(f"{where} has no segmentation, which mask AP needs (MODEL.MASK_ON False evaluates boxes alone)")
-        annotation = {"iscrowd": 0, **annotation}
-        if "area" not in annotation:
-            annotation["area"] = _area(annotation, images.get(annotation["image_id"]), json_file)
-        annotations.append(annotation)
-    if 0 in seen:
-        logger.warning("%s has an annotation 0, which COCO's definition of AP counts as never found; count ids from 1 to mend it",
-                       json_file)
-    return {**content, "annotations": annotations}
-
-
-def _area(annotation: dict, image: dict | None, json_file: str) -> float:
-    if annotation.get("segmentation") and image is not None:
-        return float(mask_codec.area(_run_lengths(annotation, image, json_file)))
-    return float(annotation["bbox"][2] * annotation["bbox"][3])
-
-
-def _with_run_lengths(content: dict, json_file: str) -> list[dict]:
-    """The annotations, each with its segmentation (polygons, run lengths) as compressed run lengths of the whole image."""
-    images = {image["id"]: image for image in content["images"]}
-    return [{**annotation, "segmentation": _run_lengths(annotation, images[annotation["image_id"]], json_file)}
-            for annotation in content["annotations"] if annotation["image_id"] in images]
-
-
-def _run_lengths(annotation: dict, image: dict, json_file: str) -> dict:
-    try:
-        return segmentation_to_run_lengths(annotation["segmentation"], image["height"], image["width"])
-    except Exception as error:
-        raise UserError(f"{json_file}: the segmentation of annotation {annotation['id']} cannot be read: {error!r}") from error

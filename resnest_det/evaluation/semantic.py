@@ -1,26 +1,24 @@
 """Semantic segmentation: intersection over union and pixel accuracy."""
 
-from collections.abc import Callable
-
 import numpy as np
 
+from resnest_det.data.panoptic import UNLABELLED, read_semantic_labels
 from resnest_det.distributed import gather_objects, is_main_process
 from resnest_det.errors import UserError
-
-IGNORED = 255
 
 
 class SemSegEvaluator:
     """Mean and frequency-weighted IoU, mean and pixel accuracy, as Detectron2's SemSegEvaluator defines them.
 
     Args:
-        class_names: names of the classes 0 to C - 1.
-        read_truth: gives the true classes of a sample's image, (height, width) integers, 255 where there is no label.
+        dataset: panoptic; the truth comes from the PNG files of its `records`, with 0 for all things and 255, which counts
+            nowhere, where there is no label. `metadata.stuff_classes` names the classes 0 to C - 1.
     """
 
-    def __init__(self, class_names: list[str], read_truth: Callable[[dict], np.ndarray]):
-        self.class_names = class_names
-        self.read_truth = read_truth
+    def __init__(self, dataset):
+        self.dataset_name = dataset.name
+        self.class_names = dataset.metadata.stuff_classes
+        self.records = {record["image_id"]: record for record in dataset.records}
         self.reset()
 
     def reset(self) -> None:
@@ -36,24 +34,25 @@ class SemSegEvaluator:
             outputs: for each, `sem_seg` (C, height, width) scores.
 
         Raises:
-            UserError: truth and prediction differ in size, or the truth has a class that is not in the list.
+            UserError: the model has another number of classes, predicts at another size than that of the truth, or an image
+                that is not in the data set; or see `read_semantic_labels`.
         """
         classes = len(self.class_names)
         for sample, output in zip(batch, outputs, strict=True):
-            scores = output["sem_seg"]
+            image_id, scores = sample["image_id"], output["sem_seg"]
+            if image_id not in self.records:
+                raise UserError(f"{self.dataset_name} has no image {image_id}, of which semantic classes were predicted")
             if len(scores) != classes:
-                raise UserError(f"the model predicts {len(scores)} semantic classes, the data set has {classes} "
+                raise UserError(f"the model predicts {len(scores)} semantic classes, {self.dataset_name} has {classes} "
                                 f"(MODEL.SEM_SEG_HEAD.NUM_CLASSES)")
-            predicted = scores.argmax(dim=0).cpu().numpy().astype(np.int64)
-            truth = np.asarray(self.read_truth(sample))
+            truth = read_semantic_labels(self.records[image_id]).astype(np.int64)
+            predicted = scores.argmax(dim=0).cpu().numpy()
             if truth.shape != predicted.shape:
-                raise UserError(f"image {sample['image_id']}: semantic truth is {truth.shape} (height, width), "
+                raise UserError(f"image {image_id} of {self.dataset_name}: the semantic truth is {truth.shape} (height, width), "
                                 f"the prediction {predicted.shape}")
-            labelled = truth != IGNORED
-            truth = truth[labelled].astype(np.int64)
-            if truth.size and not 0 <= truth.min() <= truth.max() < classes:
-                raise UserError(f"image {sample['image_id']}: semantic truth has class {truth.max()}, the data set has {classes}")
-            self.pixels += np.bincount(classes * predicted[labelled] + truth, minlength=classes**2).reshape(classes, classes)
+            labelled = truth != UNLABELLED
+            pairs = classes * predicted[labelled] + truth[labelled]
+            self.pixels += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Add up the counts of all processes.

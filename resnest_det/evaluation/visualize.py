@@ -110,12 +110,21 @@ def write_labels(canvas: Image.Image, corners: list[tuple[float, float]], labels
     for (x, y), label, color in zip(corners, labels, colors):
         left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
         width, height = right - left + 6, bottom - top + 6
-        places = [_fit(x, y + shift * height, width, height, canvas.size) for shift in (-1, 0, 1, 2, 3, -2, -3)]
-        place = next((p for p in places if not any(_overlap(p, other) for other in taken)), places[0])
+        place = place_label(x, y - height, width, height, canvas.size, taken) or _fit(x, y - height, width, height, canvas.size)
         taken.append(place)
         draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=color)
         dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] < 140
         draw.text((place[0] + 3 - left, place[1] + 3 - top), label, font=font, fill="white" if dark else "black")
+
+
+def place_label(x: float, y: float, width: float, height: float, size: tuple[int, int],
+                taken: list[tuple[float, float, float, float]]) -> tuple[float, float, float, float] | None:
+    """A box (x0, y0, x1, y1) for a label, inside a picture of `size` (width, height) and clear of the boxes that are taken.
+
+    It begins at (x, y) or up to four label heights below or above; None where all of these are taken.
+    """
+    places = (_fit(x, y + shift * height, width, height, size) for shift in (0, 1, 2, -1, 3, -2, 4, -3, -4))
+    return next((place for place in places if not any(_overlap(place, other) for other in taken)), None)
 
 
 def _fit(x: float, y: float, width: float, height: float, size: tuple[int, int]) -> tuple[float, float, float, float]:

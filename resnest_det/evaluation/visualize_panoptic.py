@@ -1,0 +1,130 @@
+"""Pictures of panoptic maps beside the truth."""
+
+import logging
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from resnest_det.data.image import read_record_image
+from resnest_det.data.panoptic import read_record_segments
+from resnest_det.evaluation.visualize import enlarge, place_label, save_picture, side_by_side
+
+logger = logging.getLogger(__name__)
+
+_OPACITY = 0.6
+_SMALLEST_NAMED = 0.002
+
+
+def draw_panoptic(image: Image.Image, segment_ids: np.ndarray, segments: list[dict]) -> Image.Image:
+    """A panoptic map over an image: every segment translucent in its color, outlined and named.
+
+    Small images are enlarged until the longest side has 480 pixels. Void pixels stay as they are.
+
+    Args:
+        image: RGB.
+        segment_ids: (height, width) integers, 0 is void.
+        segments: {"id", "label", "color": (red, green, blue)} of each. Segments of one color are told apart by shades of it.
+            Those smaller than 0.2 % of the image, or with no room for a name nearby, are not named.
+    """
+    canvas = enlarge(image)
+    ids = np.asarray(Image.fromarray(segment_ids.astype(np.int32)).resize(canvas.size, Image.Resampling.NEAREST))
+    pixels = np.asarray(canvas, dtype=np.float32).copy()
+    shades = _shades([tuple(segment["color"]) for segment in segments])
+    for segment, shade in zip(segments, shades):
+        mask = ids == segment["id"]
+        pixels[mask] += _OPACITY * (np.array(shade, dtype=np.float32) - pixels[mask])
+    pixels[_borders(ids)] = 255
+    canvas = Image.fromarray(pixels.round().astype(np.uint8))
+
+    _write_names(canvas, ids, segments)
+    return canvas
+
+
+def _write_names(canvas: Image.Image, ids: np.ndarray, segments: list[dict]) -> None:
+    """Write names in the middle of segments, large ones first; where they are so dense that there is no room, none."""
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=12)
+    taken: list[tuple[float, float, float, float]] = []
+    areas = {segment["id"]: int((ids == segment["id"]).sum()) for segment in segments}
+    for segment in sorted(segments, key=lambda segment: -areas[segment["id"]]):
+        if areas[segment["id"]] < _SMALLEST_NAMED * ids.size:
+            break
+        rows, columns = np.nonzero(ids == segment["id"])
+        # The pixel nearest to the middle, since the middle itself may lie in a hole or beside a bent segment.
+        nearest = np.argmin((rows - np.median(rows)) ** 2 + (columns - np.median(columns)) ** 2)
+        width, height = draw.textlength(segment["label"], font=font) + 4, 15
+        place = place_label(columns[nearest] - width / 2, rows[nearest] - height / 2, width, height, canvas.size, taken)
+        if place is not None:
+            taken.append(place)
+            draw.text((place[0] + width / 2, place[1] + height / 2), segment["label"], font=font, fill="white", anchor="mm",
+                      stroke_width=2, stroke_fill="black")
+
+
+def _shades(colors: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """The colors, where one comes again moved towards black and white in turn."""
+    count: dict[tuple[int, int, int], int] = {}
+    shades = []
+    for color in colors:
+        nth = count[color] = count.get(color, -1) + 1
+        amount = (0.0, 0.3, 0.45, 0.15)[nth % 4]
+        target = 255 if nth % 2 else 0
+        shades.append(tuple(round(channel + amount * (target - channel)) for channel in color))
+    return shades
+
+
+def _borders(ids: np.ndarray) -> np.ndarray:
+    """Pixels whose right or lower neighbour belongs to another segment."""
+    borders = np.zeros(ids.shape, dtype=bool)
+    borders[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    borders[:-1] |= ids[:-1] != ids[1:]
+    return borders
+
+
+class PanopticComparisonWriter:
+    """Takes part in an evaluation like an evaluator and writes a few panoptic maps over their images, beside the truth.
+
+    Args:
+        dataset: panoptic; `records` and `metadata` with names and colors of things and stuff.
+        output_dir: where `<image file>_panoptic.png` go.
+        count: how many pictures, of images spread evenly over the data set.
+    """
+
+    def __init__(self, dataset, output_dir: str, count: int = 4):
+        metadata = dataset.metadata
+        self.classes = {True: list(zip(metadata.thing_classes, metadata.thing_colors)),
+                        False: list(zip(metadata.stuff_classes, metadata.stuff_colors))}
+        self.output_dir = output_dir
+        step = max(1, len(dataset.records) / count)
+        chosen = [dataset.records[int(i * step)] for i in range(min(count, len(dataset.records)))]
+        self.records = {record["image_id"]: record for record in chosen}
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+    def process(self, batch: list[dict], outputs: list[dict]) -> None:
+        """Write the pictures of those images of the batch that were chosen."""
+        for sample, output in zip(batch, outputs, strict=True):
+            record = self.records.get(sample["image_id"])
+            if record is not None:
+                image = Image.fromarray(read_record_image(record, "RGB"))
+                predicted, segments = output["panoptic_seg"]
+                truth = draw_panoptic(image, read_record_segments(record), self._named(record["segments_info"]))
+                prediction = draw_panoptic(image, predicted.cpu().numpy(), self._named(segments))
+                sheet = side_by_side([(f"truth: {len(record['segments_info'])} segments", truth),
+                                      (f"predicted: {len(segments)} segments", prediction)])
+                stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
+                save_picture(sheet, os.path.join(self.output_dir, f"{stem}_panoptic.png"))
+
+    def _named(self, segments: list[dict]) -> list[dict]:
+        named = []
+        for segment in segments:
+            label, color = self.classes[bool(segment["isthing"])][segment["category_id"]]
+            if "score" in segment:
+                label += f" {100 * segment['score']:.0f}%"
+            named.append({"id": segment["id"], "label": label, "color": color})
+        return named
+
+    def evaluate(self) -> None:
+        """Say where the pictures are."""
+        logger.info("panoptic maps beside the truth: %d pictures in %s", len(self.records), self.output_dir)
