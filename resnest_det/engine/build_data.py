@@ -11,8 +11,10 @@ from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
 from resnest_det.data.loader import TestBatches, training_batches
 from resnest_det.data.mapper import test_sample, training_sample
+from resnest_det.data.panoptic import PanopticMetadata, has_boxes
 from resnest_det.data.transforms import Augmentation
 from resnest_det.distributed import get_rank, get_world_size
+from resnest_det.engine.config import INSTANCE_ARCHITECTURES, SEMANTIC_ARCHITECTURES
 from resnest_det.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ def build_train_loader(cfg, *, seed: int, start_iteration: int = 0) -> Iterator[
         augmentation=_augmentation(cfg),
         image_format=cfg.INPUT.FORMAT,
         mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+        semantic=cfg.MODEL.META_ARCHITECTURE in SEMANTIC_ARCHITECTURES,
     )
     records = _training_records(cfg)
     _check_enough_images(len(records), "DATASETS.TRAIN")
@@ -68,7 +71,7 @@ def build_test_loader(cfg, dataset_name: str) -> TestBatches:
         UserError: the dataset cannot be read, has other classes than the model, or fewer images than there are processes.
     """
     dataset = get_dataset(dataset_name)
-    _check_classes([dataset], cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    _check_classes([dataset], cfg)
     records = dataset.records
     _check_enough_images(len(records), dataset_name)
     make_sample = partial(
@@ -113,10 +116,11 @@ def _training_records(cfg) -> list[dict]:
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty; name the dataset to train on, for instance ('coco_2017_train',)")
     datasets = [get_dataset(name) for name in cfg.DATASETS.TRAIN]
-    _check_classes(datasets, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    _check_classes(datasets, cfg)
     records = [record for dataset in datasets for record in dataset.records]
     total = len(records)
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+    # To a model that only labels pixels, no image is empty.
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and cfg.MODEL.META_ARCHITECTURE in INSTANCE_ARCHITECTURES:
         records = [record for record in records if any(not annotation["iscrowd"] for annotation in record["annotations"])]
         if not records:
             raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: none of the {total} images has an object to learn from")
@@ -128,7 +132,7 @@ def _training_records(cfg) -> list[dict]:
 
 
 def _check_masks(records: list[dict]) -> None:
-    for record in records:
+    for record in filter(has_boxes, records):
         for annotation in record["annotations"]:
             if "segmentation" not in annotation and not annotation["iscrowd"]:
                 raise UserError(
@@ -137,18 +141,31 @@ def _check_masks(records: list[dict]) -> None:
                 )
 
 
-def _check_classes(datasets: list[Dataset], num_classes: int) -> None:
-    first = datasets[0]
-    if len(first.metadata.thing_classes) != num_classes:
-        raise UserError(
-            f"dataset {first.name} has {len(first.metadata.thing_classes)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
-            f"{num_classes}"
-        )
-    for other in datasets[1:]:
-        if other.metadata.thing_classes != first.metadata.thing_classes:
-            differing = set(first.metadata.thing_classes) ^ set(other.metadata.thing_classes)
+def _check_classes(datasets: list[Dataset], cfg) -> None:
+    if cfg.MODEL.META_ARCHITECTURE in INSTANCE_ARCHITECTURES:
+        names = {dataset.name: dataset.metadata.thing_classes for dataset in datasets}
+        _check_names(names, "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    if cfg.MODEL.META_ARCHITECTURE in SEMANTIC_ARCHITECTURES:
+        for dataset in datasets:
+            if not isinstance(dataset.metadata, PanopticMetadata):
+                raise UserError(
+                    f"dataset {dataset.name} has no labels of pixels, which MODEL.META_ARCHITECTURE "
+                    f"{cfg.MODEL.META_ARCHITECTURE} needs; register a panoptic dataset by --register-panoptic"
+                )
+        names = {dataset.name: dataset.metadata.stuff_classes for dataset in datasets}
+        _check_names(names, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+
+
+def _check_names(names: dict[str, list[str]], key: str, num_classes: int) -> None:
+    """Class names by dataset must all be the same, and as many as the model has classes."""
+    first, *others = names
+    if len(names[first]) != num_classes:
+        raise UserError(f"dataset {first} has {len(names[first])} classes, but {key} is {num_classes}")
+    for other in others:
+        if names[other] != names[first]:
+            differing = set(names[first]) ^ set(names[other])
             what = f"only one has {', '.join(sorted(differing)[:5])}" if differing else "their order differs"
-            raise UserError(f"DATASETS.TRAIN: the classes of {first.name} and {other.name} are not the same: {what}")
+            raise UserError(f"DATASETS.TRAIN: the classes of {first} and {other} are not the same: {what}")
 
 
 def _check_enough_images(num_images: int, what: str) -> None:

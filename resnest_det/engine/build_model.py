@@ -10,10 +10,14 @@ from resnest_det.detector.box_head import BoxPredictor, FastRCNNConvFCHead
 from resnest_det.detector.cascade import CascadeROIHeads
 from resnest_det.detector.fpn import FPN
 from resnest_det.detector.mask_head import MaskRCNNConvUpsampleHead
+from resnest_det.detector.panoptic import FusionLimits, PanopticFPN
 from resnest_det.detector.pooler import RegionPooler
 from resnest_det.detector.rcnn import GeneralizedRCNN
 from resnest_det.detector.roi_heads import RegionSampler, StandardROIHeads
 from resnest_det.detector.rpn import RPN, RPNHead
+from resnest_det.detector.semantic_head import SemSegFPNHead
+from resnest_det.detector.semantic_segmentor import SemanticSegmentor
+from resnest_det.engine.config import INSTANCE_ARCHITECTURES, PLAIN_BACKBONES, SEMANTIC_ARCHITECTURES
 from resnest_det.errors import UserError
 
 # (MODEL.RESNETS.RES4_DILATION, RES5_DILATION) to the stride of res5
@@ -26,14 +30,20 @@ def build_model(cfg: CfgNode) -> nn.Module:
     Raises:
         UserError: values that do not fit together, named by their keys.
     """
+    architecture = cfg.MODEL.META_ARCHITECTURE
     backbone = build_backbone(cfg)
-    model = GeneralizedRCNN(
-        backbone=backbone,
-        proposal_generator=build_rpn(cfg, backbone),
-        roi_heads=build_roi_heads(cfg, backbone),
-        pixel_mean=cfg.MODEL.PIXEL_MEAN,
-        pixel_std=cfg.MODEL.PIXEL_STD,
-    )
+    parts = dict(backbone=backbone, pixel_mean=cfg.MODEL.PIXEL_MEAN, pixel_std=cfg.MODEL.PIXEL_STD)
+    if architecture in INSTANCE_ARCHITECTURES:
+        parts |= dict(proposal_generator=build_rpn(cfg, backbone), roi_heads=build_roi_heads(cfg, backbone))
+    if architecture in SEMANTIC_ARCHITECTURES:
+        parts |= dict(sem_seg_head=build_sem_seg_head(cfg, backbone))
+    if architecture == "PanopticFPN":
+        panoptic = cfg.MODEL.PANOPTIC_FPN
+        combine = panoptic.COMBINE
+        limits = FusionLimits(combine.OVERLAP_THRESH, combine.STUFF_AREA_LIMIT, combine.INSTANCES_CONFIDENCE_THRESH)
+        parts |= dict(instance_loss_weight=panoptic.INSTANCE_LOSS_WEIGHT, fusion=limits if combine.ENABLED else None)
+    classes = {"GeneralizedRCNN": GeneralizedRCNN, "PanopticFPN": PanopticFPN, "SemanticSegmentor": SemanticSegmentor}
+    model = classes[architecture](**parts)
     return model.to(resolve_device(cfg.MODEL.DEVICE))
 
 
@@ -51,12 +61,12 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resnest_arguments(cfg: CfgNode) -> dict:
-    """Arguments of `ResNeSt` for MODEL.RESNETS: a ResNeSt, or the plain ResNet of `build_resnet_fpn_backbone`.
+    """Arguments of `ResNeSt` for MODEL.RESNETS: a ResNeSt, or the plain ResNet of `build_resnet_fpn_backbone` and its like.
 
     The plain ResNet leaves out everything that ResNeSt adds, whatever the keys for that say, as Detectron2's own does.
     """
     resnets = cfg.MODEL.RESNETS
-    plain = cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone"
+    plain = cfg.MODEL.BACKBONE.NAME in ("build_resnet_backbone", "build_resnet_fpn_backbone")
     dilations = (resnets.RES4_DILATION, resnets.RES5_DILATION)
     if dilations not in OUTPUT_STRIDES:
         raise UserError(
@@ -89,10 +99,21 @@ def resnest_arguments(cfg: CfgNode) -> dict:
     )
 
 
-def build_backbone(cfg: CfgNode) -> FPN:
-    """The bottom-up network with the pyramid over it."""
-    fpn = cfg.MODEL.FPN
-    return FPN(ResNeSt(**resnest_arguments(cfg)), fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, fuse_type=fpn.FUSE_TYPE)
+def build_backbone(cfg: CfgNode) -> FPN | ResNeSt:
+    """The bottom-up network, with the pyramid over it unless MODEL.BACKBONE.NAME is one without."""
+    bottom_up, fpn = ResNeSt(**resnest_arguments(cfg)), cfg.MODEL.FPN
+    if cfg.MODEL.BACKBONE.NAME in PLAIN_BACKBONES:
+        return bottom_up
+    return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, fuse_type=fpn.FUSE_TYPE)
+
+
+def build_sem_seg_head(cfg: CfgNode, backbone: FPN | ResNeSt) -> SemSegFPNHead:
+    """The head that labels pixels, over the maps in MODEL.SEM_SEG_HEAD.IN_FEATURES."""
+    head = cfg.MODEL.SEM_SEG_HEAD
+    return SemSegFPNHead(
+        head.IN_FEATURES, backbone.out_feature_strides, backbone.out_feature_channels, num_classes=head.NUM_CLASSES,
+        conv_dim=head.CONVS_DIM, common_stride=head.COMMON_STRIDE, norm=head.NORM, loss_weight=head.LOSS_WEIGHT,
+        ignore_value=head.IGNORE_VALUE)
 
 
 def build_rpn(cfg: CfgNode, backbone: FPN) -> RPN:

@@ -15,12 +15,18 @@ from resnest_det.errors import UserError
 
 BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 
+# MODEL.META_ARCHITECTURE: what detects objects, and what labels pixels.
+INSTANCE_ARCHITECTURES = ("GeneralizedRCNN", "PanopticFPN")
+SEMANTIC_ARCHITECTURES = ("PanopticFPN", "SemanticSegmentor")
+# Without a pyramid; only the semantic head can do with one stride twice, which a dilated backbone gives.
+PLAIN_BACKBONES = ("build_resnest_backbone", "build_resnet_backbone")
+
 # Keys with a closed set of values in the built-in detector.
 CHOICES = {
     "VERSION": (2,),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
-    "MODEL.BACKBONE.NAME": ("build_resnest_fpn_backbone", "build_resnet_fpn_backbone"),
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "PanopticFPN", "SemanticSegmentor"),
+    "MODEL.BACKBONE.NAME": ("build_resnest_fpn_backbone", "build_resnet_fpn_backbone", *PLAIN_BACKBONES),
     "MODEL.RESNETS.DEPTH": tuple(BLOCKS_PER_STAGE),
     "MODEL.RESNETS.NORM": NORMS,
     "MODEL.RESNETS.RES4_DILATION": (1, 2),
@@ -39,6 +45,9 @@ CHOICES = {
     "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
     "MODEL.ROI_MASK_HEAD.NORM": NORMS,
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2",),
+    "MODEL.SEM_SEG_HEAD.NAME": ("SemSegFPNHead",),
+    "MODEL.SEM_SEG_HEAD.NORM": NORMS,
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": (255,),
     "INPUT.FORMAT": ("BGR", "RGB", "L"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
@@ -52,11 +61,22 @@ CHOICES = {
 
 # Keys of parts that the built-in detector does not have: any other value than the default would do nothing.
 NOT_READ = (
-    "GLOBAL.", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "MODEL.ROI_KEYPOINT_HEAD.", "MODEL.RETINANET.", "MODEL.SEM_SEG_HEAD.",
-    "MODEL.PANOPTIC_FPN.", "MODEL.ANCHOR_GENERATOR.ANGLES", "MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE",
+    "GLOBAL.", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "MODEL.ROI_KEYPOINT_HEAD.", "MODEL.RETINANET.",
+    "MODEL.ANCHOR_GENERATOR.ANGLES", "MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE",
     "MODEL.ROI_BOX_HEAD.FED_LOSS_", "DATASETS.PROPOSAL_FILES_", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_", "TEST.KEYPOINT_OKS_SIGMAS",
     "TEST.AUG.",
 )
+
+# The same for one MODEL.META_ARCHITECTURE.
+NOT_READ_BY = {
+    "GeneralizedRCNN": ("MODEL.SEM_SEG_HEAD.", "MODEL.PANOPTIC_FPN."),
+    "PanopticFPN": (),
+    "SemanticSegmentor": ("MODEL.PANOPTIC_FPN.", "MODEL.MASK_ON"),
+}
+
+# What a model that only labels pixels has no part for. It may be set all the same: such a configuration shares its base with
+# those of detectors.
+OF_INSTANCES = ("MODEL.PROPOSAL_GENERATOR.", "MODEL.ANCHOR_GENERATOR.", "MODEL.RPN.", "MODEL.ROI_")
 
 AT_LEAST = {
     "SOLVER.IMS_PER_BATCH": 1, "SOLVER.MAX_ITER": 0, "SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.WARMUP_ITERS": 0,
@@ -66,7 +86,8 @@ AT_LEAST = {
     "MODEL.FPN.OUT_CHANNELS": 1, "INPUT.MIN_SIZE_TEST": 0, "INPUT.MAX_SIZE_TEST": 1, "INPUT.MAX_SIZE_TRAIN": 1,
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 1, "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 1, "MODEL.ROI_BOX_HEAD.NUM_CONV": 0,
     "MODEL.ROI_BOX_HEAD.NUM_FC": 0, "MODEL.ROI_MASK_HEAD.NUM_CONV": 0, "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 1,
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 1, "VIS_PERIOD": 0,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 1, "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2, "MODEL.SEM_SEG_HEAD.CONVS_DIM": 1,
+    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": 1, "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 0, "VIS_PERIOD": 0,
 }
 
 
@@ -147,19 +168,28 @@ def check_supported(cfg: CfgNode) -> None:
         UserError: naming the key, its value and what is supported.
     """
     values, defaults = dict(_leaves(cfg)), dict(_leaves(default_config()))
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    skipped = () if architecture in INSTANCE_ARCHITECTURES else OF_INSTANCES
     for key, choices in CHOICES.items():
-        if values[key] not in choices:
+        if values[key] not in choices and not key.startswith(skipped):
             raise UserError(f"{key} {values[key]!r} is not supported by the built-in detector; supported: "
                             + ", ".join(repr(choice) for choice in choices))
-    for key, value in values.items():
-        if key.startswith(NOT_READ) and value != defaults[key]:
-            raise UserError(f"{key} {value!r} is not supported: the built-in detector does not read this key; "
-                            f"supported: {defaults[key]!r}, its default")
+    for not_read, reader in ((NOT_READ, "the built-in detector"), (NOT_READ_BY[architecture], f"a {architecture}")):
+        for key, value in values.items():
+            if key.startswith(not_read) and value != defaults[key]:
+                raise UserError(f"{key} {value!r} is not supported: {reader} does not read this key; "
+                                f"supported: {defaults[key]!r}, its default")
     for key, least in AT_LEAST.items():
         if values[key] < least:
             raise UserError(f"{key} {values[key]!r} is too small; supported: {least} and more")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", cfg.MODEL.DEVICE):
         raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is not supported; supported: 'auto', 'cpu', 'cuda', 'cuda:N'")
+    if architecture == "PanopticFPN" and not cfg.MODEL.MASK_ON:
+        raise UserError("MODEL.MASK_ON False is not supported with MODEL.META_ARCHITECTURE PanopticFPN, which fuses masks; "
+                        "supported: True")
+    if architecture in INSTANCE_ARCHITECTURES and cfg.MODEL.BACKBONE.NAME in PLAIN_BACKBONES:
+        raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r} is not supported: a {architecture} needs a pyramid; "
+                        "supported: 'build_resnest_fpn_backbone', 'build_resnet_fpn_backbone'")
     _check_features(cfg)
 
 
@@ -167,13 +197,21 @@ def _check_features(cfg: CfgNode) -> None:
     """The lists of feature names must fit each other and the network."""
     model = cfg.MODEL
     levels = [f"p{stage}" for stage in range(2, 6)]
-    for key, names, known in (
+    lists = [
         ("MODEL.RESNETS.OUT_FEATURES", model.RESNETS.OUT_FEATURES, STAGES),
-        ("MODEL.FPN.IN_FEATURES", model.FPN.IN_FEATURES, model.RESNETS.OUT_FEATURES),
         ("MODEL.RESNETS.CHECKPOINT_STAGES", model.RESNETS.CHECKPOINT_STAGES, ("stem", *STAGES)),
-        ("MODEL.RPN.IN_FEATURES", model.RPN.IN_FEATURES, [*levels, "p6"]),
-        ("MODEL.ROI_HEADS.IN_FEATURES", model.ROI_HEADS.IN_FEATURES, levels),
-    ):
+    ]
+    features = model.RESNETS.OUT_FEATURES
+    if model.BACKBONE.NAME not in PLAIN_BACKBONES:
+        lists.append(("MODEL.FPN.IN_FEATURES", model.FPN.IN_FEATURES, features))
+        features = levels
+    if model.META_ARCHITECTURE in INSTANCE_ARCHITECTURES:
+        lists.append(("MODEL.RPN.IN_FEATURES", model.RPN.IN_FEATURES, [*levels, "p6"]))
+        lists.append(("MODEL.ROI_HEADS.IN_FEATURES", model.ROI_HEADS.IN_FEATURES, levels))
+        _check_anchors(model)
+    if model.META_ARCHITECTURE in SEMANTIC_ARCHITECTURES:
+        lists.append(("MODEL.SEM_SEG_HEAD.IN_FEATURES", model.SEM_SEG_HEAD.IN_FEATURES, features))
+    for key, names, known in lists:
         unknown = [name for name in names if name not in known]
         if unknown or not (names or key.endswith("CHECKPOINT_STAGES")):
             raise UserError(f"{key} {list(names)} is not supported; supported: some of {', '.join(known)}")
@@ -184,6 +222,9 @@ def _check_features(cfg: CfgNode) -> None:
         raise UserError(f"MODEL.PIXEL_MEAN has {len(model.PIXEL_MEAN)} values, which does not fit INPUT.FORMAT {cfg.INPUT.FORMAT!r}")
     if len(model.RESNETS.DEFORM_ON_PER_STAGE) != 4:
         raise UserError(f"MODEL.RESNETS.DEFORM_ON_PER_STAGE {model.RESNETS.DEFORM_ON_PER_STAGE} needs 4 values, for res2 to res5")
+
+
+def _check_anchors(model: CfgNode) -> None:
     for name in ("SIZES", "ASPECT_RATIOS"):
         values = model.ANCHOR_GENERATOR[name]
         if len(values) not in (1, len(model.RPN.IN_FEATURES)):
