@@ -71,7 +71,7 @@ def build_test_loader(cfg, dataset_name: str) -> TestBatches:
         UserError: the dataset cannot be read, has other classes than the model, or fewer images than there are processes.
     """
     dataset = get_dataset(dataset_name)
-    _check_classes([dataset], cfg)
+    check_classes([dataset], cfg)
     records = dataset.records
     _check_enough_images(len(records), dataset_name)
     make_sample = partial(
@@ -116,7 +116,7 @@ def _training_records(cfg) -> list[dict]:
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty; name the dataset to train on, for instance ('coco_2017_train',)")
     datasets = [get_dataset(name) for name in cfg.DATASETS.TRAIN]
-    _check_classes(datasets, cfg)
+    check_classes(datasets, cfg)
     records = [record for dataset in datasets for record in dataset.records]
     total = len(records)
     # To a model that only labels pixels, no image is empty.
@@ -141,7 +141,12 @@ def _check_masks(records: list[dict]) -> None:
                 )
 
 
-def _check_classes(datasets: list[Dataset], cfg) -> None:
+def check_classes(datasets: list[Dataset], cfg) -> None:
+    """That datasets have what the model learns or is measured by, in as many classes as it has.
+
+    Raises:
+        UserError: naming the dataset and the key.
+    """
     if cfg.MODEL.META_ARCHITECTURE in INSTANCE_ARCHITECTURES:
         names = {dataset.name: dataset.metadata.thing_classes for dataset in datasets}
         _check_names(names, "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES)

@@ -71,7 +71,7 @@ NOT_READ = (
 NOT_READ_BY = {
     "GeneralizedRCNN": ("MODEL.SEM_SEG_HEAD.", "MODEL.PANOPTIC_FPN."),
     "PanopticFPN": (),
-    "SemanticSegmentor": ("MODEL.PANOPTIC_FPN.", "MODEL.MASK_ON"),
+    "SemanticSegmentor": ("MODEL.PANOPTIC_FPN.", "MODEL.MASK_ON", "VIS_PERIOD"),
 }
 
 # What a model that only labels pixels has no part for. It may be set all the same: such a configuration shares its base with

@@ -10,13 +10,18 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from resnest_det.data.catalog import get_dataset
+from resnest_det.data.coco import Dataset
 from resnest_det.distributed import is_main_process
-from resnest_det.engine.build_data import build_test_loader
+from resnest_det.engine.build_data import build_test_loader, check_classes
+from resnest_det.engine.config import INSTANCE_ARCHITECTURES, SEMANTIC_ARCHITECTURES
 from resnest_det.errors import UserError
 from resnest_det.evaluation.coco import COCOEvaluator
 from resnest_det.evaluation.loop import inference_on_dataset
+from resnest_det.evaluation.panoptic import PanopticEvaluator
+from resnest_det.evaluation.semantic import SemSegEvaluator
 from resnest_det.evaluation.tables import copypaste_lines, format_results
 from resnest_det.evaluation.visualize import ComparisonWriter
+from resnest_det.evaluation.visualize_panoptic import PanopticComparisonWriter
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +34,13 @@ class Evaluation:
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
-        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         self.evaluators = OrderedDict()
         for name in cfg.DATASETS.TEST:
             # The predictions of several data sets would overwrite each other in one folder.
             folders = (cfg.OUTPUT_DIR, "inference") + ((name,) if len(cfg.DATASETS.TEST) > 1 else ())
-            dataset, folder = get_dataset(name), os.path.join(*folders)
-            evaluator = COCOEvaluator(dataset, tasks, folder, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE)
-            self.evaluators[name] = [evaluator, ComparisonWriter(dataset, folder)]
+            dataset = get_dataset(name)
+            check_classes([dataset], cfg)
+            self.evaluators[name] = build_evaluators(cfg, dataset, os.path.join(*folders))
 
     def __call__(self, model: nn.Module) -> dict:
         """Predict, count and log the tables; task to figures, by data set if there are several. Empty off the main process."""
@@ -54,6 +58,21 @@ class Evaluation:
     def class_names(dataset: str) -> list[str]:
         """Names of a data set's classes."""
         return get_dataset(dataset).metadata.thing_classes
+
+
+def build_evaluators(cfg: CfgNode, dataset: Dataset, folder: str) -> list:
+    """What counts and draws what the model predicts: objects, labels of pixels, or both and the panoptic map made of them."""
+    evaluators: list = []
+    if cfg.MODEL.META_ARCHITECTURE in INSTANCE_ARCHITECTURES:
+        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+        evaluators.append(COCOEvaluator(dataset, tasks, folder, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE))
+        evaluators.append(ComparisonWriter(dataset, folder))
+    if cfg.MODEL.META_ARCHITECTURE in SEMANTIC_ARCHITECTURES:
+        evaluators.append(SemSegEvaluator(dataset))
+    if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN" and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED:
+        evaluators.append(PanopticEvaluator(dataset, folder))
+        evaluators.append(PanopticComparisonWriter(dataset, folder))
+    return evaluators
 
 
 def flatten_results(results: Mapping, prefix: str = "") -> dict[str, float]:

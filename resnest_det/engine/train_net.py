@@ -11,7 +11,7 @@ import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
 from resnest_det.cli import run_tool
-from resnest_det.data.catalog import register_from_argument
+from resnest_det.data.catalog import register_from_argument, register_panoptic_from_argument
 from resnest_det.distributed import get_rank, is_main_process, synchronize
 from resnest_det.engine.build_model import build_model, resolve_device
 from resnest_det.engine.checkpoint import DetectionCheckpointer
@@ -53,6 +53,10 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", choices=("auto", "builtin"), default="auto", help="the detector to use")
     parser.add_argument(
         "--register", action="append", default=[], metavar="NAME=ANNOTATIONS.json,IMAGE_DIR", help="a data set in COCO's format"
+    )
+    parser.add_argument(
+        "--register-panoptic", action="append", default=[], metavar="NAME=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR[,INSTANCES.json]",
+        help="a data set in COCO's panoptic format"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, after all flags")
@@ -114,6 +118,8 @@ def run(args: argparse.Namespace) -> dict:
     cfg = _configure(args)
     for argument in args.register:
         register_from_argument(argument)
+    for argument in args.register_panoptic:
+        register_panoptic_from_argument(argument)
     device = resolve_device(cfg.MODEL.DEVICE)
     claim_gpu(device)
     share_cpu_threads()
