@@ -31,7 +31,8 @@ class PanopticFPN(GeneralizedRCNN):
 
     Args:
         sem_seg_head: labels pixels; its class 0 stands for all things together.
-        instance_loss_weight: factor of the losses of the heads on regions.
+        instance_loss_weight: factor of the losses of boxes and masks of the heads on regions. Of classes it is not: so it is in
+            Detectron2, though its documentation has it otherwise.
         fusion: limits of the fusion, see `fuse`; None leaves the two branches' results apart.
         others: see `GeneralizedRCNN`.
 
@@ -57,7 +58,9 @@ class PanopticFPN(GeneralizedRCNN):
         losses = self.sem_seg_head.losses(self.sem_seg_head(features), labels)
         proposals, proposal_losses = self.proposal_generator(features, image_sizes, targets)
         head_losses = self.roi_heads.losses(features, [image.boxes for image in proposals], targets)
-        return losses | proposal_losses | {name: self.instance_loss_weight * loss for name, loss in head_losses.items()}
+        for name, loss in head_losses.items():
+            losses[name] = loss if name.startswith("loss_cls") else self.instance_loss_weight * loss
+        return losses | proposal_losses
 
     def inference(self, batch: Sequence[dict]) -> list[dict]:
         """What the model returns in evaluation mode."""

@@ -107,6 +107,49 @@ CASES = {
         "MODEL.RESNETS.NORM": "FrozenBN",
         "MODEL.RPN.SMOOTH_L1_BETA": 0.1,
     },
+    "panoptic_gn": {
+        "MODEL.META_ARCHITECTURE": "PanopticFPN",
+        "MODEL.MASK_ON": True,
+        "MODEL.RESNETS.NORM": "FrozenBN",
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+        "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": 0.5,
+        "MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT": 0.7,
+        "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 300,
+        "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": 0.4,
+    },
+    "panoptic_cascade_bn": {
+        "MODEL.META_ARCHITECTURE": "PanopticFPN",
+        "MODEL.MASK_ON": True,
+        "MODEL.RESNETS.NORM": "FrozenBN",
+        "MODEL.ROI_HEADS.NAME": "CascadeROIHeads",
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM": 16,
+        "MODEL.SEM_SEG_HEAD.NORM": "BN",
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["p3", "p4", "p5"],
+        "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": 8,
+        "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH": 0.2,
+        "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 50,
+        "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": 0.3,
+    },
+    "semantic_fpn_bn": {
+        "MODEL.META_ARCHITECTURE": "SemanticSegmentor",
+        "MODEL.RESNETS.NORM": "BN",
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
+        "MODEL.SEM_SEG_HEAD.NORM": "BN",
+    },
+    "semantic_output_stride_8": {
+        "MODEL.META_ARCHITECTURE": "SemanticSegmentor",
+        "MODEL.BACKBONE.NAME": "build_resnest_backbone",
+        "MODEL.RESNETS.NORM": "FrozenBN",
+        "MODEL.RESNETS.RES4_DILATION": 2,
+        "MODEL.RESNETS.RES5_DILATION": 4,
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM": 16,
+        "MODEL.SEM_SEG_HEAD.NORM": "",
+    },
 }
 
 IMAGE_SIZES = ((97, 131), (128, 90))  # (height, width): odd, and different within the batch
@@ -140,6 +183,10 @@ def make_samples(case: str) -> list[dict]:
         }
         if CASES[case].get("MODEL.MASK_ON"):
             target["masks"] = fill_polygons(polygons, height, width) if bitmasks else polygons
+        semantic_classes = CASES[case].get("MODEL.SEM_SEG_HEAD.NUM_CLASSES")
+        if semantic_classes:
+            labels = random.randint(-1, semantic_classes, (-(-height // 24), -(-width // 24))).repeat(24, axis=0).repeat(24, axis=1)
+            target["sem_seg"] = torch.from_numpy(np.where(labels < 0, 255, labels)[:height, :width].astype(np.uint8))
         samples.append({
             "image": torch.from_numpy(image.astype(np.uint8)), "height": full_height, "width": full_width, "target": target,
         })

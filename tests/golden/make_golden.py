@@ -1,4 +1,7 @@
-"""Write the golden files with Detectron2: `python tests/golden/make_golden.py` wherever Detectron2 is installed."""
+"""Write the golden files with Detectron2: `python tests/golden/make_golden.py` wherever Detectron2 is installed.
+
+Names of cases as arguments write these alone.
+"""
 
 import sys
 from pathlib import Path
@@ -10,7 +13,7 @@ if __name__ == "__main__":
 import numpy as np
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from golden.cases import CASES, make_samples, overrides
 from golden.fill import fill
@@ -38,14 +41,18 @@ def to_detectron2(sample: dict) -> dict:
     instances.gt_classes = target["labels"].clone()
     if "masks" in target:
         instances.gt_masks = PolygonMasks(target["masks"]) if isinstance(target["masks"], list) else BitMasks(target["masks"])
-    return {"image": sample["image"], "height": sample["height"], "width": sample["width"], "instances": instances}
+    result = {"image": sample["image"], "height": sample["height"], "width": sample["width"], "instances": instances}
+    return result | ({"sem_seg": target["sem_seg"].long()} if "sem_seg" in target else {})
 
 
 def from_detectron2(output: dict) -> dict:
-    """Detections as the built-in detector gives them."""
-    instances = output["instances"]
-    detections = {"boxes": instances.pred_boxes.tensor, "scores": instances.scores, "classes": instances.pred_classes}
-    return detections | ({"masks": instances.pred_masks} if instances.has("pred_masks") else {})
+    """Predictions as the built-in detector gives them."""
+    prediction = {name: output[name] for name in ("sem_seg", "panoptic_seg") if name in output}
+    if "instances" in output:
+        instances = output["instances"]
+        prediction |= {"boxes": instances.pred_boxes.tensor, "scores": instances.scores, "classes": instances.pred_classes}
+        prediction |= {"masks": instances.pred_masks} if instances.has("pred_masks") else {}
+    return prediction
 
 
 def observe_detectron2(case: str) -> dict[str, np.ndarray]:
@@ -53,14 +60,17 @@ def observe_detectron2(case: str) -> dict[str, np.ndarray]:
     model = build_detectron2(case)
     samples = [to_detectron2(sample) for sample in make_samples(case)]
 
+    normalized = [(sample["image"] - model.pixel_mean) / model.pixel_std for sample in samples]
+    images = ImageList.from_tensors(normalized, model.backbone.size_divisibility)
+
     def propose(features):
-        proposals, _ = model.proposal_generator(model.preprocess_image(samples), features)
+        proposals, _ = model.proposal_generator(images, features)
         return [(image.proposal_boxes.tensor, image.objectness_logits) for image in proposals]
 
     with EventStorage():
         return observe(
-            model, features=lambda: model.backbone(model.preprocess_image(samples).tensor), propose=propose,
-            detect=lambda: [from_detectron2(output) for output in model(samples)], losses=lambda: model(samples))
+            model, features=lambda: model.backbone(images.tensor), propose=propose if hasattr(model, "proposal_generator") else None,
+            predict=lambda: [from_detectron2(output) for output in model(samples)], losses=lambda: model(samples))
 
 
 def shrink(name: str, values: np.ndarray) -> np.ndarray:
@@ -69,9 +79,9 @@ def shrink(name: str, values: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    for case in CASES:
+    for case in sys.argv[1:] or CASES:
         observed = {name: shrink(name, values) for name, values in observe_detectron2(case).items()}
         np.savez_compressed(FOLDER / f"{case}.npz", **observed)
-        detections = [len(observed[f"detections/{image}/scores"]) for image in range(2)]
+        counts = {name: len(values) for name, values in observed.items() if name.endswith(("/scores", "/segments"))}
         losses = {name.split("/")[1]: round(float(values), 4) for name, values in observed.items() if name.startswith("losses/")}
-        print(case, "detections", detections, losses, f"{(FOLDER / f'{case}.npz').stat().st_size / 1000:.0f} kB")
+        print(case, counts, losses, f"{(FOLDER / f'{case}.npz').stat().st_size / 1000:.0f} kB")

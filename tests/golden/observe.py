@@ -14,6 +14,7 @@ from resnest_det.engine.defaults import default_config
 
 LEARNING_RATE = 0.01
 SAMPLES_PER_MAP = 200
+SAMPLES_OF_LOGITS = 2000
 
 # Largest difference allowed, by what the array is; relative ones are fractions of the reference.
 BOX_TOLERANCE = 0.01  # pixels
@@ -21,17 +22,21 @@ SCORE_TOLERANCE = 1e-4
 FEATURE_TOLERANCE = 1e-4  # relative to the largest value of the map
 LOSS_TOLERANCE = 1e-4  # relative
 STEP_TOLERANCE = 1e-3  # relative to the length of the parameter's change
-MASK_AGREEMENT = 0.999  # of the pixels
+MASK_AGREEMENT = 0.999  # of the pixels, in masks and panoptic maps
 
 
 def observe_builtin(case: str) -> dict[str, np.ndarray]:
     """The built-in detector's answers to `case`."""
     model = build_builtin(case)
     samples = make_samples(case)
+
+    def propose(features):
+        return [tuple(image) for image in model.proposal_generator(features, model.preprocess(samples)[1])[0]]
+
     return observe(
         model, features=lambda: model.backbone(model.preprocess(samples)[0]),
-        propose=lambda features: [tuple(p) for p in model.proposal_generator(features, model.preprocess(samples)[1])[0]],
-        detect=lambda: model(samples), losses=lambda: model(samples))
+        propose=propose if hasattr(model, "proposal_generator") else None, predict=lambda: model(samples),
+        losses=lambda: model(samples))
 
 
 def build_builtin(case: str) -> nn.Module:
@@ -43,13 +48,15 @@ def build_builtin(case: str) -> nn.Module:
     return model
 
 
-def observe(model: nn.Module, *, features: Callable, propose: Callable, detect: Callable, losses: Callable) -> dict[str, np.ndarray]:
+def observe(
+    model: nn.Module, *, features: Callable, propose: Callable | None, predict: Callable, losses: Callable
+) -> dict[str, np.ndarray]:
     """Run a host's model in evaluation and for one training step.
 
     Args:
         features: gives pyramid maps by name.
-        propose: of these maps, (boxes, logits) for each image.
-        detect: gives a dict of `boxes`, `scores`, `classes` and maybe `masks` for each image.
+        propose: of these maps, (boxes, logits) for each image; None where the model proposes nothing.
+        predict: gives for each image a dict of what there is of `boxes`, `scores`, `classes`, `masks`, `sem_seg`, `panoptic_seg`.
         losses: gives the losses by name.
     """
     result = {}
@@ -59,14 +66,24 @@ def observe(model: nn.Module, *, features: Callable, propose: Callable, detect: 
         for name, values in maps.items():
             flat = values.flatten().numpy()
             result[f"features/{name}"] = flat[np.linspace(0, flat.size - 1, min(flat.size, SAMPLES_PER_MAP)).astype(int)]
-        for image, (boxes, logits) in enumerate(propose(maps)):
+        for image, (boxes, logits) in enumerate(propose(maps) if propose else ()):
             result[f"proposals/{image}/boxes"] = boxes.numpy()
             result[f"proposals/{image}/logits"] = logits.numpy()
-        for image, detections in enumerate(detect()):
-            for name in ("boxes", "scores", "classes"):
-                result[f"detections/{image}/{name}"] = detections[name].numpy()
-            if "masks" in detections:
-                result |= pack_masks(f"detections/{image}", detections["masks"])
+        for image, prediction in enumerate(predict()):
+            for name in {"boxes", "scores", "classes"} & prediction.keys():
+                result[f"detections/{image}/{name}"] = prediction[name].numpy()
+            if "masks" in prediction:
+                result |= pack_masks(f"detections/{image}", prediction["masks"])
+            if "sem_seg" in prediction:
+                flat = prediction["sem_seg"].flatten().numpy()
+                result[f"semantic/{image}/logits"] = flat[np.linspace(0, flat.size - 1, SAMPLES_OF_LOGITS).astype(int)]
+                result[f"semantic/{image}/size"] = np.array(prediction["sem_seg"].shape)
+            if "panoptic_seg" in prediction:
+                panoptic, segments = prediction["panoptic_seg"]
+                result[f"panoptic/{image}/map"] = panoptic.numpy().astype(np.uint8)
+                result[f"panoptic/{image}/segments"] = np.array(
+                    [[s["id"], s["isthing"], s["category_id"], s.get("instance_id", -1)] for s in segments])
+                result[f"panoptic/{image}/areas"] = np.array([s["area"] for s in segments if not s["isthing"]])
     model.train()
     named_losses = losses()
     for name, loss in named_losses.items():
@@ -115,10 +132,12 @@ def differences(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
             kind, ratio = "masks", _mask_difference(name.rsplit("/", 1)[0], actual, expected)
         elif reference.size == 0:
             continue
+        elif last == "map":
+            ratio = (actual[name] != reference).mean() / (1 - MASK_AGREEMENT)
         else:
             ratio = np.abs(actual[name].astype(np.float64) - reference).max() / _allowed(name, reference)
-        worst[f"{kind}/{last}" if kind in ("proposals", "detections") else kind] = max(
-            worst.get(f"{kind}/{last}" if kind in ("proposals", "detections") else kind, 0.0), float(ratio))
+        what = f"{kind}/{last}" if kind in ("proposals", "detections", "semantic", "panoptic") else kind
+        worst[what] = max(worst.get(what, 0.0), float(ratio))
     return worst
 
 
@@ -132,7 +151,9 @@ def _allowed(name: str, reference: np.ndarray) -> float:
         return STEP_TOLERANCE * reference[0] + 1e-6
     if last == "boxes":
         return BOX_TOLERANCE
-    return 0.5 if last == "classes" else SCORE_TOLERANCE * max(1.0, np.abs(reference).max())
+    if last == "areas":
+        return (1 - MASK_AGREEMENT) * reference.sum()
+    return 0.5 if last in ("classes", "segments", "size") else SCORE_TOLERANCE * max(1.0, np.abs(reference).max())
 
 
 def _mask_difference(prefix: str, actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
