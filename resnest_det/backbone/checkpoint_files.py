@@ -138,15 +138,15 @@ def _read_torch(path: Path, is_zip: bool):
     if is_zip:
         _check_archive(path)
     allowed = {**_numpy_parts(), **_dtype_classes(), **_STAND_INS}
-    with torch.serialization.safe_globals([(value, name) for name, value in allowed.items()]):
+    # An open file, not the path: torch would choose a reader by a path's suffix.
+    with torch.serialization.safe_globals([(value, name) for name, value in allowed.items()]), path.open("rb") as file:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             # PyTorch wraps its reason in advice about switching the protection off, the last thing to repeat here.
             reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
             raise _refusal(str(error)) or UserError(f"checkpoint {path} is damaged: {_first_line(reason)}") from None
-        # A damaged archive surfaces as whatever the reader trips over first.
-        except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, MemoryError) as error:
+        except Exception as error:  # in a damaged file the reader trips over anything
             raise UserError(f"checkpoint {path} is truncated, damaged or not a checkpoint: {_first_line(error)}") from None
 
 

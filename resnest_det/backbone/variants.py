@@ -14,7 +14,7 @@ from resnest_det.backbone.catalog import ALIASES, IMAGENET_MEAN, IMAGENET_STD, V
 from resnest_det.backbone.checkpoint_files import read_checkpoint
 from resnest_det.backbone.parameter_names import state_dict_of, to_own_names
 from resnest_det.backbone.resnest import STAGES, ResNeSt
-from resnest_det.backbone.weights import load_state, resolve_weights
+from resnest_det.backbone.weights import errors_naming, load_state, resolve_weights
 from resnest_det.errors import UserError
 
 IMAGENET_CLASSES = 1000
@@ -127,7 +127,7 @@ def create_model(name: str, pretrained: bool = False, num_classes: int = IMAGENE
         output_stride: 32, or 16 or 8 with dilation in place of the last strides, as timm dilates.
         drop_rate: dropout before the linear layer.
         norm: "BN", "SyncBN", "FrozenBN", "GN" or "".
-        checkpoint_path: load this file instead, see `weights.load_weights`.
+        checkpoint_path: load this file (or address, see `resolve_weights`) instead; all of it has to fit.
 
     Returns:
         The model in training mode. `model.pretrained_cfg` says what the published weights expect: `input_size`, `mean`,
@@ -157,7 +157,7 @@ def create_model(name: str, pretrained: bool = False, num_classes: int = IMAGENE
         path = resolve_weights(f"resnest://{variant.name}")
         _load(model, variant, path, adapt_to=in_chans, with_head=num_classes == IMAGENET_CLASSES)
     elif checkpoint_path:
-        _load(model, variant, checkpoint_path)
+        _load(model, variant, resolve_weights(checkpoint_path))
     return model
 
 
@@ -195,16 +195,15 @@ def _load(model: nn.Module, variant: Variant, path: str, adapt_to: int = 3, with
     other = next((each for each in VARIANTS.values() if each.weights.filename == Path(path).name), variant)
     if other is not variant:
         raise UserError(f"weights {path}: they are of {other.name}, the model is {variant.name}")
-    try:
-        state, *_ = to_own_names(state_dict_of(read_checkpoint(path)))
+    checkpoint = read_checkpoint(path)
+    with errors_naming(path):
+        state, *_ = to_own_names(state_dict_of(checkpoint))
         if not with_head:
             state = {name: value for name, value in state.items() if not name.startswith("linear.")}
         first = "stem.conv1_1.weight"
         if first in state and adapt_to != 3:
             state[first] = _adapted(state[first], adapt_to)
-        load_state(model, state, str(path))
-    except UserError as error:
-        raise UserError(f"weights {path}: {error}" if str(path) not in str(error) else str(error)) from None
+        load_state(model, state, path)
 
 
 def _adapted(weight: Tensor, channels: int) -> Tensor:

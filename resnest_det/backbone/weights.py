@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +15,7 @@ from resnest_det.backbone.downloads import resolve_weights
 from resnest_det.backbone.parameter_names import find_backbone, state_dict_of, to_own_names
 from resnest_det.errors import UserError
 
-__all__ = ["LoadReport", "check_input_matches", "load_state", "load_weights", "looks_like", "resolve_weights"]
+__all__ = ["LoadReport", "check_input_matches", "errors_naming", "load_state", "load_weights", "looks_like", "resolve_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +77,15 @@ def load_weights(model: nn.Module, path: str | os.PathLike, *, allow_mismatch: b
         UserError: the file cannot be used, or its parameters do not fit the model's (both shapes are listed).
     """
     checkpoint = read_checkpoint(path)
-    try:
+    with errors_naming(path):
         return load_state(model, state_dict_of(checkpoint), str(path), allow_mismatch=allow_mismatch)
+
+
+@contextmanager
+def errors_naming(path: str | os.PathLike) -> Iterator[None]:
+    """Put the file's name before errors about what is in it."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"weights {path}: {error}") from None
 
