@@ -135,10 +135,10 @@ def _match(targets: dict[str, Tensor], wanted: dict, prefix: str, report: LoadRe
                 report.mismatched.append(f"{name} {tuple(value.shape)} in the file, {tuple(targets[name].shape)} in the model")
         elif name.startswith("linear."):
             report.left[name_in_file] = "the model has no classification head"
-        elif name.endswith("num_batches_tracked"):
-            report.left[name_in_file] = "the model's norms do not count batches"
         elif name.startswith(prefix) and part in ("res3", "res4", "res5") and part not in built:
             report.left[name_in_file] = "the model ends before this stage"
+        elif name.endswith("num_batches_tracked"):
+            report.left[name_in_file] = "the model's norms do not count batches"
         else:
             report.mismatched.append(f"{name} is not in the model")
     for name in targets:

@@ -1,0 +1,273 @@
+"""Finding and downloading weights, from servers on this machine that break off, change their mind, or are not there."""
+
+import hashlib
+import http.server
+import re
+import threading
+
+import huggingface_hub
+import pytest
+
+from resnest_det import UserError, resolve_weights
+from resnest_det.backbone import downloads
+from resnest_det.backbone.catalog import ALIASES, VARIANTS, WEIGHT_FILES, WeightFile
+
+CONTENT = bytes(range(256)) * 20000  # 5 MB: several pieces
+DIGITS = hashlib.sha256(CONTENT).hexdigest()
+DEAD = "http://127.0.0.1:9"  # the discard port: nothing listens
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `files` (path to bytes) with ranges; `break_after` bytes it closes the connection, as often as `breaks` says."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.requests, self.breaks, self.break_after = {}, [], 0, 0
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, with_body):
+        server = self.server
+        server.requests.append((self.command, self.path, self.headers.get("Range")))
+        content = server.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        digest = hashlib.sha256(content).hexdigest()
+        etag = f'"{digest}"'
+        start = 0
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if asked and self.headers.get("If-Range", etag) == etag:
+            start = int(asked[1])
+        if start and start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", etag)
+        self.send_header("X-Repo-Commit", "0" * 40)  # what the Hugging Face hub adds
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if not with_body:
+            return
+        if server.breaks > 0:
+            server.breaks -= 1
+            self.wfile.write(content[start:start + server.break_after])
+            self.close_connection = True
+        else:
+            self.wfile.write(content[start:])
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESNEST_DET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def content_of(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def published(monkeypatch, *mirrors, digits=DIGITS[:8]):
+    monkeypatch.setitem(WEIGHT_FILES, "resnest50", WeightFile(f"resnest50-{digits}.pth", mirrors, digits))
+
+
+def test_download_is_checked_kept_and_not_repeated(server, cache):
+    name = f"model-{DIGITS[:8]}.pth"
+    server.files[f"/some/{name}"] = CONTENT
+    path = resolve_weights(f"{server.url}/some/{name}")
+    assert path == str(cache / name) and content_of(path) == CONTENT
+    assert resolve_weights(f"{server.url}/some/{name}") == path
+    assert len(server.requests) == 1
+    assert not list(cache.glob("*.part*"))
+
+
+def test_same_name_at_two_addresses_is_two_files(server, cache):
+    server.files.update({"/a/model_final.pth": b"a" * 10, "/b/model_final.pth": b"b" * 10})
+    first, second = resolve_weights(f"{server.url}/a/model_final.pth"), resolve_weights(f"{server.url}/b/model_final.pth")
+    assert content_of(first) == b"a" * 10 and content_of(second) == b"b" * 10
+
+
+def test_broken_connection_goes_on_where_it_stopped(server, cache, monkeypatch):
+    server.files["/x.pth"] = CONTENT
+    server.breaks, server.break_after = 2, 2_000_000
+    assert content_of(resolve_weights(f"{server.url}/x.pth")) == CONTENT
+    assert [requested for _, _, requested in server.requests] == [None, "bytes=2000000-", "bytes=4000000-"]
+
+
+def test_next_run_goes_on_where_the_last_stopped(server, cache, monkeypatch):
+    server.files["/x.pth"] = CONTENT
+    server.breaks, server.break_after = 1, 2_000_000
+    monkeypatch.setattr(downloads, "_ATTEMPTS", 1)
+    with pytest.raises(UserError, match="connection lost after 2000000 of 5120000 bytes"):
+        resolve_weights(f"{server.url}/x.pth")
+    assert content_of(resolve_weights(f"{server.url}/x.pth")) == CONTENT
+    assert server.requests[-1][2] == "bytes=2000000-"
+
+
+def test_file_that_changed_meanwhile_is_fetched_from_its_start(server, cache, monkeypatch):
+    server.files["/x.pth"] = CONTENT
+    server.breaks, server.break_after = 1, 2_000_000
+    monkeypatch.setattr(downloads, "_ATTEMPTS", 1)
+    with pytest.raises(UserError):
+        resolve_weights(f"{server.url}/x.pth")
+    server.files["/x.pth"] = CONTENT[::-1]
+    assert content_of(resolve_weights(f"{server.url}/x.pth")) == CONTENT[::-1]
+
+
+def test_part_that_is_whole_needs_nothing_more(server, cache):
+    server.files["/x.pth"] = CONTENT
+    host = cache / "127.0.0.1"
+    host.mkdir(parents=True)
+    (host / "x.pth.part").write_bytes(CONTENT)
+    (host / "x.pth.part.validator").write_text(f'"{DIGITS}"')
+    assert content_of(resolve_weights(f"{server.url}/x.pth")) == CONTENT
+    assert [requested for _, _, requested in server.requests] == [f"bytes={len(CONTENT)}-"]
+
+
+def test_dead_and_wrong_mirrors_are_passed_over(server, cache, monkeypatch):
+    server.files.update({"/wrong.pth": CONTENT[1:], "/right.pth": CONTENT})
+    published(monkeypatch, f"{DEAD}/x.pth", f"{server.url}/absent.pth", f"{server.url}/wrong.pth", f"{server.url}/right.pth")
+    path = resolve_weights("resnest://resnest50d.in1k")
+    assert path == str(cache / f"resnest50-{DIGITS[:8]}.pth") and content_of(path) == CONTENT
+
+
+def test_no_mirror_answers(server, cache, monkeypatch):
+    server.files["/wrong.pth"] = CONTENT[1:]
+    published(monkeypatch, f"{DEAD}/x.pth", f"{server.url}/absent.pth", f"{server.url}/wrong.pth")
+    with pytest.raises(UserError) as caught:
+        resolve_weights("resnest://resnest50")
+    message = str(caught.value)
+    for part in (f"{DEAD}/x.pth (", "refused", f"{server.url}/absent.pth (HTTP 404", "wrong file: sha256", DIGITS[:8],
+                 f"resnest50-{DIGITS[:8]}.pth", f"put it into {cache}"):
+        assert part in message
+    assert "\n" not in message
+    assert not [path for path in cache.iterdir() if path.suffix in (".pth", ".part")]
+
+
+def test_file_put_there_by_hand_is_used_and_checked(cache, monkeypatch):
+    published(monkeypatch, f"{DEAD}/x.pth")
+    cache.mkdir()
+    path = cache / f"resnest50-{DIGITS[:8]}.pth"
+    path.write_bytes(CONTENT)
+    assert resolve_weights("resnest://resnest50") == str(path)
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match=f"{path} refused: their sha256 begins with .*published is {DIGITS[:8]}"):
+        resolve_weights("resnest://resnest50")
+
+
+def test_hugging_face_hub(server, cache, monkeypatch):
+    server.files["/timm/some.in1k/resolve/main/model.safetensors"] = CONTENT
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                        server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    path = resolve_weights("hf://timm/some.in1k")
+    assert content_of(path) == CONTENT and path.startswith(str(cache / "huggingface"))
+    before = len(server.requests)
+    assert resolve_weights("hf://timm/some.in1k") == path
+    assert len(server.requests) == before
+
+    blob = next((cache / "huggingface").rglob(f"blobs/{DIGITS}"))
+    blob.write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match="refused: their sha256"):
+        resolve_weights("hf://timm/some.in1k")
+
+    published(monkeypatch, f"{DEAD}/x.pth", "hf://timm/absent")
+    with pytest.raises(UserError, match=r"hf://timm/absent \("):
+        resolve_weights("resnest://resnest50")
+
+
+def test_hub_without_a_network_says_so_at_once(cache, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", DEAD)
+    monkeypatch.setattr(downloads, "hf_hub_download", _only_local)
+    with pytest.raises(UserError, match=r"hf://timm/resnest50d.in1k \(.*refused.*give its path"):
+        resolve_weights("hf://timm/resnest50d.in1k")
+
+
+def _only_local(*arguments, **named):
+    assert named.get("local_files_only"), "the client's own retries take half a minute"
+    return huggingface_hub.hf_hub_download(*arguments, **named)
+
+
+def test_cache_folders(tmp_path, monkeypatch):
+    monkeypatch.delenv("RESNEST_DET_CACHE", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    assert downloads.cache_folder() == tmp_path / "torch" / "hub" / "checkpoints"
+    monkeypatch.setenv("RESNEST_DET_CACHE", str(tmp_path / "own"))
+    assert downloads.cache_folder() == tmp_path / "own"
+
+
+def test_local_paths(tmp_path):
+    (tmp_path / "x.pth").touch()
+    assert resolve_weights(tmp_path / "x.pth") == str(tmp_path / "x.pth")
+    with pytest.raises(UserError, match="none.pth: no such file"):
+        resolve_weights(str(tmp_path / "none.pth"))
+    with pytest.raises(UserError, match="did you mean resnest://resnest50d?"):
+        resolve_weights("resnest50d")
+
+
+@pytest.mark.parametrize("spec, reason", [
+    ("resnest://resnest51", "not published; nearest: resnest50"),
+    ("resnest://mask_rcnn_ResNeSt_50_FPN_1x", "nearest: mask_rcnn_ResNeSt_50_FPN_syncBN_1x"),
+    ("hf://resnest50", "expected hf://owner/name"),
+    ("s3://bucket/x.pth", "unknown scheme s3://; supported: a path, https://"),
+    ("https://", "not the address of a file"),
+    ("https://example.org/../../x.pth", "not the address of a file"),
+])
+def test_addresses_that_cannot_be(spec, reason):
+    with pytest.raises(UserError, match=reason):
+        resolve_weights(spec)
+
+
+def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RESNEST_DET_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot be written"):
+        resolve_weights(f"{DEAD}/x.pth")
+
+
+def test_detectron2_addresses(server, cache, monkeypatch):
+    server.files["/ImageNetPretrained/MSRA/R-50.pkl"] = b"weights"
+    monkeypatch.setattr(downloads, "_DETECTRON2_STORE", server.url + "/")
+    path = resolve_weights("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    assert content_of(path) == b"weights" and path.endswith("ImageNetPretrained/MSRA/R-50.pkl")
+
+
+def test_catalog_is_complete():
+    assert len(VARIANTS) == 13 and len(ALIASES) == 16
+    for name in VARIANTS:
+        file = WEIGHT_FILES[name]
+        assert re.fullmatch("[0-9a-f]{8}", file.sha256_prefix) and file.filename.endswith(f"-{file.sha256_prefix}.pth")
+        assert len(file.mirrors) >= 2
+    for name, file in WEIGHT_FILES.items():
+        assert file.filename.startswith(name) or name in ("resnest14", "resnest26")
+        assert all(url.startswith("hf://timm/") or url.endswith("/" + file.filename) for url in file.mirrors)
+    assert WEIGHT_FILES["resnest50"].mirrors[0] == (
+        "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1/resnest50-528c19ca.pth")
+    assert WEIGHT_FILES["resnest200_detectron"].mirrors == (
+        "https://s3.us-west-1.wasabisys.com/resnest/detectron/resnest200_detectron-02644020.pth",)
