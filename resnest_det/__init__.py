@@ -5,6 +5,10 @@
 """
 
 import importlib
+import warnings
+
+# fvcore compiles a loss function when it is imported, in a way that newer torch deprecates.
+warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated", category=FutureWarning)
 
 __version__ = "0.1.0"
 

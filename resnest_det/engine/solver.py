@@ -129,6 +129,7 @@ def lr_scheduler(
     """Learning rates of `optimizer`'s groups as their base values times `schedule`, from `start_iteration` on."""
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+    # The rate after the last iteration is asked for and never used; some schedules do not have it.
     return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda iteration: schedule(min(iteration / max_iter, 1.0)), last_epoch=start_iteration - 1
+        optimizer, lambda iteration: schedule(min(iteration, max_iter - 1) / max_iter), last_epoch=start_iteration - 1
     )

@@ -1,0 +1,61 @@
+"""Files are written whole or not at all."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from resnest_det.engine.files import atomic_write, prepare_output_dir, remove_unfinished
+from resnest_det.errors import UserError
+
+
+def test_content_replaces_the_old_one(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with atomic_write(path) as file:
+        file.write("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["file"]
+
+
+def test_an_error_leaves_the_old_one_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError):
+        with atomic_write(path) as file:
+            file.write("new")
+            1 / 0
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_killed_writer_leaves_the_old_one(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    program = textwrap.dedent("""
+        import os, signal, sys
+        from resnest_det.engine.files import atomic_write
+        with atomic_write(sys.argv[1]) as file:
+            file.write("half")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    assert subprocess.run([sys.executable, "-c", program, str(path)]).returncode == -signal.SIGKILL
+    assert path.read_text() == "old" and len(os.listdir(tmp_path)) == 2
+    assert len(remove_unfinished(tmp_path)) == 1
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_permissions_are_those_of_ordinary_files(tmp_path):
+    (tmp_path / "ordinary").write_text("")
+    with atomic_write(tmp_path / "atomic") as file:
+        file.write("")
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_output_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"OUTPUT_DIR .*file/run cannot be written: Not a directory"):
+        prepare_output_dir(tmp_path / "file" / "run")

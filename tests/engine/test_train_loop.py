@@ -1,0 +1,131 @@
+"""The loop over any model that returns losses and any iterator of batches."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from resnest_det.engine.train import check_batch_norm, choose_seed, resumed_seed
+from resnest_det.engine.trainer import seed_everything, train_loop
+from resnest_det.errors import UserError
+
+
+class _Toy(nn.Module):
+    def __init__(self, poison_at=-1):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.calls, self.poison_at, self.dtypes = 0, poison_at, []
+
+    def forward(self, batch):
+        target = torch.stack([sample["image"] for sample in batch]).mean(0)
+        self.dtypes.append(torch.matmul(torch.ones(1, 3), self.weight[:, None]).dtype)
+        bad = math.nan if self.calls == self.poison_at else 1.0
+        self.calls += 1
+        return {"loss_fit": (self.weight - target).square().sum() * bad, "loss_size": 0.1 * self.weight.square().sum()}
+
+
+def _batches(start=0):
+    while True:
+        seed_everything(0, start)
+        yield [{"image": torch.randn(3), "file_name": f"{start}.jpg"} for _ in range(2)]
+        start += 1
+
+
+class _Log:
+    def __init__(self):
+        self.lines = []
+
+    def iteration(self, iteration, losses, *, lr, time, data_time):
+        assert time >= data_time >= 0
+        self.lines.append((iteration, losses, lr))
+
+
+def _train(model, *, start=0, max_iter=4, optimizer=None, amp=False, **more):
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda iteration: 1 / (1 + iteration))
+    log = _Log()
+    train_loop(
+        model, _batches(start), optimizer, scheduler, start_iteration=start, max_iter=max_iter, seed=3, log=log,
+        scaler=torch.amp.GradScaler("cpu", enabled=False), autocast=torch.autocast("cpu", torch.bfloat16, enabled=amp), **more,
+    )
+    return log.lines
+
+
+def test_losses_and_learning_rates_are_logged_as_they_were_in_each_step():
+    model = _Toy()
+    lines = _train(model)
+    expected = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([expected], lr=0.1, momentum=0.9)
+    for iteration, (batch, line) in enumerate(zip(_batches(), lines)):
+        optimizer.param_groups[0]["lr"] = 0.1 / (1 + iteration)
+        target = torch.stack([sample["image"] for sample in batch]).mean(0)
+        losses = {"loss_fit": (expected - target).square().sum(), "loss_size": 0.1 * expected.square().sum()}
+        assert line == (iteration, {name: loss.item() for name, loss in losses.items()}, 0.1 / (1 + iteration))
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert len(lines) == 4 and torch.equal(expected, model.weight)
+
+
+def test_each_iteration_is_seeded_by_its_number():
+    draws = {}
+    after_step = [lambda iteration, batch: draws.setdefault(iteration, torch.rand(1).item())]
+    _train(_Toy(), max_iter=4, after_step=after_step)
+    resumed = {}
+    _train(_Toy(), start=2, max_iter=4, after_step=[lambda iteration, batch: resumed.setdefault(iteration, torch.rand(1).item())])
+    assert len(set(draws.values())) == 4 and resumed == {2: draws[2], 3: draws[3]}
+
+
+def test_loss_that_is_not_finite_names_losses_and_images_and_changes_nothing():
+    model = _Toy(poison_at=2)
+    weights = []
+    with pytest.raises(UserError) as error:
+        _train(model, after_step=[lambda iteration, batch: weights.append(model.weight.detach().clone())])
+    assert "not finite at iteration 2: loss_fit nan; images of this step: 2.jpg, 2.jpg" in str(error.value)
+    assert torch.equal(model.weight, weights[-1]) and len(weights) == 2
+
+
+def test_gradients_are_clipped_before_the_update():
+    model = _Toy()
+
+    def clip(parameters):
+        for parameter in parameters:
+            parameter.grad.zero_()
+
+    _train(model, clip_gradients=clip)
+    assert torch.equal(model.weight, torch.zeros(3))
+
+
+def test_mixed_precision_computes_in_bfloat16_on_cpus():
+    half, full = _Toy(), _Toy()
+    _train(half, amp=True)
+    _train(full)
+    assert set(half.dtypes) == {torch.bfloat16} and set(full.dtypes) == {torch.float32}
+    assert half.weight.dtype == torch.float32
+
+
+def test_seed_is_kept_or_drawn():
+    assert choose_seed(12) == 12
+    drawn = {choose_seed(-1) for _ in range(5)}
+    assert len(drawn) > 1 and min(drawn) >= 0
+
+
+def test_resumed_run_takes_the_seed_it_began_with(caplog):
+    assert resumed_seed(-1, chosen=99, saved=7) == 7
+    assert resumed_seed(7, chosen=7, saved=7) == 7 and not caplog.text
+    assert resumed_seed(8, chosen=8, saved=7) == 8
+    assert "began with 7" in caplog.text
+
+
+def test_split_attention_with_batch_norm_needs_two_images():
+    from resnest_det.backbone.split_attention import SplitAttentionConv2d
+
+    model = nn.Sequential(SplitAttentionConv2d(8, 8))
+    check_batch_norm(model, 2)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(torch.randn(1, 8, 4, 4))
+    with pytest.raises(UserError, match="IMS_PER_BATCH 2 or more.*'FrozenBN'.*'GN'"):
+        check_batch_norm(model, 1)
+    for norm in ("FrozenBN", ""):
+        check_batch_norm(nn.Sequential(SplitAttentionConv2d(8, 8, norm=norm)), 1)

@@ -1,0 +1,127 @@
+"""Whole runs on a tiny data set: files, exact resumption, evaluation, precise batch norm."""
+
+import shutil
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import losses_of, read_metrics, write_tiny_run
+
+from resnest_det.backbone.checkpoint_files import read_checkpoint
+from resnest_det.engine.config import load_config
+from resnest_det.engine.train_net import main
+from resnest_det.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: its arguments and its folder, not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    arguments = write_tiny_run(folder)
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        main([*arguments, "VIS_PERIOD", "4"])
+    return arguments, folder / "out"
+
+
+def _same_state(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def _interrupted(folder, other, checkpoint):
+    """A copy of a finished run as it was when killed some time after `checkpoint`."""
+    shutil.copytree(folder, other)
+    (other / "last_checkpoint").write_text(checkpoint)
+    (other / "model_final.pth").unlink()
+
+
+def test_a_run_from_the_command_line(finished, capsys):
+    arguments, folder = finished
+    written = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "log.txt", "metrics.json", "last_checkpoint", "inference"} <= written
+    assert {f"model_{name}.pth" for name in ("0000001", "0000003", "0000005", "final")} <= written
+    assert load_config(folder / "config.yaml").SOLVER.MAX_ITER == 6
+    assert "PyTorch" in (folder / "log.txt").read_text()
+
+    lines = read_metrics(folder)
+    assert [line["iteration"] for line in lines if "bbox/AP" in line] == [2, 6]
+    assert {"bbox/AP50", "segm/AP", "segm/AP-red"} <= set(lines[-1])
+    assert list(losses_of(folder)) == list(range(6))
+    assert set(losses_of(folder)[0]) == {"total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc", "lr"}
+    assert [event.step for event in EventAccumulator(str(folder)).Reload().Images("truth and prediction")] == [3]
+    assert len(list((folder / "inference").glob("*.png"))) == 4
+
+    # Evaluating the checkpoint gives the figures that training ended with, and leaves config.yaml alone.
+    final = {key: value for key, value in lines[-1].items() if key != "iteration"}
+    before = (folder / "config.yaml").read_bytes()
+    capsys.readouterr()
+    main([arguments[0], arguments[1], "--eval-only", "MODEL.WEIGHTS", str(folder / "model_final.pth"),
+          "TEST.EXPECTED_RESULTS", f"[['bbox', 'AP50', {final['bbox/AP50']}, 1e-9], ['segm', 'AP', {final['segm/AP']}, 1e-9]]"])
+    assert "bbox per class" in capsys.readouterr().out
+    assert (folder / "config.yaml").read_bytes() == before
+    with pytest.raises(UserError, match="TEST.EXPECTED_RESULTS: bbox AP50 is .*, expected 99"):
+        main([*arguments[:2], "--eval-only", "--resume", "TEST.EXPECTED_RESULTS", "[['bbox', 'AP50', 99.0, 0.1]]"])
+
+
+def test_resumed_runs_equal_the_uninterrupted_one(finished, tmp_path):
+    arguments, folder = finished
+    final = read_checkpoint(folder / "model_final.pth")
+    for checkpoint in ("model_0000001.pth", "model_0000003.pth"):
+        other = tmp_path / checkpoint
+        _interrupted(folder, other, checkpoint)
+        main([*arguments[:2], "--resume", "OUTPUT_DIR", str(other)])
+        assert losses_of(other) == losses_of(folder)
+        resumed = read_checkpoint(other / "model_final.pth")
+        assert _same_state(resumed["model"], final["model"]) and resumed["iteration"] == final["iteration"] == 5
+        momentum, expected = ([state["momentum_buffer"] for state in each["optimizer"]["state"].values()] for each in (resumed, final))
+        assert all(torch.equal(a, b) for a, b in zip(momentum, expected, strict=True))
+
+
+def test_killed_between_the_last_two_checkpoints(finished, tmp_path, capsys):
+    arguments, folder = finished
+    _interrupted(folder, tmp_path / "other", "model_0000005.pth")
+    capsys.readouterr()
+    main([*arguments[:2], "--resume", "OUTPUT_DIR", str(tmp_path / "other")])
+    assert "Nothing to train: 6 iterations are done" in capsys.readouterr().out
+    final, expected = (read_checkpoint(each / "model_final.pth") for each in (tmp_path / "other", folder))
+    assert _same_state(final["model"], expected["model"]) and final["iteration"] == 5
+    assert read_metrics(tmp_path / "other")[-1]["bbox/AP"] == read_metrics(folder)[-1]["bbox/AP"]
+    # A longer schedule goes on from there.
+    main([*arguments[:2], "--resume", "OUTPUT_DIR", str(tmp_path / "other"), "SOLVER.MAX_ITER", "7"])
+    assert list(losses_of(tmp_path / "other")) == list(range(7))
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(tiny, tmp_path):
+    quick = ["TEST.PRECISE_BN.ENABLED", "False", "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_ITER", "2", "SEED", "-1"]
+    main([*tiny, "--resume", *quick])
+    first = losses_of(tmp_path / "out")
+    assert list(first) == [0, 1]
+    # The seed that was drawn is in the checkpoint, and going on reuses it.
+    seed = read_checkpoint(tmp_path / "out" / "model_final.pth")["seed"]
+    main([*tiny[:2], *quick[:-1], str(seed), "OUTPUT_DIR", str(tmp_path / "again")])
+    assert losses_of(tmp_path / "again") == first
+
+
+def test_precise_batch_norm_changes_statistics_only(tiny, tmp_path):
+    common = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0"]
+    main([*tiny, *common])
+    main([*tiny[:2], *common, "TEST.PRECISE_BN.ENABLED", "False", "OUTPUT_DIR", str(tmp_path / "plain")])
+    precise, plain = (read_checkpoint(tmp_path / name / "model_final.pth")["model"] for name in ("out", "plain"))
+    differing = {key.rsplit(".", 1)[1] for key in plain if not torch.equal(precise[key], plain[key])}
+    assert differing == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_fine_tuning_from_a_checkpoint_with_another_head(finished, tmp_path):
+    arguments, folder = finished
+    quick = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path / "tuned"),
+             "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "DATASETS.TEST", "()"]
+    with pytest.raises(UserError, match=r"fc1.weight \(32, 1568\) in the file, \(16, 1568\) in the model"):
+        main([*arguments[:2], *quick])
+    main([*arguments[:2], *quick, "MODEL.WEIGHTS_ALLOW_MISMATCH", "True"])
+    assert list(losses_of(tmp_path / "tuned")) == [0]
+
+
+def test_mixed_precision_trains(tiny, tmp_path):
+    main([*tiny, "SOLVER.AMP.ENABLED", "True", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "TEST.PRECISE_BN.ENABLED", "False"])
+    assert all(0 < line["total_loss"] < 100 for line in losses_of(tmp_path / "out").values())
