@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import pycocotools.mask as mask_util
 
 from resnest_det.errors import UserError
@@ -194,10 +195,39 @@ def _compressed(segmentation: dict, record: dict, where: str) -> dict:
             f"{where}: the mask is {size} (height, width), but image {record['image_id']} is "
             f"[{record['height']}, {record['width']}]"
         )
-    if isinstance(counts, (str, bytes)):
-        return {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
-    if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise UserError(f"{where}: run-length counts must be a string or a list of whole numbers")
-    if sum(counts) != size[0] * size[1]:
-        raise UserError(f"{where}: run-length counts sum to {sum(counts)}, but the image has {size[0]} x {size[1]} pixels")
+    if isinstance(counts, str):
+        lengths = _run_lengths(counts)
+    elif isinstance(counts, list) and all(isinstance(count, int) for count in counts):
+        lengths = np.array(counts, dtype=np.int64)
+    else:
+        lengths = None
+    if lengths is None or (lengths < 0).any():
+        raise UserError(f"{where}: run-length counts must be a string of COCO's encoding or a list of whole numbers")
+    # pycocotools fills the pixels that are missing with whatever memory held.
+    if lengths.sum() != size[0] * size[1]:
+        raise UserError(f"{where}: run-length counts sum to {lengths.sum()}, but the image has {size[0]} x {size[1]} pixels")
+    if isinstance(counts, str):
+        return {"size": list(size), "counts": counts.encode()}
     return mask_util.frPyObjects({"size": list(size), "counts": counts}, *size)
+
+
+def _run_lengths(counts: str) -> np.ndarray | None:
+    """Lengths of the runs in COCO's compressed string, (n,) int64, or None if it is no such string.
+
+    The format is that of pycocotools' maskApi.c (rleToString): groups of five bits, the lowest first, as characters from 48;
+    32 marks that another group follows, 16 in the last one a negative number; from the fourth number on, differences to
+    the number two before.
+    """
+    codes = np.array([ord(character) for character in counts], dtype=np.int64) - 48
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        return None
+    ends = np.flatnonzero((codes & 32) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    if (ends - starts).max() > 10:
+        return None
+    place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
+    numbers = np.add.reduceat((codes & 31) << (5 * place), starts)
+    numbers -= ((codes[ends] & 16) >> 4) << (5 * (ends - starts + 1))
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers

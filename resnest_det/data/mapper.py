@@ -119,10 +119,7 @@ def _segmentation(annotation: dict, record: dict) -> list[np.ndarray] | np.ndarr
     where = f"annotation {annotation['id']} of image {record['file_name']}"
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
-        try:
-            return mask_util.decode(segmentation)
-        except ValueError as error:
-            raise UserError(f"{where}: its run-length mask does not fit {segmentation['size']} (height, width)") from error
+        return mask_util.decode(segmentation)
     try:
         polygons = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
     except (TypeError, ValueError) as error:

@@ -15,6 +15,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
+from resnest_det.data.panoptic_png import encode_segment_ids
 from resnest_det.data.polygons import clip_polygon, outline, rasterize
 from resnest_det.errors import UserError
 
@@ -103,7 +104,8 @@ def _write_split(folder: Path, split: str, generators: list[np.random.Generator]
             annotations.append(entry | {"id": len(annotations) + 1, "image_id": image_id})
         segments = [(category + 1, visible) for category, visible, _ in objects]
         segments += [(len(THINGS) + kind + 1, stuff == kind) for kind in range(len(STUFF)) if (stuff == kind).any()]
-        _write_panoptic_png(folder / f"panoptic_{split}" / file_name, [mask for _, mask in segments])
+        ids = _segment_ids([mask for _, mask in segments])
+        (folder / f"panoptic_{split}" / file_name).write_bytes(encode_segment_ids(ids, file_name))
         infos = [_segment_info(number, *segment) for number, segment in enumerate(segments, start=1)]
         panoptic.append({"image_id": image_id, "file_name": file_name, "segments_info": infos})
 
@@ -137,12 +139,12 @@ def _segment_info(segment_id: int, category_id: int, mask: np.ndarray) -> dict:
     return {"id": segment_id, "category_id": category_id, "area": int(mask.sum()), "bbox": box, "iscrowd": 0}
 
 
-def _write_panoptic_png(path: Path, masks: list[np.ndarray]) -> None:
-    """Segment ids 1, 2, ... as COCO writes them: id = R + 256 G + 256^2 B."""
+def _segment_ids(masks: list[np.ndarray]) -> np.ndarray:
+    """Masks (H, W) bool numbered 1, 2, ... in one map, (H, W)."""
     ids = np.zeros(masks[0].shape, dtype=np.uint32)
     for segment_id, mask in enumerate(masks, start=1):
         ids[mask] = segment_id
-    Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 256**2], axis=2).astype(np.uint8)).save(path)
+    return ids
 
 
 def draw_scene(generator: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray, np.ndarray | None]], np.ndarray]:

@@ -86,8 +86,8 @@ def test_images_without_objects(make_cfg):
 
 def test_repeat_factor_sampling(make_cfg):
     annotations = EACH + [{"image_id": 3, "category_id": 2} | OBJECT]
-    cfg = make_cfg(IMAGES, annotations, ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler",
-                                         "DATALOADER.REPEAT_THRESHOLD", 0.8, "DATALOADER.ASPECT_RATIO_GROUPING", False])  # fmt: skip
+    overrides = ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", 0.8]
+    cfg = make_cfg(IMAGES, annotations, [*overrides, "DATALOADER.ASPECT_RATIO_GROUPING", False])
     shown = Counter(s["image_id"] for batch in batches_of(cfg, 30) for s in batch)
     assert shown == {1: 10, 2: 10, 3: 20, 4: 10, 5: 10}, "the dog is in 1 of 5 images: sqrt(0.8 / 0.2) = 2"
     cfg.DATALOADER.REPEAT_SQRT = False
@@ -137,7 +137,7 @@ def test_processes_divide_batches_and_test_images(make_cfg, monkeypatch):
         (["INPUT.MIN_SIZE_TRAIN", ()], r"INPUT.MIN_SIZE_TRAIN is \(\)"),
         (["INPUT.MIN_SIZE_TRAIN", (10.5,)], r"INPUT.MIN_SIZE_TRAIN is \(10.5,\)"),
         (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], r"INPUT.MIN_SIZE_TRAIN is \(20,\).*smallest, largest"),
-        (["INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [0.5, 1.5]], r"INPUT.CROP.SIZE is \(0.5, 1.5\).*relative_range.*\(0, 1\]"),
+        (["INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [0.5, 1.5]], r"CROP.SIZE is \(0.5, 1.5\).*relative_range.*\(0, 1\]"),
         (["INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [0.5]], r"INPUT.CROP.SIZE is \(0.5,\).*two"),
         (["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute"], "INPUT.CROP.SIZE is .*absolute.*pixels"),
         (["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute_range", "INPUT.CROP.SIZE", [9, 5]], "the smaller first"),

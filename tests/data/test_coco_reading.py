@@ -6,11 +6,17 @@ import logging
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from resnest_det.data.coco import load_coco_instances
+from resnest_det.data.coco import _run_lengths, load_coco_instances
 from resnest_det.errors import UserError
 
 TRIANGLE = [[1.0, 1.0, 9.0, 1.0, 5.0, 7.0]]
+
+
+def encode(mask):
+    return mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()
 
 
 def read(paths):
@@ -50,6 +56,16 @@ def test_both_run_length_forms_mean_the_same_mask(write_coco):
         np.testing.assert_array_equal(mask_util.decode(annotation["segmentation"]), mask)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.floats(0, 1), st.integers(0, 9), st.integers(1, 20))
+def test_compressed_run_lengths_are_understood(height, width, share, seed, scale):
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    mask = np.kron(mask, np.ones((scale, scale), dtype=bool))
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], mask.reshape(-1, order="F")])))
+    expected = np.diff(np.concatenate([[0], changes, [mask.size]]))
+    np.testing.assert_array_equal(_run_lengths(encode(mask)), expected)
+
+
 def test_useless_annotations_are_dropped_and_counted(write_coco, caplog):
     annotations = [
         {"image_id": 1, "bbox": [1, 1, 0, 4], "segmentation": TRIANGLE},
@@ -76,6 +92,11 @@ def test_useless_annotations_are_dropped_and_counted(write_coco, caplog):
         ({"bbox": [1, 2, float("nan"), 3]}, ["annotation 1", "bbox", "nan"]),
         ({"segmentation": {"size": [20, 10], "counts": [200]}}, ["annotation 1", "[20, 10]", "image 1", "[10, 20]"]),
         ({"segmentation": {"size": [10, 20], "counts": [150, 49]}}, ["annotation 1", "199", "10 x 20"]),
+        ({"segmentation": {"size": [10, 20], "counts": [250, -50]}}, ["annotation 1", "whole numbers"]),
+        ({"segmentation": {"size": [10, 20], "counts": [1.5, 198.5]}}, ["annotation 1", "whole numbers"]),
+        ({"segmentation": {"size": [10, 20], "counts": "no spaces"}}, ["annotation 1", "COCO's encoding"]),
+        ({"segmentation": {"size": [10, 20], "counts": ""}}, ["annotation 1", "COCO's encoding"]),
+        ({"segmentation": {"size": [10, 20], "counts": encode(np.eye(10))}}, ["annotation 1", "sum to 100", "10 x 20"]),
         ({"segmentation": {"size": [10, 20]}}, ["annotation 1", '"counts" is missing']),
         ({"segmentation": [1, 1, 5, 5, 2, 6]}, ["annotation 1", "list of polygons"]),
         ({"segmentation": "mask.png"}, ["annotation 1", "str"]),

@@ -28,9 +28,11 @@ def paths(write_coco):
             corners = [x, y, x + w, y + 1.3, x + 0.7 * w, y + h, x + 0.1, y + 0.8 * h]
             parts = [corners, [x, y, x + 3.25, y, x, y + 3.5]][: generator.randint(1, 2)]
             bbox = [x, y, w, h]
-            annotations.append({"image_id": image_id, "bbox": bbox, "segmentation": parts, "category_id": generator.choice([3, 8])})
+            category = generator.choice([3, 8])
+            annotations.append({"image_id": image_id, "bbox": bbox, "segmentation": parts, "category_id": category})
         run_length = {"size": [height, width], "counts": [height * 3 + 5, 9, height * width - height * 3 - 14]}
-        annotations.append({"image_id": image_id, "bbox": [3, 5, 1, 9], "segmentation": run_length, "iscrowd": 1, "category_id": 3})
+        crowd = {"segmentation": run_length, "iscrowd": 1, "category_id": 3}
+        annotations.append({"image_id": image_id, "bbox": [3, 5, 1, 9]} | crowd)
     return write_coco(images, annotations, [(8, "dog"), (3, "cat")])
 
 

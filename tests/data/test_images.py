@@ -24,7 +24,10 @@ def test_channel_orders(tmp_path):
     np.testing.assert_allclose(gray[:, :, 0], pixels @ [0.299, 0.587, 0.114], atol=1)
 
 
-@pytest.mark.parametrize("mode, suffix", [("L", "png"), ("L", "jpg"), ("P", "png"), ("CMYK", "jpg"), ("RGBA", "png"), ("1", "png")])
+MODES = [("L", "png"), ("L", "jpg"), ("P", "png"), ("CMYK", "jpg"), ("RGBA", "png"), ("1", "png")]
+
+
+@pytest.mark.parametrize("mode, suffix", MODES)
 def test_every_mode_becomes_three_channels(tmp_path, mode, suffix):
     image = Image.fromarray(photograph()).convert(mode)
     path = tmp_path / f"a.{suffix}"

@@ -69,7 +69,9 @@ def test_batches_without_grouping_are_the_stream():
     assert sum(take(batches(iter(stream), 4, None), 5), []) == stream
 
 
-@pytest.mark.parametrize("num_images, world_size, shares", [(5, 2, [3, 2]), (4, 4, [1, 1, 1, 1]), (10, 3, [4, 3, 3]), (1, 1, [1])])
+@pytest.mark.parametrize(
+    "num_images, world_size, shares", [(5, 2, [3, 2]), (4, 4, [1, 1, 1, 1]), (10, 3, [4, 3, 3]), (1, 1, [1])]
+)
 def test_test_images_are_split_without_overlap(num_images, world_size, shares):
     parts = [indices_of_rank(num_images, rank, world_size) for rank in range(world_size)]
     assert [len(part) for part in parts] == shares

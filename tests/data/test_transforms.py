@@ -88,7 +88,9 @@ def marked(height, width, box):
     st.integers(20, 60),
     st.sampled_from([(), (16, 90), (32,)]),
     st.sampled_from(["horizontal", "vertical", "none"]),
-    st.sampled_from([None, ("relative", (0.5, 0.8)), ("relative_range", (0.3, 0.3)), ("absolute", (15, 99)), ("absolute_range", (9, 40))]),
+    st.sampled_from(
+        [None, ("relative", (0.5, 0.8)), ("relative_range", (0.3, 0.3)), ("absolute", (15, 99)), ("absolute_range", (9, 40))]
+    ),
     st.integers(0, 2**32),
 )
 def test_image_box_polygon_and_mask_move_together(height, width, sides, flip, crop, seed):
