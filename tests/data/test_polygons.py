@@ -89,8 +89,8 @@ def surrounds(polygon, point):
 
 
 def test_an_outline_that_crosses_itself_keeps_its_raster():
-    # Two overlapping rectangles in one line: along the left border both begin before either ends.
-    crossed = np.array([[-2, 0], [5, 0], [5, 4], [-2, 4], [-2, 2], [3, 2], [3, 6], [-2, 6]], dtype=float)
+    # Three overlapping rectangles in one line: along the left border all begin before any ends.
+    crossed = np.array([[-2, 0], [8, 0], [8, 3], [-2, 3], [-2, 1], [6, 1], [6, 4], [-2, 4], [-2, 2], [4, 2], [4, 5], [-2, 5]])
     whole = rasterize([crossed + [4, 0]], (10, 14))
     np.testing.assert_array_equal(rasterize(clip_polygon(crossed, (10, 10)), (10, 10)), whole[:, 4:])
 
