@@ -53,6 +53,16 @@ def test_limits(limits, expected):
     assert panoptic[0].tolist() == expected
 
 
+def test_what_lies_wholly_under_others_is_no_segment():
+    """Also where every overlap is allowed: a segment without pixels would make the prediction one that no evaluation accepts."""
+    found = detections((0.9, 1, (0, 4)), (0.8, 2, (1, 3)))
+    panoptic, segments = fuse(found, torch.ones(4, 10, dtype=torch.int64), FusionLimits(overlap=1.0, stuff_area=0))
+    assert panoptic[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 2, 2]
+    assert [segment["category_id"] for segment in segments] == [1, 1]
+    _, segments = fuse(detections((0.9, 1, (0, 10))), torch.ones(4, 10, dtype=torch.int64), FusionLimits(stuff_area=0))
+    assert [segment["isthing"] for segment in segments] == [True]
+
+
 def test_pixels_labelled_as_things_without_an_instance_belong_to_nothing():
     labels = torch.zeros(4, 10, dtype=torch.int64)
     panoptic, segments = fuse(detections(), labels, FusionLimits(stuff_area=0))
