@@ -193,10 +193,7 @@ class ComparisonWriter:
         self.class_names = dataset.metadata.thing_classes
         self.output_dir = output_dir
         self.score_threshold = score_threshold
-        records = [record for record in dataset.records if record.get("annotations")]
-        step = max(1, len(records) / count)
-        chosen = [records[int(i * step)] for i in range(min(count, len(records)))]
-        self.records = {record["image_id"]: record for record in chosen}
+        self.records = spread_records([record for record in dataset.records if record.get("annotations")], count)
 
     def reset(self) -> None:
         """Nothing is kept."""
@@ -216,6 +213,13 @@ class ComparisonWriter:
     def evaluate(self) -> None:
         """Say where the pictures are."""
         logger.info("predictions beside the truth: %d pictures in %s", len(self.records), self.output_dir)
+
+
+def spread_records(records: list[dict], count: int) -> dict[int, dict]:
+    """Up to `count` records, spread evenly, by image id."""
+    step = max(1, len(records) / count)
+    chosen = [records[int(i * step)] for i in range(min(count, len(records)))]
+    return {record["image_id"]: record for record in chosen}
 
 
 def save_picture(picture: Image.Image, path: str) -> None:

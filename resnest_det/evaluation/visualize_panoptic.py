@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from resnest_det.data.image import read_record_image
 from resnest_det.data.panoptic import read_record_segments
-from resnest_det.evaluation.visualize import enlarge, place_label, save_picture, side_by_side
+from resnest_det.evaluation.visualize import enlarge, place_label, save_picture, side_by_side, spread_records
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +95,7 @@ class PanopticComparisonWriter:
         self.classes = {True: list(zip(metadata.thing_classes, metadata.thing_colors)),
                         False: list(zip(metadata.stuff_classes, metadata.stuff_colors))}
         self.output_dir = output_dir
-        step = max(1, len(dataset.records) / count)
-        chosen = [dataset.records[int(i * step)] for i in range(min(count, len(dataset.records)))]
-        self.records = {record["image_id"]: record for record in chosen}
+        self.records = spread_records(dataset.records, count)
 
     def reset(self) -> None:
         """Nothing is kept."""
