@@ -1,0 +1,75 @@
+"""Whole runs of Panoptic FPN and of a semantic model: one command trains, evaluates all tasks and writes pictures."""
+
+import json
+
+import pytest
+from tiny_run import losses_of, read_metrics
+
+from resnest_det.data.shapes import write_shapes
+from resnest_det.engine.train_net import main
+from resnest_det.errors import UserError
+
+TINY = [
+    "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
+    "MODEL.RESNETS.WIDTH_PER_GROUP", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.FPN.OUT_CHANNELS", "32",
+    "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "(2,)", "SOLVER.WARMUP_ITERS", "0",
+    "TEST.PRECISE_BN.NUM_ITER", "1",
+]
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Arguments that register panoptic shapes, `{name}_train` without an instance file and `{name}_val` with one; the name."""
+    folder = tmp_path / "shapes"
+    write_shapes(folder, {"train": 4, "val": 3})
+    name = f"made_{tmp_path.name}"  # a name can be registered once in a process
+    arguments = []
+    for split, instances in (("train", ""), ("val", f",{folder}/annotations/instances_val.json")):
+        paths = f"{folder}/annotations/panoptic_{split}.json,{folder}/panoptic_{split},{folder}/{split}{instances}"
+        arguments += ["--register-panoptic", f"{name}_{split}={paths}"]
+    return arguments, name
+
+
+def overrides(name: str, folder) -> list[str]:
+    return [*TINY, "DATASETS.TRAIN", f"('{name}_train',)", "DATASETS.TEST", f"('{name}_val',)", "OUTPUT_DIR", str(folder)]
+
+
+def test_panoptic(made, tmp_path):
+    register, name = made
+    out = tmp_path / "out"
+    config = ["--config-file", "panoptic_ResNeSt14_FPN_shapes"]
+    main([*config, *register, *overrides(name, out), "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", "16"])
+
+    assert all({"loss_sem_seg", "loss_mask", "loss_rpn_cls"} <= set(losses) for losses in losses_of(out).values())
+    figures = read_metrics(out)[-1]
+    assert {"bbox/AP", "segm/AP", "sem_seg/mIoU", "panoptic_seg/PQ", "panoptic_seg/PQ_th", "panoptic_seg/PQ-stripes"} <= set(figures)
+    assert 0 <= figures["panoptic_seg/PQ"] <= 100 and figures["sem_seg/pACC"] > 0
+    folder = out / "inference"
+    predicted = json.loads((folder / "panoptic_predictions.json").read_text())
+    assert len(predicted["annotations"]) == 3 and len(list((folder / "panoptic_predictions").glob("*.png"))) == 3
+    assert len(list(folder.glob("*_panoptic.png"))) == 3 and (folder / "coco_instances_results.json").exists()
+
+    # Without fusion there is no panoptic map to count; the other figures stay.
+    main([*config, "--eval-only", *register, *overrides(name, tmp_path / "apart"), "MODEL.WEIGHTS", str(out / "model_final.pth"),
+          "MODEL.PANOPTIC_FPN.COMBINE.ENABLED", "False", "TEST.EXPECTED_RESULTS",
+          f"[['sem_seg', 'mIoU', {figures['sem_seg/mIoU']}, 1e-9], ['bbox', 'AP50', {figures['bbox/AP50']}, 1e-9]]"])
+    assert not list((tmp_path / "apart" / "inference").glob("*_panoptic.png"))
+
+
+def test_semantic_with_output_stride_16(made, tmp_path):
+    register, name = made
+    out = tmp_path / "out"
+    main(["--config-file", "semantic_ResNeSt50_FPN", *register, *overrides(name, out), "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", "14",
+          "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.BACKBONE.NAME", "build_resnest_backbone", "MODEL.RESNETS.RES5_DILATION", "2",
+          "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res2', 'res5']", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"])
+    assert set(losses_of(out)[0]) == {"total_loss", "loss_sem_seg", "lr"}
+    figures = read_metrics(out)[-1]
+    assert figures["sem_seg/pACC"] > 0 and not any(key.startswith(("bbox", "panoptic")) for key in figures)
+
+
+def test_classes_that_do_not_fit_are_refused_before_training(made, tmp_path):
+    register, name = made
+    arguments = ["--config-file", "panoptic_ResNeSt14_FPN_shapes", *register, *overrides(name, tmp_path / "out")]
+    with pytest.raises(UserError, match="has 4 classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is 54"):
+        main([*arguments, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "54"])
+    assert not list((tmp_path / "out").glob("*.pth"))
