@@ -42,11 +42,13 @@ BASE = {
     "TEST.DETECTIONS_PER_IMAGE": 20,
 }
 
+# Batch norm stands in pyramid and heads only: in split attention it would be over the two descriptors of two images, whose
+# gradient magnifies rounding ten thousand times.
 CASES = {
     "faster_frozenbn": {"MODEL.RESNETS.NORM": "FrozenBN", "MODEL.BACKBONE.FREEZE_AT": 2},
     "mask_bn": {
         "MODEL.MASK_ON": True,
-        "MODEL.RESNETS.NORM": "BN",
+        "MODEL.RESNETS.NORM": "FrozenBN",
         "MODEL.FPN.NORM": "BN",
         "MODEL.ROI_BOX_HEAD.NORM": "BN",
         "MODEL.ROI_BOX_HEAD.NUM_CONV": 4,
@@ -135,7 +137,8 @@ CASES = {
     },
     "semantic_fpn_bn": {
         "MODEL.META_ARCHITECTURE": "SemanticSegmentor",
-        "MODEL.RESNETS.NORM": "BN",
+        "MODEL.RESNETS.NORM": "FrozenBN",
+        "MODEL.FPN.NORM": "BN",
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
         "MODEL.SEM_SEG_HEAD.NORM": "BN",
     },
@@ -154,6 +157,9 @@ CASES = {
 
 IMAGE_SIZES = ((97, 131), (128, 90))  # (height, width): odd, and different within the batch
 RESCALES = ((150, 203), (64, 45))  # the sizes of the images themselves: one was made smaller, the other larger
+# With these images no overlap, score or activation that matters lies within rounding of a threshold (tried with scalar, AVX2 and
+# AVX-512 kernels), so that the answers do not depend on the processor.
+FIRST_SEED = 140
 
 
 def make_samples(case: str) -> list[dict]:
@@ -161,7 +167,7 @@ def make_samples(case: str) -> list[dict]:
     bitmasks = CASES[case].get("INPUT.MASK_FORMAT") == "bitmask"
     samples = []
     for index, ((height, width), (full_height, full_width)) in enumerate(zip(IMAGE_SIZES, RESCALES)):
-        random = np.random.RandomState(100 + index)
+        random = np.random.RandomState(FIRST_SEED + index)
         coarse = random.uniform(0, 255, (3, -(-height // 16), -(-width // 16)))
         image = coarse.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width] * 0.7 + random.uniform(0, 75, (3, height, width))
         count = 0 if case.startswith("cascade") and index == 1 else 5

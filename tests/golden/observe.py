@@ -21,7 +21,10 @@ BOX_TOLERANCE = 0.01  # pixels
 SCORE_TOLERANCE = 1e-4
 FEATURE_TOLERANCE = 1e-4  # relative to the largest value of the map
 LOSS_TOLERANCE = 1e-4  # relative
-STEP_TOLERANCE = 1e-3  # relative to the length of the parameter's change
+# Relative to the length of the parameter's change. Another processor rounds otherwise, and one activation that falls on the other
+# side of a ReLU moves a small layer's change by up to 0.6 % (seen with scalar and AVX2 kernels); in one process it is 1e-4 and less.
+STEP_TOLERANCE = 1e-2
+SAME_PROCESS = 0.1  # fraction of every tolerance that is enough beside Detectron2 in one process
 MASK_AGREEMENT = 0.999  # of the pixels, in masks and panoptic maps
 
 
