@@ -1,0 +1,205 @@
+"""Classifiers and feature extractors as files for other runtimes: ONNX, OpenVINO, TorchScript and torch.export.
+
+An exported model takes images of any number and size, has its norms folded into convolutions, and is run once after it
+was written: a file that does not give the model's numbers is not kept.
+"""
+
+import importlib.util
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from resnest_det.backbone.folding import fold_norms
+from resnest_det.backbone.variants import Classifier, FeatureExtractor
+from resnest_det.errors import UserError
+
+FORMATS = ("onnx", "openvino", "torchscript", "exported")
+TOLERANCE = 1e-4  # of the largest value of an output
+INPUT_NAME = "data"
+
+_BACK_ENDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+_DYNAMIC_AXES = {0: "batch", 2: "height", 3: "width"}
+# Two images, so that the batch is not taken for a constant; the sides differ, so that neither is taken for the other.
+_TRACED_SHAPE = (2, 64, 96)
+
+
+class DeployedModel(nn.Module):
+    """A classifier or feature extractor with the conventions of its input and output inside, ready for export.
+
+    Args:
+        model: from `create_model`; it is put into evaluation mode.
+        bgr: the input's channels are blue, green, red.
+        pixels: the input's values are pixels in 0 ... 255, and the mean and standard deviation of the model's weights are
+            part of the network. Otherwise the input is normalised before, as `transforms_for(model)` does.
+        probabilities: softmax over the classes.
+
+    Attributes:
+        output_names: `logits` (or `prob` with `probabilities`, `embedding` of a model without classes), or the feature
+            maps' names.
+
+    Raises:
+        UserError: the conventions do not fit the model.
+    """
+
+    def __init__(self, model: Classifier | FeatureExtractor, *, bgr: bool = False, pixels: bool = False,
+                 probabilities: bool = False):
+        super().__init__()
+        self.in_channels = next(model.parameters()).shape[1]
+        if (bgr or pixels) and self.in_channels != 3:
+            raise UserError(f"BGR input and pixel input are for images of 3 channels, the model takes {self.in_channels}")
+        if isinstance(model, FeatureExtractor):
+            self.output_names = model.out_features
+        else:
+            self.output_names = ("logits" if model.num_classes else "embedding",)
+        if probabilities:
+            if self.output_names != ("logits",):
+                raise UserError(f"probabilities are of classes, the model gives {', '.join(self.output_names)}")
+            self.output_names = ("prob",)
+        self.model = model
+        self.bgr = bgr
+        self.pixels = pixels
+        self.probabilities = probabilities
+        if pixels:
+            for name in ("mean", "std"):
+                self.register_buffer(name, 255 * torch.tensor(model.pretrained_cfg[name])[:, None, None])
+        self.eval()
+
+    def forward(self, data: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Images (N, C, H, W) to scores or embeddings (N, K), or to feature maps (N, channels, H / stride, W / stride)."""
+        if self.bgr:
+            data = data.flip(1)
+        if self.pixels:
+            data = (data - self.mean) / self.std
+        outputs = self.model(data)
+        if self.probabilities:
+            outputs = outputs.softmax(1)
+        return tuple(outputs) if isinstance(outputs, list) else outputs
+
+
+def export_model(model: DeployedModel, path: str | os.PathLike, file_format: str) -> dict[tuple[int, ...], float]:
+    """Write `model` to a file, and run the file.
+
+    Args:
+        model: float32, on the CPU.
+        path: the file; for OpenVINO its name ends in `.xml`, and the weights go beside it into a `.bin`. An existing file is
+            replaced when the new one is whole and checked.
+        file_format: one of `FORMATS`.
+
+    Returns:
+        For each input shape that was tried, none of them the one the model was traced with, the largest difference from
+        the model, as a part of the largest value of that output.
+
+    Raises:
+        UserError: the format is unknown, its back end is not installed, the file cannot have this name or be in this folder,
+            or it does not give the model's numbers to `TOLERANCE`.
+    """
+    require_back_end(file_format)
+    path = Path(path)
+    check_path(path, file_format)
+    write = {"onnx": _write_onnx, "openvino": _write_openvino, "torchscript": _write_torchscript, "exported": _write_exported}
+    images = torch.rand(_TRACED_SHAPE[0], model.in_channels, *_TRACED_SHAPE[1:])
+    # Beside the target, so that the checked file gets there by a rename.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporters' own deprecations
+        written = Path(folder) / path.name
+        write[file_format](fold_norms(model), images, written)
+        differences = check_exported(model, written, file_format)
+        for file in sorted(written.parent.iterdir()):
+            os.replace(file, path.parent / file.name)
+    return differences
+
+
+def require_back_end(file_format: str) -> None:
+    """Raises `UserError` for an unknown format, and when what writes and runs it is not installed."""
+    if file_format not in FORMATS:
+        raise UserError(f"unknown export format {file_format!r}; supported: {', '.join(FORMATS)}")
+    missing = [name for name in _BACK_ENDS.get(file_format, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"export to {file_format} needs {', '.join(missing)}: pip install 'resnest_det[export]'")
+
+
+def check_path(path: Path, file_format: str) -> None:
+    """Raises `UserError` when a file of this format cannot be written there."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"cannot export to {path}: " + ("it is a folder" if path.is_dir() else "its folder does not exist"))
+    if file_format == "openvino" and path.suffix != ".xml":
+        raise UserError(f"cannot export to {path}: the name of an OpenVINO model ends in .xml (its weights go into a .bin beside it)")
+
+
+def check_exported(model: DeployedModel, path: str | os.PathLike, file_format: str) -> dict[tuple[int, ...], float]:
+    """Compare a file with `model`; see `export_model` for what is returned and raised."""
+    run = load_exported(path, file_format)
+    scale = 255.0 if model.pixels else 1.0
+    generator = torch.Generator().manual_seed(0)
+    differences = {}
+    for size in ((1, 224, 224), (3, 75, 101)):
+        shape = (size[0], model.in_channels, *size[1:])
+        images = scale * torch.rand(shape, generator=generator)
+        with torch.no_grad():
+            expected = model(images)
+        expected = (expected,) if isinstance(expected, Tensor) else expected
+        difference = max(
+            ((got - want).abs().max() / want.abs().max()).item() for got, want in zip(run(images), expected, strict=True))
+        if not difference <= TOLERANCE:
+            raise UserError(f"the {file_format} file does not give the model's numbers: they differ by {difference:.1e} "
+                            f"(tolerance {TOLERANCE:.0e}) for input {shape}; nothing was written")
+        differences[shape] = difference
+    return differences
+
+
+def load_exported(path: str | os.PathLike, file_format: str) -> Callable[[Tensor], list[Tensor]]:
+    """A function that runs an exported file on the CPU in float32: images (N, C, H, W) to the list of its outputs."""
+    require_back_end(file_format)
+    path = str(path)
+    if file_format == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda images: [torch.from_numpy(output) for output in session.run(None, {INPUT_NAME: images.numpy()})]
+    if file_format == "openvino":
+        import openvino
+
+        # Left to itself OpenVINO computes in bfloat16 on processors that have it.
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda images: [torch.from_numpy(output) for output in compiled(images.numpy()).to_tuple()]
+    module = torch.jit.load(path) if file_format == "torchscript" else torch.export.load(path).module()
+
+    @torch.no_grad()
+    def run(images: Tensor) -> list[Tensor]:
+        outputs = module(images)
+        return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+    return run
+
+
+def _trace_exported(model: DeployedModel, images: Tensor) -> torch.export.ExportedProgram:
+    dynamic = dict.fromkeys(_DYNAMIC_AXES, torch.export.Dim.DYNAMIC)
+    return torch.export.export(model, (images,), dynamic_shapes=(dynamic,))
+
+
+def _write_exported(model: DeployedModel, images: Tensor, path: Path) -> None:
+    torch.export.save(_trace_exported(model, images), str(path))
+
+
+def _write_torchscript(model: DeployedModel, images: Tensor, path: Path) -> None:
+    torch.jit.trace(model, images, check_trace=False).save(str(path))
+
+
+def _write_onnx(model: DeployedModel, images: Tensor, path: Path) -> None:
+    torch.onnx.export(
+        model, (images,), str(path), dynamo=True, dynamic_shapes=(_DYNAMIC_AXES,), input_names=[INPUT_NAME],
+        output_names=list(model.output_names), opset_version=18, external_data=False, verbose=False)
+
+
+def _write_openvino(model: DeployedModel, images: Tensor, path: Path) -> None:
+    import openvino
+
+    converted = openvino.convert_model(model, example_input=images, input=[openvino.PartialShape([-1, model.in_channels, -1, -1])])
+    for port, name in ((converted.inputs[0], INPUT_NAME), *zip(converted.outputs, model.output_names, strict=True)):
+        port.get_tensor().set_names({name})
+    openvino.save_model(converted, str(path), compress_to_fp16=False)
