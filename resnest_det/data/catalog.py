@@ -54,7 +54,9 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
     _registered[name] = paths
 
 
-def register_panoptic(name: str, panoptic_json: str, panoptic_root: str, image_root: str, instances_json: str | None = None) -> None:
+def register_panoptic(
+    name: str, panoptic_json: str, panoptic_root: str, image_root: str, instances_json: str | None = None
+) -> None:
     """Make a dataset in COCO's panoptic format known under `name`; its files are not touched yet.
 
     Args:
@@ -178,7 +180,8 @@ def _load(name: str, json_file: str, image_root: str, hint: str) -> Dataset:
 
 
 def _load_panoptic(
-    name: str, panoptic_json: str, panoptic_root: str, image_root: str, instances_json: str | None, hint: str, stuff_only: bool = False
+    name: str, panoptic_json: str, panoptic_root: str, image_root: str, instances_json: str | None, hint: str,
+    stuff_only: bool = False,
 ) -> Dataset:
     files = [panoptic_json] if instances_json is None else [panoptic_json, instances_json]
     _check_there(name, files, {"panoptic PNG files": panoptic_root, "images": image_root}, hint)

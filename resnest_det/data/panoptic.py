@@ -38,7 +38,8 @@ class PanopticMetadata(Metadata):
 
 
 def load_coco_panoptic(
-    name: str, panoptic_json: str, panoptic_root: str, image_root: str, instances_json: str | None = None, *, stuff_only: bool = False
+    name: str, panoptic_json: str, panoptic_root: str, image_root: str, instances_json: str | None = None, *,
+    stuff_only: bool = False,
 ) -> Dataset:
     """Read a COCO panoptic JSON file; of the PNG files only the names are looked at.
 
@@ -228,7 +229,7 @@ def _record(image: dict, annotation: dict, metadata: PanopticMetadata, where: st
 def _segment(info: dict, metadata: PanopticMetadata, where: str) -> dict:
     segment_id = require(info, "id", where)
     if not isinstance(segment_id, int) or not 0 < segment_id <= MAX_SEGMENT_ID:
-        raise UserError(f"{where}: a segment id is a whole number from 1 to {MAX_SEGMENT_ID}, which RGB can hold, not {segment_id!r}")
+        raise UserError(f"{where}: a segment id is a whole number from 1 to {MAX_SEGMENT_ID}, which RGB holds, not {segment_id!r}")
     category_id = require(info, "category_id", f"{where}: segment {segment_id}")
     things, stuff = metadata.thing_dataset_id_to_contiguous_id, metadata.stuff_dataset_id_to_contiguous_id
     if category_id not in things and category_id not in stuff:
@@ -257,7 +258,8 @@ def _add_instances(records: dict[int, dict], metadata: PanopticMetadata, instanc
         raise UserError(f"{file}: its categories are not the things of {own}: only {only} has the category id {min(differing)}")
     for theirs, ours in zip(instances.metadata.thing_classes, metadata.thing_classes):
         if theirs != ours:
-            raise UserError(f"{file}: its categories are not the things of {own}: one has {theirs!r} where the other has {ours!r}")
+            raise UserError(
+                f"{file}: its categories are not the things of {own}: one has {theirs!r} where the other has {ours!r}")
     differing = {record["image_id"] for record in instances.records} ^ set(records)
     if differing:
         only = own if min(differing) in records else file

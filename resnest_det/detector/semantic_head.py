@@ -33,7 +33,8 @@ class SemSegFPNHead(nn.Module):
     """
 
     def __init__(self, in_features: Sequence[str], strides: Mapping[str, int], channels: Mapping[str, int], *, num_classes: int,
-                 conv_dim: int = 128, common_stride: int = 4, norm: str = "GN", loss_weight: float = 1.0, ignore_value: int = 255):
+                 conv_dim: int = 128, common_stride: int = 4, norm: str = "GN", loss_weight: float = 1.0,
+                 ignore_value: int = 255):
         super().__init__()
         unknown = [name for name in in_features if name not in strides]
         if unknown or not in_features:
@@ -47,8 +48,8 @@ class SemSegFPNHead(nn.Module):
         for name in self.in_features:
             doublings = math.log2(strides[name] / common_stride)
             if doublings < 0 or doublings != int(doublings):
-                raise UserError(f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE {common_stride}: the stride of {name}, {strides[name]}, is not "
-                                "this or this times a power of two")
+                raise UserError(f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE {common_stride}: the stride of {name}, {strides[name]}, is "
+                                "not this or this times a power of two")
             self.add_module(name, _branch(channels[name], conv_dim, int(doublings), norm))
         self.predictor = Conv2d(conv_dim, num_classes, 1)
         c2_msra_fill(self.predictor)

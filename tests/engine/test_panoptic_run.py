@@ -42,7 +42,7 @@ def test_panoptic(made, tmp_path):
 
     assert all({"loss_sem_seg", "loss_mask", "loss_rpn_cls"} <= set(losses) for losses in losses_of(out).values())
     figures = read_metrics(out)[-1]
-    assert {"bbox/AP", "segm/AP", "sem_seg/mIoU", "panoptic_seg/PQ", "panoptic_seg/PQ_th", "panoptic_seg/PQ-stripes"} <= set(figures)
+    assert {"bbox/AP", "segm/AP", "sem_seg/mIoU", "panoptic_seg/PQ_th", "panoptic_seg/PQ-stripes"} <= set(figures)
     assert 0 <= figures["panoptic_seg/PQ"] <= 100 and figures["sem_seg/pACC"] > 0
     folder = out / "inference"
     predicted = json.loads((folder / "panoptic_predictions.json").read_text())
@@ -59,8 +59,9 @@ def test_panoptic(made, tmp_path):
 def test_semantic_with_output_stride_16(made, tmp_path):
     register, name = made
     out = tmp_path / "out"
-    main(["--config-file", "semantic_ResNeSt50_FPN", *register, *overrides(name, out), "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", "14",
-          "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.BACKBONE.NAME", "build_resnest_backbone", "MODEL.RESNETS.RES5_DILATION", "2",
+    main(["--config-file", "semantic_ResNeSt50_FPN", *register, *overrides(name, out), "MODEL.WEIGHTS", "",
+          "MODEL.RESNETS.DEPTH", "14", "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.BACKBONE.NAME", "build_resnest_backbone",
+          "MODEL.RESNETS.RES5_DILATION", "2",
           "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res2', 'res5']", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"])
     assert set(losses_of(out)[0]) == {"total_loss", "loss_sem_seg", "lr"}
     figures = read_metrics(out)[-1]

@@ -62,7 +62,7 @@ def made(tmp_path):
         images.append({"id": image_id, "file_name": f"{image_id}.jpg", "height": height, "width": width})
         infos = [{"id": segment, "category_id": category, "iscrowd": 0} for segment, category in SEGMENTS.items()]
         annotations.append({"image_id": image_id, "file_name": f"{image_id}.png", "segments_info": infos})
-    return Made(tmp_path, {"images": images, "annotations": annotations, "categories": CATEGORIES})
+    return Made(tmp_path, {"images": images, "annotations": annotations, "categories": [dict(c) for c in CATEGORIES]})
 
 
 class Made:
@@ -163,7 +163,8 @@ def test_a_crowd_is_a_thing_to_the_labels_and_no_target(made):
 )
 def test_labels_are_resized_to_the_nearest_pixel(made, augmentation, expected):
     sample = training_sample(
-        made.load().records[0], np.random.default_rng(0), augmentation=augmentation, image_format="RGB", mask_format=None, semantic=True)
+        made.load().records[0], np.random.default_rng(0), augmentation=augmentation, image_format="RGB", mask_format=None,
+        semantic=True)
     assert sample["target"]["sem_seg"].dtype == torch.uint8
     assert sample["target"]["sem_seg"].tolist() == expected(expected_labels(segment_map(20, 26))).tolist()
 
@@ -213,7 +214,7 @@ def change_info(**values):
         (lambda c: c.pop("categories"), r'panoptic.json: no list "categories"'),
         (lambda c: c.update(categories=[{"id": 1, "name": "cat"}]), 'category 1: the key "isthing" is missing'),
         (lambda c: c.update(categories=[{"id": 1, "name": "cat", "isthing": 2}]), "category 1: isthing must be 0 or 1, not 2"),
-        (lambda c: c.update(categories=[{"id": 1, "name": "cat", "isthing": 1, "color": [1, 2, 256]}]), "category 1: color must be"),
+        (lambda c: c["categories"][0].update(color=[1, 2, 256]), "category 92: color must be"),
         (lambda c: c.update(categories=[{"id": i, "name": "a", "isthing": 0} for i in range(1, 256)]), "255 stuff categories"),
         (lambda c: c.update(categories=[]), '"categories" is empty'),
         (change_info(category_id=2), r'panoptic.json: image 12: segment 300: category id 2 is not in the list "categories"'),
@@ -224,7 +225,7 @@ def change_info(**values):
         (lambda c: c["annotations"][0].update(image_id=5), 'image 5 is not in the list "images"'),
         (lambda c: c["annotations"][0].update(segments_info=3), "image 12: segments_info must be a list of objects"),
         (lambda c: c["annotations"][0].pop("file_name"), 'image 12: the key "file_name" is missing'),
-        (lambda c: c["annotations"][0].update(file_name="13.png"), "panoptic/13.png of image 12 does not exist; 1 of 2 are absent"),
+        (lambda c: c["annotations"][0].update(file_name="13.png"), "13.png of image 12 does not exist; 1 of 2 are absent"),
         (lambda c: c["images"][0].update(height=-1), "image 12: height must be a positive integer"),
     ],
 )
@@ -237,8 +238,8 @@ def test_a_broken_json_is_named_with_the_entry(made, change, message):
 @pytest.mark.parametrize(
     "ids, message",
     [
-        (np.where(segment_map(20, 26) == 7, 8, segment_map(20, 26)), "4.png has a segment 8, which is not in the annotation of image 4"),
-        (np.where(segment_map(20, 26) == 7, 5, segment_map(20, 26)), "4.png lacks segment 7, which is in the annotation of image 4"),
+        (np.where(segment_map(20, 26) == 7, 8, segment_map(20, 26)), "4.png has a segment 8, which is not in .* of image 4"),
+        (np.where(segment_map(20, 26) == 7, 5, segment_map(20, 26)), "4.png lacks segment 7, which is in .* of image 4"),
         (segment_map(26, 20), r"4.png is 20 x 26 pixels \(width x height\), but image 4 is 26 x 20"),
     ],
 )
@@ -248,7 +249,8 @@ def test_a_png_that_disagrees_is_named_with_the_segment(made, ids, message):
     with pytest.raises(UserError, match=message):
         read_semantic_labels(dataset.records[0])
     with pytest.raises(UserError, match=message):
-        training_sample(dataset.records[0], np.random.default_rng(0), augmentation=KEEP_SIZE, image_format="RGB", mask_format=None)
+        training_sample(
+            dataset.records[0], np.random.default_rng(0), augmentation=KEEP_SIZE, image_format="RGB", mask_format=None)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +304,7 @@ def test_malformed_argument(registry, argument):
 
 
 def test_coco_is_found_where_detectron2_looks(made, registry, tmp_path):
-    with pytest.raises(UserError, match="coco/annotations/panoptic_val2017.json, which does not exist; unpack .*panoptic_annotations"):
+    with pytest.raises(UserError, match="annotations/panoptic_val2017.json, which does not exist; unpack .*panoptic_annotations"):
         catalog.get_dataset("coco_2017_val_panoptic_separated")
     coco = tmp_path / "root" / "coco"
     (coco / "annotations").mkdir(parents=True)
@@ -337,7 +339,8 @@ def panoptic_config(architecture: str, overrides=()):
     return cfg
 
 
-@pytest.mark.parametrize("architecture, has_labels", [("GeneralizedRCNN", False), ("PanopticFPN", True), ("SemanticSegmentor", True)])
+@pytest.mark.parametrize(
+    "architecture, has_labels", [("GeneralizedRCNN", False), ("PanopticFPN", True), ("SemanticSegmentor", True)])
 def test_loaders_give_labels_to_the_models_that_learn_them(made, registry, architecture, has_labels):
     catalog.register_panoptic("mine", *made.paths())
     batch = next(build_train_loader(panoptic_config(architecture), seed=0))

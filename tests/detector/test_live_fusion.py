@@ -25,6 +25,7 @@ def test_same_maps_and_segments(overlap, score, stuff_area):
         labels = torch.randint(0, 5, (5, 6), generator=generator).repeat_interleave(5, 0).repeat_interleave(5, 1)
         instances = Instances((25, 30), scores=scores, pred_classes=classes, pred_masks=masks)
         expected_map, expected = combine_semantic_and_instance_outputs(instances, labels, overlap, stuff_area, score)
-        actual_map, actual = fuse({"scores": scores, "classes": classes, "masks": masks}, labels, FusionLimits(overlap, stuff_area, score))
+        found = {"scores": scores, "classes": classes, "masks": masks}
+        actual_map, actual = fuse(found, labels, FusionLimits(overlap, stuff_area, score))
         assert torch.equal(actual_map, expected_map) and actual_map.dtype == expected_map.dtype
         assert actual == expected
