@@ -54,8 +54,8 @@ def open_folder(data: str, transform, classes: int) -> ClassFolders:
         raise UserError(f"--data {folder}: expected one folder of images for each class, as ImageNet's validation images are "
                         f"laid out for PyTorch: {error}") from None
     if len(dataset.classes) != classes:
-        raise UserError(f"--data {folder}: {len(dataset.classes)} class folders, expected {classes}; a class's index is the place "
-                        "of its folder in alphabetical order, so all have to be there")
+        raise UserError(f"--data {folder}: {len(dataset.classes)} class folders, expected {classes}; a class's index is the "
+                        "place of its folder in alphabetical order, so all have to be there")
     return dataset
 
 

@@ -98,7 +98,8 @@ def to_own_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     found = find_backbone(state)
     if found is None:
         some = ", ".join(sorted(state)[:3])
-        raise UserError(f"no ResNeSt or ResNet in a layout known here ({', '.join(LAYOUTS)}); its parameters are called {some} ...")
+        raise UserError(f"no ResNeSt or ResNet in a layout known here ({', '.join(LAYOUTS)}); its parameters are called "
+                        f"{some} ...")
     layout, prefix = found
     plain_stem = f"{prefix}conv1.weight" in state
     strided_shortcut = any(name.startswith(prefix) and name.endswith("downsample.0.weight") for name in state)

@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from resnest_det.backbone.parameter_names import state_dict_of, to_own_names
 from resnest_det.backbone.resnest import STAGES, ResNeSt
 from resnest_det.backbone.weights import errors_naming, load_state, resolve_weights
 from resnest_det.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 IMAGENET_CLASSES = 1000
 _FEATURES = ("stem", *STAGES)  # out_indices 0 ... 4
@@ -203,7 +206,10 @@ def _load(model: nn.Module, variant: Variant, path: str, adapt_to: int = 3, with
         first = "stem.conv1_1.weight"
         if first in state and adapt_to != 3:
             state[first] = _adapted(state[first], adapt_to)
-        load_state(model, state, path)
+        report = load_state(model, state, path)
+    unexpected = [name for name in report.fresh if with_head or not name.startswith("linear.")]
+    if unexpected:
+        logger.warning("%s has nothing for %s: freshly initialised", path, ", ".join(unexpected))
 
 
 def _adapted(weight: Tensor, channels: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Loading weights: into a classifier or a detector, from a file of any known layout, all of it or not at all."""
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,6 @@ from resnest_det.backbone.parameter_names import find_backbone, state_dict_of, t
 from resnest_det.errors import UserError
 
 __all__ = ["LoadReport", "check_input_matches", "errors_naming", "load_state", "load_weights", "looks_like", "resolve_weights"]
-
-logger = logging.getLogger(__name__)
 
 # What detectors of earlier versions saved beside their parameters; the configuration decides these.
 _NOT_PARAMETERS = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors", "num_batches_tracked")

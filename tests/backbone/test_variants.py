@@ -164,6 +164,12 @@ def test_checkpoint_path_takes_what_training_saved(tmp_path):
         create_model("resnest14", checkpoint_path=str(tmp_path / "x.pth"))
 
 
+def test_checkpoint_without_a_head_is_pointed_out(tmp_path, caplog):
+    torch.save(create_model("resnest14", num_classes=0).state_dict(), tmp_path / "x.pth")
+    create_model("resnest14", num_classes=5, checkpoint_path=str(tmp_path / "x.pth"))
+    assert "linear.weight, linear.bias: freshly initialised" in caplog.text
+
+
 def test_published_file_of_a_variant_with_the_same_shapes_is_refused(tmp_path):
     path = tmp_path / "resnest50-528c19ca.pth"
     torch.save({}, path)

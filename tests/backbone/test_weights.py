@@ -162,7 +162,8 @@ def test_detectron2_zoo_names_its_head_fc(tmp_path):
 @pytest.mark.parametrize("deformable", [False, True])
 def test_there_and_back_is_bit_for_bit_the_same(layout, deformable):
     arguments = dict(deform_on_per_stage=(False, True, True, True), deform_modulated=True, deform_groups=2) if deformable else {}
-    source = {**small_backbone(seed=1, **arguments).state_dict(), "linear.weight": torch.rand(5, 256), "linear.bias": torch.rand(5)}
+    head = {"linear.weight": torch.rand(5, 256), "linear.bias": torch.rand(5)}
+    source = {**small_backbone(seed=1, **arguments).state_dict(), **head}
     source["stem.conv1_1.norm.num_batches_tracked"].fill_(12345)
     translated = from_own_names(source, layout)
     back, origin, recognised, prefix = to_own_names(translated)
@@ -172,6 +173,26 @@ def test_there_and_back_is_bit_for_bit_the_same(layout, deformable):
         assert "conv1.0.weight" in translated and "bn1.running_mean" in translated and "fc.weight" in translated
     if layout == "mmdet":
         assert ("layer2.0.conv2.conv.conv_offset.weight" in translated) == deformable
+
+
+def test_mmdetections_names_are_these():
+    # As `ResNeSt` of MMDetection 3.3 builds its stem, blocks and shortcuts (mmdet/models/backbones/resnest.py, resnet.py).
+    own = [
+        "stem.conv1_1.weight", "stem.conv1_1.norm.bias", "stem.conv1_2.weight", "stem.conv1_2.norm.bias", "stem.conv1_3.weight",
+        "stem.conv1_3.norm.bias", "res3.1.conv1.weight", "res3.1.conv1.norm.bias", "res3.1.conv2.conv.weight",
+        "res3.1.conv2.bn0.bias", "res3.1.conv2.fc1.bias", "res3.1.conv2.bn1.bias", "res3.1.conv2.fc2.bias", "res3.1.conv3.weight",
+        "res3.1.conv3.norm.bias", "res2.0.shortcut.weight", "res2.0.shortcut.norm.bias", "res5.0.shortcut.norm.running_var",
+    ]
+    theirs = [
+        "stem.0.weight", "stem.1.bias", "stem.3.weight", "stem.4.bias", "stem.6.weight",
+        "stem.7.bias", "layer2.1.conv1.weight", "layer2.1.bn1.bias", "layer2.1.conv2.conv.weight",
+        "layer2.1.conv2.bn0.bias", "layer2.1.conv2.fc1.bias", "layer2.1.conv2.bn1.bias", "layer2.1.conv2.fc2.bias",
+        "layer2.1.conv3.weight", "layer2.1.bn3.bias", "layer1.0.downsample.1.weight", "layer1.0.downsample.2.bias",
+        "layer4.0.downsample.2.running_var",
+    ]
+    state = {name: torch.tensor(index) for index, name in enumerate(own)}
+    assert from_own_names(state, "mmdet") == dict(zip(theirs, state.values()))
+    assert to_own_names(dict(zip(theirs, state.values())))[0] == state
 
 
 def test_grouped_offsets_compute_the_same_as_mmdetections_dense_ones():
