@@ -1,9 +1,14 @@
 """How every command-line tool ends: bad input in one line and status 2, a traceback only with `--debug`."""
 
+import os
 import sys
 from collections.abc import Callable
 
 from resnest_det.errors import UserError
+
+# Compute threads that spin while they wait take the cores from data workers and from other processes: steps get many times
+# slower on a busy machine. Read when torch is first imported, so tools import this module before it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run_tool(main: Callable[[list[str]], object]) -> None:

@@ -1,5 +1,7 @@
 """The command `train_net`: training and evaluating a detector from a configuration file."""
 
+from resnest_det.cli import run_tool  # isort: skip (it has to come before torch)
+
 import argparse
 import logging
 import os
@@ -10,7 +12,6 @@ import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
-from resnest_det.cli import run_tool
 from resnest_det.data.catalog import register_from_argument, register_panoptic_from_argument
 from resnest_det.distributed import get_rank, is_main_process, synchronize
 from resnest_det.engine.build_model import build_model, resolve_device
@@ -168,7 +169,7 @@ def evaluate_only(cfg: CfgNode, *, last_checkpoint: bool) -> dict:
         load_initial_weights(cfg, model, whole=True)
     else:
         raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume with a checkpoint in OUTPUT_DIR")
-    results = evaluation(model)
+    results = evaluation.final(model)
     if is_main_process():
         verify_results(cfg.TEST.EXPECTED_RESULTS, results)
     return results

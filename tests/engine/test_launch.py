@@ -1,0 +1,127 @@
+"""Many processes: results of one, a process that dies, addresses that do not work."""
+
+import os
+import signal
+import socket
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from resnest_det.backbone.layers import get_norm
+from resnest_det.distributed import all_gather_objects, get_rank
+from resnest_det.engine import launch as launch_module
+from resnest_det.engine.launch import claim_gpu, join_process_group, launch
+from resnest_det.engine.trainer import check_finite, reduce_losses
+from resnest_det.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def _together(folder):
+    join_process_group(CPU)
+    _sync_batch_norm()
+    rank = get_rank()
+    losses = {"loss_cls": torch.tensor(1.0 + rank), "loss_mask": torch.tensor(0.5)}
+    (folder / str(rank)).write_text(repr(all_gather_objects(reduce_losses(losses, data_time=float(rank)))))
+    losses, _ = reduce_losses({"loss_cls": torch.tensor(float("nan") if rank else 1.0)}, 0.0)
+    check_finite(losses, [{"file_name": f"{rank}.jpg"}], 8)
+
+
+def _sync_batch_norm():
+    join_process_group(CPU)
+    rank = get_rank()
+    torch.manual_seed(0)
+    x, weights = torch.randn(4, 3, 5, 5, dtype=torch.float64), torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    reference, sync = nn.BatchNorm2d(3).double(), get_norm("SyncBN", 3).double()
+    whole, part = x.clone().requires_grad_(), x[rank::2].clone().requires_grad_()
+    expected, output = reference(whole), sync(part)
+    (expected * weights).sum().backward()
+    (output * weights[rank::2]).sum().backward()
+    dist.all_reduce(sync.weight.grad)
+    assert torch.allclose(output, expected[rank::2], atol=1e-12)
+    assert torch.allclose(part.grad, whole.grad[rank::2], atol=1e-12)
+    assert torch.allclose(sync.weight.grad, reference.weight.grad, atol=1e-12)
+    assert torch.allclose(sync.running_mean, reference.running_mean) and torch.allclose(sync.running_var, reference.running_var)
+
+
+@pytest.mark.slow
+def test_two_processes_work_as_one(tmp_path, capfd):
+    with pytest.raises(UserError, match="^loss is not finite at iteration 8: loss_cls nan; images of this step: 0.jpg, 1.jpg; [^\n]*$"):
+        launch(_together, tmp_path, num_processes=2)
+    # Averages of losses, the longest wait for data, the same on both.
+    expected = repr([({"loss_cls": 1.5, "loss_mask": 0.5}, 1.0)] * 2)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [expected, expected]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def _one_dies():
+    join_process_group(CPU)
+    if get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+    time.sleep(100)
+
+
+@pytest.mark.slow
+def test_a_killed_process_stops_the_others_within_seconds():
+    start = time.perf_counter()
+    with pytest.raises(UserError, match=r"process 1 \(pid \d+\) was killed by SIGKILL .*--resume"):
+        launch(_one_dies, num_processes=2)
+    assert time.perf_counter() - start < 60  # most of it starting the processes
+
+
+def _bug():
+    raise KeyError("a mistake in the program")
+
+
+@pytest.mark.slow
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="(?s)process [01] failed:.*in _bug.*a mistake in the program"):
+        launch(_bug, num_processes=2)
+
+
+def test_one_process_runs_here():
+    seen = []
+    launch(seen.append, os.getpid())
+    assert seen == [os.getpid()] and get_rank() == 0
+
+
+def test_port_that_is_taken():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        url = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"--dist-url {url}: machine 0 cannot listen there: Address already in use"):
+            launch(_bug, num_processes=2, dist_url=url)
+
+
+def test_machine_0_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(launch_module, "RENDEZVOUS_TIMEOUT", 1)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{unused.getsockname()[1]}"
+    with pytest.raises(UserError, match=f"--dist-url {url}: machine 1 of 2 could not join: [^\n]+"):
+        launch(_bug, num_machines=2, machine_rank=1, dist_url=url)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(num_processes=0), "number of processes is 0"),
+    (dict(num_machines=2), "--dist-url auto works on one machine only"),
+    (dict(num_machines=2, machine_rank=2), "--machine-rank 2: it must be from 0"),
+    (dict(num_machines=0), "--num-machines 0"),
+    (dict(num_processes=2, dist_url="localhost:29500"), "expected tcp://HOST:PORT"),
+    (dict(num_processes=2, dist_url="tcp://localhost"), "expected tcp://HOST:PORT"),
+    (dict(num_processes=2, dist_url="tcp://no.such.host.invalid:29500"), "host no.such.host.invalid is unknown"),
+])
+def test_wrong_numbers_and_addresses(arguments, message):
+    with pytest.raises(UserError, match=message):
+        launch(_bug, **arguments)
+
+
+def test_a_gpu_that_is_not_there():
+    claim_gpu(CPU)
+    with pytest.raises(UserError, match="GPU 99 was asked for, but this machine has"):
+        claim_gpu(torch.device("cuda:99"))
