@@ -143,3 +143,28 @@ WEIGHT_FILES: dict[str, WeightFile] = {
     **{variant.name: variant.weights for variant in VARIANTS.values()},
     **{re.sub(r"(-[0-9a-f]{8})?\.pth$", "", filename): _detection_file(filename) for filename in _DETECTION_FILES},
 }
+
+# Recipe to the detector that the authors trained by it.
+TRAINED_DETECTORS = {
+    "faster_rcnn_ResNet50_FPN": "faster_rcnn_R_50_FPN_syncbn_range-scale_1x",
+    "faster_rcnn_ResNet101_FPN": "faster_rcnn_R_101_FPN_syncbn_range-scale_1x",
+    "faster_rcnn_ResNeSt50_FPN": "faster_rcnn_ResNeSt_50_FPN_syncbn_range-scale_1x",
+    "faster_rcnn_ResNeSt50_FPN_dcn": "faster_rcnn_ResNeSt_50_FPN_dcn_syncbn_range-scale_1x",
+    "faster_rcnn_ResNeSt101_FPN": "faster_rcnn_ResNeSt_101_FPN_syncbn_range-scale_1x",
+    "cascade_rcnn_ResNet50_FPN": "faster_cascade_rcnn_R_50_FPN_syncbn_range-scale_1x",
+    "cascade_rcnn_ResNet101_FPN": "faster_cascade_rcnn_R_101_FPN_syncbn_range-scale_1x",
+    "cascade_rcnn_ResNeSt50_FPN": "faster_cascade_rcnn_ResNeSt_50_FPN_syncbn_range-scale-1x",
+    "cascade_rcnn_ResNeSt101_FPN": "faster_cascade_rcnn_ResNeSt_101_FPN_syncbn_range-scale_1x",
+    "cascade_rcnn_ResNeSt200_FPN": "faster_cascade_rcnn_ResNeSt_200_FPN_syncbn_range-scale_1x",
+    "mask_rcnn_ResNet50_FPN": "mask_rcnn_R_50_FPN_syncbn_1x",
+    "mask_rcnn_ResNet101_FPN": "mask_rcnn_R_101_FPN_syncbn_1x",
+    "mask_rcnn_ResNeSt50_FPN": "mask_rcnn_ResNeSt_50_FPN_syncBN_1x",
+    "mask_rcnn_ResNeSt101_FPN": "mask_rcnn_ResNeSt_101_FPN_syncBN_1x",
+    "cascade_mask_rcnn_ResNet50_FPN": "mask_cascade_rcnn_R_50_FPN_syncbn_1x",
+    "cascade_mask_rcnn_ResNet101_FPN": "mask_cascade_rcnn_R_101_FPN_syncbn_1x",
+    "cascade_mask_rcnn_ResNeSt50_FPN": "mask_cascade_rcnn_ResNeSt_50_FPN_syncBN_1x",
+    "cascade_mask_rcnn_ResNeSt101_FPN": "mask_cascade_rcnn_ResNeSt_101_FPN_syncBN_1x",
+    "cascade_mask_rcnn_ResNeSt200_FPN_3x": "mask_cascade_rcnn_ResNeSt_200_FPN_syncBN_all_tricks_3x",
+    "cascade_mask_rcnn_ResNeSt200_FPN_dcn_3x": "mask_cascade_rcnn_ResNeSt_200_FPN_dcn_syncBN_all_tricks_3x",
+    "panoptic_cascade_ResNeSt200_FPN_3x": "panoptic_ResNeSt_200_FPN_syncBN_tricks_3x",
+}

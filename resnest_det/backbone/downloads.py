@@ -12,6 +12,7 @@ import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from resnest_det.errors import UserError
 
 _DETECTRON2_STORE = "https://dl.fbaipublicfiles.com/detectron2/"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_PUBLISHED_FILES = {file.filename: file for file in WEIGHT_FILES.values()}
 _TIMEOUT = 30  # seconds without a byte
 _ATTEMPTS = 4  # on one mirror, as long as each brings the file further
 _CHUNK = 1 << 20
@@ -86,6 +88,10 @@ def _web_file(url: str) -> WeightFile:
     path = urllib.parse.unquote(parts.path).strip("/")
     if not parts.hostname or not path or ".." in path.split("/"):
         raise UserError(f"weights {url}: not the address of a file")
+    published = _PUBLISHED_FILES.get(path.rsplit("/", 1)[-1])
+    if published is not None:
+        # What is known of the file holds for a link to it too: other mirrors, should this one be dead.
+        return replace(published, mirrors=tuple(dict.fromkeys((url, *published.mirrors))))
     # Model zoos call every file model_final.pth: the whole address keeps them apart, unless the name has a hash.
     digits = sha256_prefix_in(path)
     filename = path.rsplit("/", 1)[-1] if digits else f"{parts.hostname}/{path}"

@@ -4,6 +4,10 @@ With `radix=0` and without the other tweaks the same classes are the plain ResNe
 Detectron2's names: `stem.conv1_1.weight`, `res2.0.conv1.norm.weight`, `res3.0.shortcut.weight`, `linear.weight`.
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
 import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
@@ -134,6 +138,23 @@ class Bottleneck(nn.Module):
         return F.relu_(out.add_(x))
 
 
+@contextmanager
+def _fixed_statistics(part: nn.Module) -> Iterator[None]:
+    """Keep batch norms in `part` from counting the batch that a checkpointed stage computes a second time."""
+    norms = [module for module in part.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def _recomputation_contexts(part: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    return nullcontext(), _fixed_statistics(part)
+
+
 class ResNeSt(nn.Module):
     """Stem and stages; `forward` gives the feature maps that were asked for.
 
@@ -237,7 +258,7 @@ class ResNeSt(nn.Module):
         for name in self.parts:
             part = getattr(self, name)
             if name in self.checkpoint_stages and self.training:
-                x = checkpoint(part, x, use_reentrant=False)
+                x = checkpoint(part, x, use_reentrant=False, context_fn=partial(_recomputation_contexts, part))
             else:
                 x = part(x)
             if name in self.out_features:

@@ -141,6 +141,9 @@ class BoxPredictor(nn.Module):
         else:
             deltas = deltas[region]
         candidates = clip_boxes(decode_boxes(deltas, boxes[region], self.box_weights), image_size)
-        candidate_scores = scores[region, classes]
-        keep = batched_nms(candidates, candidate_scores, classes, self.nms_threshold)[: self.max_detections]
-        return {"boxes": candidates[keep], "scores": candidate_scores[keep], "classes": classes[keep]}
+        return self.suppress(candidates, scores[region, classes], classes)
+
+    def suppress(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """The best of (N, 4) `boxes` with their `scores` (N,) and `classes` (N,), suppressed class by class, best first."""
+        keep = batched_nms(boxes, scores, classes, self.nms_threshold)[: self.max_detections]
+        return {"boxes": boxes[keep], "scores": scores[keep], "classes": classes[keep]}

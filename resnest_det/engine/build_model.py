@@ -18,6 +18,7 @@ from resnest_det.detector.rpn import RPN, RPNHead
 from resnest_det.detector.semantic_head import SemSegFPNHead
 from resnest_det.detector.semantic_segmentor import SemanticSegmentor
 from resnest_det.engine.config import INSTANCE_ARCHITECTURES, PLAIN_BACKBONES, SEMANTIC_ARCHITECTURES
+from resnest_det.engine.test_time_augmentation import GeneralizedRCNNWithTTA
 from resnest_det.errors import UserError
 
 # (MODEL.RESNETS.RES4_DILATION, RES5_DILATION) to the stride of res5
@@ -45,6 +46,13 @@ def build_model(cfg: CfgNode) -> nn.Module:
     classes = {"GeneralizedRCNN": GeneralizedRCNN, "PanopticFPN": PanopticFPN, "SemanticSegmentor": SemanticSegmentor}
     model = classes[architecture](**parts)
     return model.to(resolve_device(cfg.MODEL.DEVICE))
+
+
+def build_test_time_augmentation(cfg: CfgNode, model: GeneralizedRCNN) -> GeneralizedRCNNWithTTA:
+    """`model` looking at each image in the sizes of TEST.AUG."""
+    augmentation = cfg.TEST.AUG
+    return GeneralizedRCNNWithTTA(
+        model, short_sides=augmentation.MIN_SIZES, max_side=augmentation.MAX_SIZE, flip=augmentation.FLIP)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -101,7 +109,11 @@ def resnest_arguments(cfg: CfgNode) -> dict:
 
 def build_backbone(cfg: CfgNode) -> FPN | ResNeSt:
     """The bottom-up network, with the pyramid over it unless MODEL.BACKBONE.NAME is one without."""
-    bottom_up, fpn = ResNeSt(**resnest_arguments(cfg)), cfg.MODEL.FPN
+    fpn, arguments = cfg.MODEL.FPN, resnest_arguments(cfg)
+    try:
+        bottom_up = ResNeSt(**arguments)
+    except UserError as error:
+        raise UserError(f"MODEL.RESNETS: {error}") from None
     if cfg.MODEL.BACKBONE.NAME in PLAIN_BACKBONES:
         return bottom_up
     return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, fuse_type=fpn.FUSE_TYPE)
@@ -182,7 +194,7 @@ def build_roi_heads(cfg: CfgNode, backbone: FPN) -> StandardROIHeads:
         return StandardROIHeads(box_head=head, box_predictor=predictor, **arguments)
 
     cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
-    if len(cascade.IOUS) != len(cascade.BBOX_REG_WEIGHTS):
+    if len(cascade.IOUS) != len(cascade.BBOX_REG_WEIGHTS) or not cascade.IOUS:
         raise UserError(f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS has {len(cascade.IOUS)} stages and BBOX_REG_WEIGHTS "
                         f"{len(cascade.BBOX_REG_WEIGHTS)}; both need one value for each")
     if cascade.IOUS[0] != heads.IOU_THRESHOLDS[0]:

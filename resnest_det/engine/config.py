@@ -64,14 +64,13 @@ NOT_READ = (
     "GLOBAL.", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "MODEL.ROI_KEYPOINT_HEAD.", "MODEL.RETINANET.",
     "MODEL.ANCHOR_GENERATOR.ANGLES", "MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE",
     "MODEL.ROI_BOX_HEAD.FED_LOSS_", "DATASETS.PROPOSAL_FILES_", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_", "TEST.KEYPOINT_OKS_SIGMAS",
-    "TEST.AUG.",
 )
 
 # The same for one MODEL.META_ARCHITECTURE.
 NOT_READ_BY = {
     "GeneralizedRCNN": ("MODEL.SEM_SEG_HEAD.", "MODEL.PANOPTIC_FPN."),
     "PanopticFPN": (),
-    "SemanticSegmentor": ("MODEL.PANOPTIC_FPN.", "MODEL.MASK_ON", "VIS_PERIOD"),
+    "SemanticSegmentor": ("MODEL.PANOPTIC_FPN.", "MODEL.MASK_ON", "TEST.AUG.", "VIS_PERIOD"),
 }
 
 # What a model that only labels pixels has no part for. It may be set all the same: such a configuration shares its base with
@@ -88,6 +87,7 @@ AT_LEAST = {
     "MODEL.ROI_BOX_HEAD.NUM_FC": 0, "MODEL.ROI_MASK_HEAD.NUM_CONV": 0, "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 1,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 1, "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2, "MODEL.SEM_SEG_HEAD.CONVS_DIM": 1,
     "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": 1, "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 0, "VIS_PERIOD": 0,
+    "TEST.AUG.MAX_SIZE": 1,
 }
 
 
@@ -190,7 +190,30 @@ def check_supported(cfg: CfgNode) -> None:
     if architecture in INSTANCE_ARCHITECTURES and cfg.MODEL.BACKBONE.NAME in PLAIN_BACKBONES:
         raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r} is not supported: a {architecture} needs a pyramid; "
                         "supported: 'build_resnest_fpn_backbone', 'build_resnet_fpn_backbone'")
+    if cfg.TEST.AUG.ENABLED:
+        sizes = cfg.TEST.AUG.MIN_SIZES
+        if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+            raise UserError(f"TEST.AUG.MIN_SIZES is {tuple(sizes)}; it must be one or more whole numbers of pixels")
+    _check_expected_results(cfg)
     _check_features(cfg)
+
+
+def _check_expected_results(cfg: CfgNode) -> None:
+    """That TEST.EXPECTED_RESULTS asks for nothing that the evaluation would not give, after days of training."""
+    objects = []
+    if cfg.MODEL.META_ARCHITECTURE in INSTANCE_ARCHITECTURES:
+        objects = ["bbox", "segm"] if cfg.MODEL.MASK_ON else ["bbox"]
+    tasks = [*objects, *(f"{task}_TTA" for task in objects if cfg.TEST.AUG.ENABLED)]
+    if cfg.MODEL.META_ARCHITECTURE in SEMANTIC_ARCHITECTURES:
+        tasks.append("sem_seg")
+    if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN" and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED:
+        tasks.append("panoptic_seg")
+    for expected in cfg.TEST.EXPECTED_RESULTS:
+        if not isinstance(expected, (list, tuple)) or len(expected) != 4:
+            raise UserError(f"TEST.EXPECTED_RESULTS has {expected!r}; each entry is [task, metric, value, tolerance]")
+        if expected[0] not in tasks:
+            raise UserError(f"TEST.EXPECTED_RESULTS asks for {expected[0]}, which this configuration (MODEL.META_ARCHITECTURE, "
+                            f"MODEL.MASK_ON, TEST.AUG.ENABLED) does not evaluate; it evaluates {', '.join(tasks)}")
 
 
 def _check_features(cfg: CfgNode) -> None:

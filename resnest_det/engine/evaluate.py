@@ -13,6 +13,7 @@ from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
 from resnest_det.distributed import is_main_process
 from resnest_det.engine.build_data import build_test_loader, check_classes
+from resnest_det.engine.build_model import build_test_time_augmentation
 from resnest_det.engine.config import INSTANCE_ARCHITECTURES, SEMANTIC_ARCHITECTURES
 from resnest_det.errors import UserError
 from resnest_det.evaluation.coco import COCOEvaluator
@@ -35,17 +36,36 @@ class Evaluation:
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
         self.evaluators = OrderedDict()
+        self.augmented_evaluators = OrderedDict()
         for name in cfg.DATASETS.TEST:
             # The predictions of several data sets would overwrite each other in one folder.
-            folders = (cfg.OUTPUT_DIR, "inference") + ((name,) if len(cfg.DATASETS.TEST) > 1 else ())
+            own_folder = (name,) if len(cfg.DATASETS.TEST) > 1 else ()
             dataset = get_dataset(name)
             check_classes([dataset], cfg)
-            self.evaluators[name] = build_evaluators(cfg, dataset, os.path.join(*folders))
+            self.evaluators[name] = build_evaluators(cfg, dataset, os.path.join(cfg.OUTPUT_DIR, "inference", *own_folder))
+            if cfg.TEST.AUG.ENABLED:
+                self.augmented_evaluators[name] = instance_evaluators(
+                    cfg, dataset, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", *own_folder))
 
     def __call__(self, model: nn.Module) -> dict:
         """Predict, count and log the tables; task to figures, by data set if there are several. Empty off the main process."""
+        return self._evaluate(model, self.evaluators)
+
+    def final(self, model: nn.Module) -> dict:
+        """Evaluate a model that is trained: as ever and, where TEST.AUG.ENABLED, with test-time augmentation too.
+
+        The figures of the latter, of objects only, have names that end in "_TTA".
+        """
+        results = self(model)
+        if self.augmented_evaluators:
+            logger.info("Evaluating with test-time augmentation")
+            augmented = self._evaluate(build_test_time_augmentation(self.cfg, model), self.augmented_evaluators)
+            results.update((f"{name}_TTA", figures) for name, figures in augmented.items())
+        return results
+
+    def _evaluate(self, model: nn.Module, evaluators_of: Mapping[str, list]) -> dict:
         results = OrderedDict()
-        for name, evaluators in self.evaluators.items():
+        for name, evaluators in evaluators_of.items():
             figures = inference_on_dataset(model, build_test_loader(self.cfg, name), evaluators)
             if is_main_process():
                 results[name] = figures
@@ -62,17 +82,22 @@ class Evaluation:
 
 def build_evaluators(cfg: CfgNode, dataset: Dataset, folder: str) -> list:
     """What counts and draws what the model predicts: objects, labels of pixels, or both and the panoptic map made of them."""
-    evaluators: list = []
-    if cfg.MODEL.META_ARCHITECTURE in INSTANCE_ARCHITECTURES:
-        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-        evaluators.append(COCOEvaluator(dataset, tasks, folder, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE))
-        evaluators.append(ComparisonWriter(dataset, folder))
+    evaluators = instance_evaluators(cfg, dataset, folder) if cfg.MODEL.META_ARCHITECTURE in INSTANCE_ARCHITECTURES else []
     if cfg.MODEL.META_ARCHITECTURE in SEMANTIC_ARCHITECTURES:
         evaluators.append(SemSegEvaluator(dataset))
     if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN" and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED:
         evaluators.append(PanopticEvaluator(dataset, folder))
         evaluators.append(PanopticComparisonWriter(dataset, folder))
     return evaluators
+
+
+def instance_evaluators(cfg: CfgNode, dataset: Dataset, folder: str) -> list:
+    """What counts and draws objects."""
+    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    return [
+        COCOEvaluator(dataset, tasks, folder, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE),
+        ComparisonWriter(dataset, folder),
+    ]
 
 
 def flatten_results(results: Mapping, prefix: str = "") -> dict[str, float]:

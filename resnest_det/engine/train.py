@@ -81,7 +81,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
             # A run can be killed between its last two checkpoints, which are of the same iteration.
             if is_main_process() and not checkpointer.get_checkpoint_file().endswith("model_final.pth"):
                 checkpointer.save("model_final", iteration=start - 1, seed=seed)
-        results = run.evaluate(max(start, cfg.SOLVER.MAX_ITER))
+        results = run.evaluate(max(start, cfg.SOLVER.MAX_ITER), last=True)
     finally:
         if log is not None:
             log.close()
@@ -133,12 +133,12 @@ class _Run:
             after_step=self._after_step(),
         )
 
-    def evaluate(self, iteration: int) -> dict:
-        """Evaluate the model as it is and record the results under `iteration`."""
+    def evaluate(self, iteration: int, *, last: bool = False) -> dict:
+        """Evaluate the model as it is, the `last` time also with test-time augmentation, and record the results."""
         if get_world_size() > 1:
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, 0)
-        results = self.evaluation(self.model)
+        results = self.evaluation.final(self.model) if last else self.evaluation(self.model)
         if self.log is not None:
             self.log.results(iteration, flatten_results(results))
         synchronize()
