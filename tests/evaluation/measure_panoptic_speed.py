@@ -1,0 +1,124 @@
+"""How long panoptic evaluation takes, and a direct loop in one process beside it, on generated PNG files of COCO's size.
+
+    python tests/evaluation/measure_panoptic_speed.py --images 5000 --processes 2 FOLDER
+
+The files are generated in FOLDER on the first run, which takes some minutes, and used again on later ones.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+import numpy as np
+from PIL import Image
+
+from resnest_det.data.panoptic_png import encode_segment_ids
+from resnest_det.evaluation.panoptic_quality import panoptic_quality
+
+CATEGORIES = [{"id": i + 1, "name": f"class {i}", "isthing": int(i < 80)} for i in range(133)]
+SIZES = ((480, 640), (427, 640), (640, 480))
+
+
+def generate(folder, images, processes):
+    for name in ("truth", "prediction"):
+        os.makedirs(f"{folder}/{name}", exist_ok=True)
+    contents = [{"images": [], "annotations": [], "categories": CATEGORIES} for _ in range(2)]
+    with ProcessPoolExecutor(processes) as pool:
+        for image_id, annotations in enumerate(pool.map(partial(generate_image, folder), range(images), chunksize=16)):
+            height, width = SIZES[image_id % 3]
+            for content, annotation in zip(contents, annotations):
+                content["images"].append({"id": image_id, "height": height, "width": width})
+                content["annotations"].append(annotation)
+    for name, content in zip(("truth", "prediction"), contents):
+        with open(f"{folder}/{name}.json", "w") as file:
+            json.dump(content, file)
+
+
+def generate_image(folder, image_id):
+    """Truth: 5 to 21 regions with curved borders, one of them void. Prediction: the same with borders moved."""
+    rng = np.random.default_rng(image_id)
+    height, width = SIZES[image_id % 3]
+    count = rng.integers(5, 22)
+    field = rng.random((count, height // 32, width // 32), dtype=np.float32)
+    moved = field + 0.25 * rng.random(field.shape, dtype=np.float32)
+    ids = rng.choice(2**24 - 1, size=count, replace=False) + 1
+    category_of = dict(zip(ids.tolist(), rng.integers(1, len(CATEGORIES) + 1, count).tolist()))
+    annotations = []
+    for name, values in (("truth", field), ("prediction", moved)):
+        half = [np.asarray(Image.fromarray(v).resize((width // 2, height // 2), Image.Resampling.BICUBIC)) for v in values]
+        region = Image.fromarray(np.stack(half).argmax(axis=0).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+        segment_ids = np.where(np.arange(count) == 0, 0 if name == "truth" else ids, ids)[np.asarray(region)]
+        file_name = f"{image_id:012d}.png"
+        with open(f"{folder}/{name}/{file_name}", "wb") as file:
+            file.write(encode_segment_ids(segment_ids, file_name))
+        present, areas = np.unique(segment_ids, return_counts=True)
+        segments = [{"id": i, "category_id": category_of[i], "iscrowd": 0, "area": area}
+                    for i, area in zip(present.tolist(), areas.tolist()) if i]
+        annotations.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
+    return annotations
+
+
+def direct_loop(folder):
+    """Mean PQ by the definition (there are no crowds here), image after image."""
+    contents = []
+    for name in ("truth", "prediction"):
+        with open(f"{folder}/{name}.json") as file:
+            contents.append(json.load(file))
+    iou_sum, tp, fp, fn = (defaultdict(float) for _ in range(4))
+    for true_annotation, predicted_annotation in zip(*(content["annotations"] for content in contents)):
+        maps = []
+        for name, annotation in (("truth", true_annotation), ("prediction", predicted_annotation)):
+            rgb = np.array(Image.open(f"{folder}/{name}/{annotation['file_name']}"), dtype=np.uint32)
+            maps.append(rgb[:, :, 0] + 256 * rgb[:, :, 1] + 65536 * rgb[:, :, 2])
+        areas = dict(zip(*(a.tolist() for a in np.unique(maps[1], return_counts=True))))
+        pairs, pixels = np.unique(maps[0].astype(np.uint64) * 2**24 + maps[1], return_counts=True)
+        shared = {(pair >> 24, pair & (2**24 - 1)): count for pair, count in zip(pairs.tolist(), pixels.tolist())}
+        true = {segment["id"]: segment for segment in true_annotation["segments_info"]}
+        predicted = {segment["id"]: segment for segment in predicted_annotation["segments_info"]}
+        matched = set()
+        for (a, b), intersection in shared.items():
+            if a in true and b in predicted and true[a]["category_id"] == predicted[b]["category_id"]:
+                iou = intersection / (true[a]["area"] + areas[b] - intersection - shared.get((0, b), 0))
+                if iou > 0.5:
+                    iou_sum[true[a]["category_id"]] += iou
+                    tp[true[a]["category_id"]] += 1
+                    matched |= {("true", a), ("predicted", b)}
+        for a, segment in true.items():
+            fn[segment["category_id"]] += ("true", a) not in matched
+        for b, segment in predicted.items():
+            fp[segment["category_id"]] += ("predicted", b) not in matched and shared.get((0, b), 0) / areas[b] <= 0.5
+    total = classes = 0
+    for category in CATEGORIES:
+        c = category["id"]
+        if tp[c] + fp[c] + fn[c]:
+            total += iou_sum[c] / (tp[c] + 0.5 * fp[c] + 0.5 * fn[c])
+            classes += 1
+    return total / classes
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    folder = options.folder
+    if not os.path.exists(f"{folder}/prediction.json"):
+        generate(folder, options.images, options.processes)
+    seconds = []
+    for name, count in ((f"{options.processes} processes", lambda: panoptic_quality(
+            f"{folder}/truth.json", f"{folder}/truth", f"{folder}/prediction.json", f"{folder}/prediction",
+            options.processes)["All"]["pq"]), ("direct loop", partial(direct_loop, folder))):
+        start, cpu = time.perf_counter(), sum(os.times()[:4])
+        quality = count()
+        seconds.append(time.perf_counter() - start)
+        print(f"{name}: {seconds[-1]:.1f} s, of CPU {sum(os.times()[:4]) - cpu:.1f} s, PQ {100 * quality!r}", flush=True)
+    print(f"ratio {seconds[0] / seconds[1]:.2f}; load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()
