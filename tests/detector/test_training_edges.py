@@ -119,6 +119,33 @@ def test_matching_piece_by_piece_equals_matching_at_once(monkeypatch):
     assert torch.equal(iou.gather(0, at_once[0][None])[0], best)
 
 
+def test_overlap_at_a_threshold_belongs_above_it():
+    true_box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 10.0, 4.999]])
+    assert match_boxes(true_box, boxes, (0.5,), (0, 1), False)[1].tolist() == [1, 0]
+
+
+def test_score_threshold_decides_what_is_detected():
+    model = build_builtin("faster_frozenbn").eval()
+    predictor = model.roi_heads.box_predictor
+    predictor.max_detections = 1000
+    sample = make_samples("faster_frozenbn")[:1]
+    everything = model(sample)[0]
+    assert everything["scores"].min() > 0.2 and (everything["scores"] < 0.4).any()
+    predictor.score_threshold = 0.4
+    assert torch.equal(model(sample)[0]["scores"], everything["scores"][everything["scores"] > 0.4])
+
+
+def test_cascade_leaves_out_boxes_that_leave_the_image():
+    model = build_builtin(CASCADE)
+    with torch.no_grad():
+        model.roi_heads.box_predictor[0].bbox_pred.bias[0] = 1e4
+    losses = model(make_samples(CASCADE))
+    assert losses["loss_cls_stage0"] > 0 and losses["loss_cls_stage1"] == 0 and losses["loss_box_reg_stage2"] == 0
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
 def test_deltas_take_boxes_to_targets_and_growth_is_limited():
     boxes, targets = torch.tensor([[10.0, 20.0, 30.0, 60.0]]), torch.tensor([[0.0, 25.0, 50.0, 35.0]])
     weights = (10.0, 10.0, 5.0, 5.0)
@@ -138,6 +165,8 @@ def test_polygon_and_bitmap_targets_agree():
     assert torch.equal(from_polygons, crop_masks(bitmap, objects, boxes, 28))
     assert from_polygons[0].all() and from_polygons[1].sum() == 16 * 8 and from_polygons[2].sum() == 16 * 8
     assert not crop_masks([[], [polygon]], torch.tensor([0]), boxes[:1], 28).any()
+    thin = torch.tensor([[20.0, 8.0, 20.0, 24.0], [20.0, 8.0, 20.05, 24.0]])
+    assert crop_masks([[], [polygon]], objects[:2], thin, 28).flatten(1).all(1).tolist() == [True, True]
 
 
 def test_full_mask_fills_its_box():
