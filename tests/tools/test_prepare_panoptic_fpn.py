@@ -1,6 +1,7 @@
 """tools/prepare_panoptic_fpn.py."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 
 from resnest_det.data.panoptic_png import encode_segment_ids
 
-TOOL = Path(__file__).parents[2] / "tools" / "prepare_panoptic_fpn.py"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -34,7 +35,8 @@ def arguments(tmp_path):
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True)
+    return subprocess.run([sys.executable, ROOT / "tools" / "prepare_panoptic_fpn.py", *arguments], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def test_semantic_pngs_are_written_where_detectron2_looks_and_only_once(tmp_path, arguments):
