@@ -142,13 +142,14 @@ class Bottleneck(nn.Module):
 def _fixed_statistics(part: nn.Module) -> Iterator[None]:
     """Keep batch norms in `part` from counting the batch that a checkpointed stage computes a second time."""
     norms = [module for module in part.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, num_batches_tracked) in zip(norms, kept):
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
 
 
 def _recomputation_contexts(part: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:

@@ -31,6 +31,11 @@ def build_model(cfg: CfgNode) -> nn.Module:
     Raises:
         UserError: values that do not fit together, named by their keys.
     """
+    return assemble_model(cfg).to(resolve_device(cfg.MODEL.DEVICE))
+
+
+def assemble_model(cfg: CfgNode) -> nn.Module:
+    """`build_model` wherever torch builds at the moment; under `torch.device("meta")` that takes no memory and little time."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     backbone = build_backbone(cfg)
     parts = dict(backbone=backbone, pixel_mean=cfg.MODEL.PIXEL_MEAN, pixel_std=cfg.MODEL.PIXEL_STD)
@@ -44,8 +49,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
         limits = FusionLimits(combine.OVERLAP_THRESH, combine.STUFF_AREA_LIMIT, combine.INSTANCES_CONFIDENCE_THRESH)
         parts |= dict(instance_loss_weight=panoptic.INSTANCE_LOSS_WEIGHT, fusion=limits if combine.ENABLED else None)
     classes = {"GeneralizedRCNN": GeneralizedRCNN, "PanopticFPN": PanopticFPN, "SemanticSegmentor": SemanticSegmentor}
-    model = classes[architecture](**parts)
-    return model.to(resolve_device(cfg.MODEL.DEVICE))
+    return classes[architecture](**parts)
 
 
 def build_test_time_augmentation(cfg: CfgNode, model: GeneralizedRCNN) -> GeneralizedRCNNWithTTA:
