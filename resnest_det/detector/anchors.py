@@ -44,8 +44,9 @@ class AnchorGenerator(nn.Module):
 
     def _grid(self, level: int, height: int, width: int) -> Tensor:
         cell, stride = getattr(self, f"cell{level}"), self.strides[level]
-        x, y = ((torch.arange(n, device=cell.device, dtype=torch.float32) * stride + self.offset * stride) for n in (width, height))
-        y, x = torch.meshgrid(y, x, indexing="ij")
+        columns = torch.arange(width, device=cell.device, dtype=torch.float32) * stride + self.offset * stride
+        rows = torch.arange(height, device=cell.device, dtype=torch.float32) * stride + self.offset * stride
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
         centers = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
         return (centers + cell).reshape(-1, 4)
 

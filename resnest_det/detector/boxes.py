@@ -76,7 +76,8 @@ def larger_than(boxes: Tensor, side: float = 0.0) -> Tensor:
     return (boxes[:, 2] - boxes[:, 0] > side) & (boxes[:, 3] - boxes[:, 1] > side)
 
 
-def box_regression_loss(deltas: Tensor, boxes: Tensor, targets: Tensor, weights: Sequence[float], kind: str, beta: float) -> Tensor:
+def box_regression_loss(deltas: Tensor, boxes: Tensor, targets: Tensor, weights: Sequence[float], kind: str,
+                        beta: float) -> Tensor:
     """Sum over N boxes of the loss between predicted deltas and target boxes.
 
     Args:

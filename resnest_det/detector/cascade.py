@@ -60,7 +60,8 @@ class CascadeROIHeads(StandardROIHeads):
             features.register_hook(lambda gradient: gradient / len(self.box_predictor))
         return self.box_predictor[stage](self.box_head[stage](features))
 
-    def detect_boxes(self, maps: Sequence[Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]) -> list[dict]:
+    def detect_boxes(self, maps: Sequence[Tensor], proposals: Sequence[Tensor],
+                     image_sizes: Sequence[tuple[int, int]]) -> list[dict]:
         """Detections without masks: boxes of the last stage, scores the mean over stages."""
         boxes = list(proposals)
         counts = [len(image_boxes) for image_boxes in boxes]

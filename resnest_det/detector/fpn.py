@@ -27,11 +27,13 @@ class FPN(nn.Module):
         UserError: a feature is unknown, strides are not consecutive, or `fuse_type` is unknown.
     """
 
-    def __init__(self, bottom_up: nn.Module, in_features: Sequence[str], out_channels: int, norm: str = "", fuse_type: str = "sum"):
+    def __init__(self, bottom_up: nn.Module, in_features: Sequence[str], out_channels: int, norm: str = "",
+                 fuse_type: str = "sum"):
         super().__init__()
         unknown = [name for name in in_features if name not in bottom_up.out_feature_strides]
         if unknown or not in_features:
-            raise UserError(f"MODEL.FPN.IN_FEATURES {list(in_features)}: the backbone gives {list(bottom_up.out_feature_strides)}")
+            known = list(bottom_up.out_feature_strides)
+            raise UserError(f"MODEL.FPN.IN_FEATURES {list(in_features)}: the backbone gives {known}")
         strides = [bottom_up.out_feature_strides[name] for name in in_features]
         if any(high != 2 * low for low, high in zip(strides, strides[1:])):
             raise UserError(f"MODEL.FPN.IN_FEATURES {list(in_features)}: strides {strides} do not double from one to the next")

@@ -47,15 +47,14 @@ class RegionPooler(nn.Module):
         """
         image_index = torch.cat([image_boxes.new_full((len(image_boxes), 1), i) for i, image_boxes in enumerate(boxes)])
         all_boxes = torch.cat(list(boxes))
-        regions = torch.cat((image_index, all_boxes), dim=1).to(features[0].dtype)
-        if len(features) == 1:
-            return self.level_poolers[0](features[0], regions)
+        regions = torch.cat((image_index, all_boxes), dim=1)
         levels = self._levels(all_boxes)
         output = features[0].new_zeros(len(regions), features[0].shape[1], self.output_size, self.output_size)
         for level, (pooler, feature) in enumerate(zip(self.level_poolers, features)):
             chosen = (levels == level).nonzero().squeeze(1)
             # index_put keeps every level in the graph, also one without regions: all parameters get a gradient.
-            output.index_put_((chosen,), pooler(feature, regions[chosen]))
+            # Half precision would round coordinates to whole pixels and more.
+            output.index_put_((chosen,), pooler(feature.float(), regions[chosen]).to(output.dtype))
         return output
 
     def _levels(self, boxes: Tensor) -> Tensor:

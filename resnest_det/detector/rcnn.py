@@ -67,7 +67,8 @@ class GeneralizedRCNN(ImageModel):
         """The targets on the model's device, with the `image_size`, the `name` and the `generator` (or None) of each image."""
         targets = []
         for i, (sample, image_size) in enumerate(zip(batch, image_sizes)):
-            target = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in sample["target"].items()}
+            target = dict(sample["target"])
+            target |= {key: value.to(self.device) for key, value in target.items() if isinstance(value, Tensor)}
             target["image_size"] = image_size
             target["name"] = sample.get("file_name", f"image {i} of the batch")
             target["generator"] = torch.Generator().manual_seed(sample["seed"]) if "seed" in sample else None

@@ -140,15 +140,17 @@ class StandardROIHeads(nn.Module):
         ]
         return mask_loss(logits, torch.cat(cropped) if cropped else torch.zeros_like(logits))
 
-    def detect(self, features: dict[str, Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]) -> list[dict]:
-        """Detections of each image, see `BoxPredictor.detect`, with a mask head also `mask_probabilities` (D, M, M) in the boxes."""
+    def detect(self, features: dict[str, Tensor], proposals: Sequence[Tensor],
+               image_sizes: Sequence[tuple[int, int]]) -> list[dict]:
+        """Detections of each image, see `BoxPredictor.detect`, with a mask head also `mask_probabilities` (D, M, M) in them."""
         maps = [features[name] for name in self.in_features]
         detections = self.detect_boxes(maps, proposals, image_sizes)
         if self.mask_head is not None:
             self.add_masks(features, detections)
         return detections
 
-    def detect_boxes(self, maps: Sequence[Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]) -> list[dict]:
+    def detect_boxes(self, maps: Sequence[Tensor], proposals: Sequence[Tensor],
+                     image_sizes: Sequence[tuple[int, int]]) -> list[dict]:
         """Detections without masks."""
         logits, deltas = self.box_predictor(self.box_head(self.box_pooler(maps, proposals)))
         counts = [len(boxes) for boxes in proposals]

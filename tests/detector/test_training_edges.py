@@ -175,3 +175,25 @@ def test_full_mask_fills_its_box():
     expected = torch.zeros(20, 30, dtype=torch.bool)
     expected[5:11, 3:17] = True
     assert torch.equal(masks[0], expected) and masks[1].all()
+
+
+def test_mixed_precision_pools_the_same_regions():
+    """Under autocast only features lose precision: coordinates rounded to bfloat16 would move a box by pixels."""
+    pooler = build_builtin("faster_frozenbn").roi_heads.box_pooler
+    ramp = ((torch.arange(1024) - 600) / 8).expand(1, 1, 4, 1024)  # stride 4
+    boxes = [torch.tensor([[2403.7, 2.0, 2407.0, 5.0]])]
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = pooler([ramp[..., ::step].bfloat16() for step in (1, 2, 4, 8)], boxes)
+    assert pooled.dtype == torch.bfloat16
+    center = (2403.7 + 2407.0) / 2 / 4 - 0.5  # in cells, counted from the middle of the first
+    torch.testing.assert_close(pooled.float().mean(), torch.tensor((center - 600) / 8), rtol=0.01, atol=0)
+
+
+def test_training_step_under_autocast_is_close_to_full_precision():
+    model, samples = build_builtin("faster_frozenbn"), make_samples("faster_frozenbn")
+    exact = model(samples)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(samples)
+    sum(losses.values()).backward()
+    for name, loss in exact.items():
+        torch.testing.assert_close(losses[name].float(), loss, rtol=0.25, atol=0.01, msg=name)

@@ -191,7 +191,8 @@ def make_samples(case: str) -> list[dict]:
             target["masks"] = fill_polygons(polygons, height, width) if bitmasks else polygons
         semantic_classes = CASES[case].get("MODEL.SEM_SEG_HEAD.NUM_CLASSES")
         if semantic_classes:
-            labels = random.randint(-1, semantic_classes, (-(-height // 24), -(-width // 24))).repeat(24, axis=0).repeat(24, axis=1)
+            labels = random.randint(-1, semantic_classes, (-(-height // 24), -(-width // 24)))
+            labels = labels.repeat(24, axis=0).repeat(24, axis=1)
             target["sem_seg"] = torch.from_numpy(np.where(labels < 0, 255, labels)[:height, :width].astype(np.uint8))
         samples.append({
             "image": torch.from_numpy(image.astype(np.uint8)), "height": full_height, "width": full_width, "target": target,

@@ -32,7 +32,8 @@ def fill(model: nn.Module) -> None:
             elif name.endswith("weight"):
                 fan_in = tensor.shape[0] if ".deconv." in name else tensor[0].numel()
                 # Without a mean over the inputs, what all regions have in common does not decide for one class everywhere.
-                centred = values.astype(np.float64) - values.mean(axis=tuple(range(1, values.ndim)), keepdims=True, dtype=np.float64)
+                values = values.astype(np.float64)
+                centred = values - values.mean(axis=tuple(range(1, values.ndim)), keepdims=True)
                 values = centred * np.sqrt(3 * 1.5 / fan_in)
             else:
                 values = 0.1 * values

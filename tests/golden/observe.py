@@ -22,7 +22,7 @@ SCORE_TOLERANCE = 1e-4
 FEATURE_TOLERANCE = 1e-4  # relative to the largest value of the map
 LOSS_TOLERANCE = 1e-4  # relative
 # Relative to the length of the parameter's change. Another processor rounds otherwise, and one activation that falls on the other
-# side of a ReLU moves a small layer's change by up to 0.6 % (seen with scalar and AVX2 kernels); in one process it is 1e-4 and less.
+# side of a ReLU moves a small layer's change by up to 0.6 % (seen with scalar and AVX2 kernels). In one process it is 1e-4.
 STEP_TOLERANCE = 1e-2
 SAME_PROCESS = 0.1  # fraction of every tolerance that is enough beside Detectron2 in one process
 MASK_AGREEMENT = 0.999  # of the pixels, in masks and panoptic maps
