@@ -29,7 +29,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*", default=COCO, help="panoptic datasets (default: %(default)s)")
     parser.add_argument("--register-panoptic", action="append", default=[],
-                        metavar="NAME=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR[,INSTANCES.json]", help="a panoptic dataset of your own")
+                        metavar="NAME=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR[,INSTANCES.json]",
+                        help="a panoptic dataset of your own")
     parser.add_argument("--output-dir", help="folder of the PNG files of one dataset (default: beside the panoptic ones, with "
                         "panoptic_ in its name replaced by panoptic_stuff_, which is where Detectron2 looks)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="how many share the work (default: %(default)s)")

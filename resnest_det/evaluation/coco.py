@@ -66,7 +66,8 @@ class COCOEvaluator:
         for sample, output in zip(batch, outputs, strict=True):
             image_id = sample["image_id"]
             if image_id not in self.image_ids:
-                raise UserError(f"{self.json_file or self.dataset_name}: there is no image {image_id}, of which detections were made")
+                raise UserError(f"{self.json_file or self.dataset_name}: there is no image {image_id}, "
+                                f"of which detections were made")
             self._check(image_id, output)
             self.results_by_image[image_id] = detections_to_coco(output, image_id, self.category_ids, "segm" in self.tasks)
 

@@ -74,9 +74,9 @@ class PanopticEvaluator:
         """Gather the maps of all processes, write and compare them.
 
         Returns:
-            {"panoptic_seg": figures in percent}: `PQ`, `SQ`, `RQ`, the same of things (`PQ_th`, ...) and stuff (`PQ_st`, ...), and
-            `PQ-<class>`, `SQ-<class>`, `RQ-<class>`; nan for what is neither in the truth nor predicted. None on other processes
-            than the main one.
+            {"panoptic_seg": figures in percent}: `PQ`, `SQ`, `RQ`, the same of things (`PQ_th`, ...) and stuff (`PQ_st`, ...),
+            and `PQ-<class>`, `SQ-<class>`, `RQ-<class>`; nan for what is neither in the truth nor predicted. None on other
+            processes than the main one.
 
         Raises:
             UserError: a prediction is broken or missing, see `panoptic_quality`.
@@ -106,7 +106,9 @@ class PanopticEvaluator:
 
 def panoptic_figures(quality: dict[str, dict], class_names: dict[int, str]) -> dict[str, float]:
     """The result of `panoptic_quality` in percent, under the names that Detectron2 gives them, and of each class."""
-    figures = {f"{name}{suffix}": 100 * quality[part][name.lower()] for part, suffix in _SUFFIXES.items() for name in ("PQ", "SQ", "RQ")}
+    figures = {}
+    for part, suffix in _SUFFIXES.items():
+        figures.update({f"{name}{suffix}": 100 * quality[part][name.lower()] for name in ("PQ", "SQ", "RQ")})
     for category_id, values in quality["per_class"].items():
         figures.update({f"{name}-{class_names[category_id]}": 100 * values[name.lower()] for name in ("PQ", "SQ", "RQ")})
     return figures

@@ -1,8 +1,8 @@
 """Panoptic quality of PNG and JSON files in COCO's panoptic format.
 
-Definition: Kirillov et al., Panoptic Segmentation (arXiv:1801.00868), section 4.1: a predicted and a true segment of one class match
-where their IoU is over 0.5; PQ = sum of IoU / (TP + FP / 2 + FN / 2) = SQ * RQ. Void and crowd regions are treated as the panoptic
-API of COCO (github.com/cocodataset/panopticapi) treats them.
+Definition: Kirillov et al., Panoptic Segmentation (arXiv:1801.00868), section 4.1: a predicted and a true segment of one class
+match where their IoU is over 0.5; PQ = sum of IoU / (TP + FP / 2 + FN / 2) = SQ * RQ. Void and crowd regions are treated as the
+panoptic API of COCO (github.com/cocodataset/panopticapi) treats them.
 """
 
 import math
@@ -73,7 +73,8 @@ def panoptic_quality(truth_json: str, truth_dir: str, prediction_json: str, pred
     if not categories:
         raise UserError(f"{truth_json} has no categories")
     jobs = _pair_images(truth, truth_json, prediction, prediction_json)
-    count = partial(_count_files, files=(truth_json, truth_dir, prediction_json, prediction_dir), categories=frozenset(categories))
+    files = (truth_json, truth_dir, prediction_json, prediction_dir)
+    count = partial(_count_files, files=files, categories=frozenset(categories))
 
     processes = processes or _available_cpus()
     if processes == 1 or len(jobs) < _IMAGES_WORTH_PROCESSES:
@@ -179,7 +180,8 @@ def _count_files(job: tuple[dict, dict, tuple[int, int] | None], files: tuple[st
     return count_segments(overlaps, *segments)
 
 
-def _segments_by_id(annotation: dict, drawn: np.ndarray, folder: str, json_file: str, categories: frozenset[int]) -> dict[int, dict]:
+def _segments_by_id(annotation: dict, drawn: np.ndarray, folder: str, json_file: str,
+                    categories: frozenset[int]) -> dict[int, dict]:
     """The segments of an annotation, found to be those of its PNG, which has the ids `drawn`."""
     image, path = f"image {annotation['image_id']}", os.path.join(folder, annotation["file_name"])
     segments = {}

@@ -130,7 +130,8 @@ def test_precision_of_one_equals_pycocotools_where_objects_are_many(first_wrong)
         box = [float(rng.integers(20)), float(rng.integers(20)), 20.0, 20.0]
         truth["annotations"].append({"id": i + 1, "image_id": i + 2, "category_id": 1, "bbox": box, "area": 400.0, "iscrowd": 0})
         wrong = i == first_wrong or (i > first_wrong and rng.random() < 0.4)
-        detections.append({"image_id": i + 2, "category_id": 1, "score": 1 - i / 300, "bbox": [60.0, 40.0, 9.0, 9.0] if wrong else box})
+        detections.append({"image_id": i + 2, "category_id": 1, "score": 1 - i / 300,
+                           "bbox": [60.0, 40.0, 9.0, 9.0] if wrong else box})
     ours, theirs = precision_and_recall(truth, detections, "bbox", 100), by_pycocotools(truth, detections, "bbox", 100).eval
     assert np.array_equal(ours[0], theirs["precision"]) and np.array_equal(ours[1], theirs["recall"])
     assert theirs["precision"].max() == (1 / (1 + np.spacing(1)) if first_wrong == 1 else 1)
@@ -143,7 +144,8 @@ def test_limit_on_detections_takes_the_place_of_100():
              "annotations": [{"id": i + 1, "image_id": 1, "category_id": 1, "bbox": box, "area": 400.0, "iscrowd": 0}
                              for i, box in enumerate(objects)]}
     boxes = {50: objects[0], 150: objects[1]}
-    detections = [{"image_id": 1, "category_id": 1, "score": 1 - i / 300, "bbox": boxes.get(i, [70.0, 0, 5, 5])} for i in range(200)]
+    detections = [{"image_id": 1, "category_id": 1, "score": 1 - i / 300, "bbox": boxes.get(i, [70.0, 0, 5, 5])}
+                  for i in range(200)]
     for limit, recall in ((20, 0), (100, 50), (300, 100)):
         assert coco_figures(truth, detections, "bbox", limit)["AR100"] == recall
         ours, theirs = precision_and_recall(truth, detections, "bbox", limit), by_pycocotools(truth, detections, "bbox", limit)

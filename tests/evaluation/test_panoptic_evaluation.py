@@ -55,7 +55,8 @@ def quality_by_definition(truth, prediction, maps):
             if predicted["id"] in matched:
                 continue
             mask = predicted_map == predicted["id"]
-            crowds = [s["id"] for s in annotation["segments_info"] if s["iscrowd"] and s["category_id"] == predicted["category_id"]]
+            crowds = [s["id"] for s in annotation["segments_info"]
+                      if s["iscrowd"] and s["category_id"] == predicted["category_id"]]
             ignored = (mask & (void | (true_map == crowds[-1]) if crowds else void)).sum()
             if ignored / mask.sum() <= 0.5:
                 fp[predicted["category_id"]] += 1
@@ -90,7 +91,7 @@ def random_map(rng, height, width):
 
 
 def random_case(seed, images=3):
-    """Truth with crowds and void; predictions that are shifted, damaged and partly renamed copies, or have nothing to do with it."""
+    """Truth with crowds and void; predictions that are shifted, damaged, partly renamed copies, or have nothing to do with it."""
     rng = np.random.default_rng(seed)
     truth, prediction = ({"images": [], "annotations": [], "categories": CATEGORIES} for _ in range(2))
     maps = {}
@@ -106,8 +107,8 @@ def random_case(seed, images=3):
         category_of = {int(i): int(rng.choice(CATEGORIES)["id"]) for i in np.unique(np.stack([true_map, predicted_map])) if i}
         true_segments = [{"id": int(i), "category_id": category_of[i], "iscrowd": int(rng.random() < 0.3),
                           "area": int((true_map == i).sum())} for i in np.unique(true_map) if i]
-        predicted_segments = [{"id": int(i), "category_id": category_of[i] if rng.random() < 0.8 else int(rng.choice(CATEGORIES)["id"])}
-                              for i in np.unique(predicted_map) if i]
+        renamed = {i: int(rng.choice(CATEGORIES)["id"]) for i in category_of if rng.random() < 0.2}
+        predicted_segments = [{"id": int(i), "category_id": (category_of | renamed)[i]} for i in np.unique(predicted_map) if i]
         for content, segments in ((truth, true_segments), (prediction, predicted_segments)):
             rng.shuffle(segments)
             content["images"].append({"id": image_id, "height": height, "width": width, "file_name": f"{image_id}.jpg"})
@@ -196,10 +197,13 @@ def segments_of(content):
 BROKEN = {
     "not listed": (lambda t, p, m: m[1][1].__setitem__((0, 0), 55), "prediction/1.png has pixels of segment 55"),
     "truth not listed": (lambda t, p, m: m[1][0].__setitem__((0, 0), 55), "truth/1.png has pixels of segment 55"),
-    "no pixels": (lambda t, p, m: segments_of(p).append({"id": 66, "category_id": 2}), "image 1, segment 66 has no pixel in .*1.png"),
-    "truth no pixels": (lambda t, p, m: segments_of(t).append({"id": 66, "category_id": 2}), "truth.json: image 1, segment 66 has no pixel"),
+    "no pixels": (lambda t, p, m: segments_of(p).append({"id": 66, "category_id": 2}),
+                  "prediction.json: image 1, segment 66 has no pixel in .*1.png"),
+    "truth no pixels": (lambda t, p, m: segments_of(t).append({"id": 66, "category_id": 2}),
+                        "truth.json: image 1, segment 66 has no pixel"),
     "category": (lambda t, p, m: segments_of(p)[0].update(category_id=3), "segment 7 has category 3, which is not among"),
-    "twice": (lambda t, p, m: segments_of(p).append({"id": 7, "category_id": 17}), "segment 7 is listed twice, so segments overlap"),
+    "twice": (lambda t, p, m: segments_of(p).append({"id": 7, "category_id": 17}),
+              "segment 7 is listed twice, so segments overlap"),
     "overflow": (lambda t, p, m: segments_of(p)[0].update(id=2**24), "segment 16777216: a segment id must be"),
     "zero": (lambda t, p, m: segments_of(p)[0].update(id=0), "segment 0: a segment id must be"),
     "no category": (lambda t, p, m: segments_of(p)[0].pop("category_id"), "segment 7 has no category_id"),
@@ -208,7 +212,8 @@ BROKEN = {
     "unpredicted": (lambda t, p, m: p.update(annotations=[]), "prediction.json has no prediction for image 1"),
     "unknown image": (lambda t, p, m: p["annotations"].append({"image_id": 2, "file_name": "1.png", "segments_info": []}),
                       "prediction.json has image 2, which .*truth.json has not"),
-    "image twice": (lambda t, p, m: p["annotations"].append(p["annotations"][0]), "prediction.json has two annotations of image 1"),
+    "image twice": (lambda t, p, m: p["annotations"].append(p["annotations"][0]),
+                    "prediction.json has two annotations of image 1"),
     "file": (lambda t, p, m: p["annotations"][0].update(file_name="2.png"), "prediction/2.png does not exist"),
     "no categories": (lambda t, p, m: t.update(categories=[]), "truth.json has no categories"),
     "not panoptic": (lambda t, p, m: p.pop("annotations"), "prediction.json is not a COCO panoptic file"),
@@ -292,8 +297,8 @@ def test_evaluator_scores_and_writes_what_the_definition_scores(tmp_path):
 
     written = json.loads((tmp_path / "out" / "panoptic_predictions.json").read_text())
     assert written["categories"] == CATEGORIES and written["images"] == truth["images"]
-    again = panoptic_quality(str(tmp_path / "truth.json"), str(tmp_path / "truth"), str(tmp_path / "out" / "panoptic_predictions.json"),
-                             str(tmp_path / "out" / "panoptic_predictions"))
+    predictions = str(tmp_path / "out" / "panoptic_predictions")
+    again = panoptic_quality(str(tmp_path / "truth.json"), str(tmp_path / "truth"), f"{predictions}.json", predictions)
     assert_same_quality(again, expected)
 
 

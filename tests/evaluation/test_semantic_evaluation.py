@@ -93,7 +93,8 @@ def test_thing_segments_are_the_truth_of_box_and_mask_ap(dataset):
     evaluator = COCOEvaluator(dataset)
     masks = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
     masks[0, 25:35, 5:15] = True
-    output = {"boxes": torch.tensor([[5.0, 25, 15, 35]]), "scores": torch.tensor([0.9]), "classes": torch.tensor([0]), "masks": masks}
+    output = {"boxes": torch.tensor([[5.0, 25, 15, 35]]), "scores": torch.tensor([0.9]), "classes": torch.tensor([0]),
+              "masks": masks}
     nothing = {key: value[:0] for key, value in output.items()}
     evaluator.process([{"image_id": 1}, {"image_id": 2}], [output, output])
     results = evaluator.evaluate()
@@ -125,8 +126,9 @@ def test_panoptic_pictures_show_truth_and_prediction(dataset, tmp_path):
     writer = PanopticComparisonWriter(dataset, str(tmp_path / "pictures"), count=1)
     writer.reset()
     ids = torch.ones(HEIGHT, WIDTH, dtype=torch.int32)
+    sky = {"id": 1, "isthing": False, "category_id": 1, "area": HEIGHT * WIDTH}
     for image_id in (1, 2):
-        writer.process([{"image_id": image_id}], [{"panoptic_seg": (ids, [{"id": 1, "isthing": False, "category_id": 1, "area": 9}])}])
+        writer.process([{"image_id": image_id}], [{"panoptic_seg": (ids, [sky])}])
     assert writer.evaluate() is None
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["1_panoptic.png"]
     sheet = np.asarray(Image.open(tmp_path / "pictures" / "1_panoptic.png")).astype(int)

@@ -14,7 +14,8 @@ GREY = Image.new("RGB", (120, 60), (128, 128, 128))
 
 
 def instances(*boxes, masks=False, scores=None):
-    found = {"boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), "classes": torch.zeros(len(boxes), dtype=torch.int64)}
+    found = {"boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+             "classes": torch.zeros(len(boxes), dtype=torch.int64)}
     if masks:
         found["masks"] = torch.zeros(len(boxes), 60, 120, dtype=torch.bool)
         for mask, (x0, y0, x1, y1) in zip(found["masks"], boxes):

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 def arguments(tmp_path):
     for folder in ("images", "panoptic_mine"):
         (tmp_path / folder).mkdir()
-    categories = [{"id": 9, "name": "grass", "isthing": 0}, {"id": 3, "name": "box", "isthing": 1}, {"id": 7, "name": "sky", "isthing": 0}]
+    categories = [{"id": 9, "name": "grass", "isthing": 0}, {"id": 3, "name": "box", "isthing": 1},
+                  {"id": 7, "name": "sky", "isthing": 0}]
     content = {"images": [], "annotations": [], "categories": categories}
     for image_id in range(3):
         ids = np.zeros((4, 6), dtype=int)
@@ -35,8 +36,8 @@ def arguments(tmp_path):
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, ROOT / "tools" / "prepare_panoptic_fpn.py", *arguments], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return subprocess.run([sys.executable, ROOT / "tools" / "prepare_panoptic_fpn.py", *arguments], capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def test_semantic_pngs_are_written_where_detectron2_looks_and_only_once(tmp_path, arguments):
