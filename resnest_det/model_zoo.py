@@ -41,7 +41,7 @@ def trained_weights(name: str) -> str:
     recipe = find_config_file(name).stem
     if recipe not in TRAINED_DETECTORS:
         raise UserError(f"no trained detector is published for {recipe}; there are some for {', '.join(TRAINED_DETECTORS)}")
-    return f"resnest://{TRAINED_DETECTORS[recipe]}"
+    return f"resnest://{TRAINED_DETECTORS[recipe].weights}"
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:

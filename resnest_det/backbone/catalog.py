@@ -144,27 +144,39 @@ WEIGHT_FILES: dict[str, WeightFile] = {
     **{re.sub(r"(-[0-9a-f]{8})?\.pth$", "", filename): _detection_file(filename) for filename in _DETECTION_FILES},
 }
 
-# Recipe to the detector that the authors trained by it.
-TRAINED_DETECTORS = {
-    "faster_rcnn_ResNet50_FPN": "faster_rcnn_R_50_FPN_syncbn_range-scale_1x",
-    "faster_rcnn_ResNet101_FPN": "faster_rcnn_R_101_FPN_syncbn_range-scale_1x",
-    "faster_rcnn_ResNeSt50_FPN": "faster_rcnn_ResNeSt_50_FPN_syncbn_range-scale_1x",
-    "faster_rcnn_ResNeSt50_FPN_dcn": "faster_rcnn_ResNeSt_50_FPN_dcn_syncbn_range-scale_1x",
-    "faster_rcnn_ResNeSt101_FPN": "faster_rcnn_ResNeSt_101_FPN_syncbn_range-scale_1x",
-    "cascade_rcnn_ResNet50_FPN": "faster_cascade_rcnn_R_50_FPN_syncbn_range-scale_1x",
-    "cascade_rcnn_ResNet101_FPN": "faster_cascade_rcnn_R_101_FPN_syncbn_range-scale_1x",
-    "cascade_rcnn_ResNeSt50_FPN": "faster_cascade_rcnn_ResNeSt_50_FPN_syncbn_range-scale-1x",
-    "cascade_rcnn_ResNeSt101_FPN": "faster_cascade_rcnn_ResNeSt_101_FPN_syncbn_range-scale_1x",
-    "cascade_rcnn_ResNeSt200_FPN": "faster_cascade_rcnn_ResNeSt_200_FPN_syncbn_range-scale_1x",
-    "mask_rcnn_ResNet50_FPN": "mask_rcnn_R_50_FPN_syncbn_1x",
-    "mask_rcnn_ResNet101_FPN": "mask_rcnn_R_101_FPN_syncbn_1x",
-    "mask_rcnn_ResNeSt50_FPN": "mask_rcnn_ResNeSt_50_FPN_syncBN_1x",
-    "mask_rcnn_ResNeSt101_FPN": "mask_rcnn_ResNeSt_101_FPN_syncBN_1x",
-    "cascade_mask_rcnn_ResNet50_FPN": "mask_cascade_rcnn_R_50_FPN_syncbn_1x",
-    "cascade_mask_rcnn_ResNet101_FPN": "mask_cascade_rcnn_R_101_FPN_syncbn_1x",
-    "cascade_mask_rcnn_ResNeSt50_FPN": "mask_cascade_rcnn_ResNeSt_50_FPN_syncBN_1x",
-    "cascade_mask_rcnn_ResNeSt101_FPN": "mask_cascade_rcnn_ResNeSt_101_FPN_syncBN_1x",
-    "cascade_mask_rcnn_ResNeSt200_FPN_3x": "mask_cascade_rcnn_ResNeSt_200_FPN_syncBN_all_tricks_3x",
-    "cascade_mask_rcnn_ResNeSt200_FPN_dcn_3x": "mask_cascade_rcnn_ResNeSt_200_FPN_dcn_syncBN_all_tricks_3x",
-    "panoptic_cascade_ResNeSt200_FPN_3x": "panoptic_ResNeSt_200_FPN_syncBN_tricks_3x",
+@dataclass(frozen=True)
+class TrainedDetector:
+    """A detector that the authors trained: its weights, a name in `WEIGHT_FILES`, and the figures they published (COCO val2017, %)."""
+
+    weights: str
+    box_ap: float
+    mask_ap: float | None = None
+    panoptic_quality: float | None = None
+
+
+# By recipe.
+TRAINED_DETECTORS: dict[str, TrainedDetector] = {
+    "faster_rcnn_ResNet50_FPN": TrainedDetector("faster_rcnn_R_50_FPN_syncbn_range-scale_1x", 39.25),
+    "faster_rcnn_ResNet101_FPN": TrainedDetector("faster_rcnn_R_101_FPN_syncbn_range-scale_1x", 41.37),
+    "faster_rcnn_ResNeSt50_FPN": TrainedDetector("faster_rcnn_ResNeSt_50_FPN_syncbn_range-scale_1x", 42.33),
+    "faster_rcnn_ResNeSt50_FPN_dcn": TrainedDetector("faster_rcnn_ResNeSt_50_FPN_dcn_syncbn_range-scale_1x", 44.11),
+    "faster_rcnn_ResNeSt101_FPN": TrainedDetector("faster_rcnn_ResNeSt_101_FPN_syncbn_range-scale_1x", 44.72),
+    "cascade_rcnn_ResNet50_FPN": TrainedDetector("faster_cascade_rcnn_R_50_FPN_syncbn_range-scale_1x", 42.52),
+    "cascade_rcnn_ResNet101_FPN": TrainedDetector("faster_cascade_rcnn_R_101_FPN_syncbn_range-scale_1x", 44.03),
+    "cascade_rcnn_ResNeSt50_FPN": TrainedDetector("faster_cascade_rcnn_ResNeSt_50_FPN_syncbn_range-scale-1x", 45.41),
+    "cascade_rcnn_ResNeSt101_FPN": TrainedDetector("faster_cascade_rcnn_ResNeSt_101_FPN_syncbn_range-scale_1x", 47.50),
+    "cascade_rcnn_ResNeSt200_FPN": TrainedDetector("faster_cascade_rcnn_ResNeSt_200_FPN_syncbn_range-scale_1x", 49.03),
+    "mask_rcnn_ResNet50_FPN": TrainedDetector("mask_rcnn_R_50_FPN_syncbn_1x", 39.97, 36.05),
+    "mask_rcnn_ResNet101_FPN": TrainedDetector("mask_rcnn_R_101_FPN_syncbn_1x", 41.78, 37.51),
+    "mask_rcnn_ResNeSt50_FPN": TrainedDetector("mask_rcnn_ResNeSt_50_FPN_syncBN_1x", 42.81, 38.14),
+    "mask_rcnn_ResNeSt101_FPN": TrainedDetector("mask_rcnn_ResNeSt_101_FPN_syncBN_1x", 45.75, 40.65),
+    "cascade_mask_rcnn_ResNet50_FPN": TrainedDetector("mask_cascade_rcnn_R_50_FPN_syncbn_1x", 43.06, 37.19),
+    "cascade_mask_rcnn_ResNet101_FPN": TrainedDetector("mask_cascade_rcnn_R_101_FPN_syncbn_1x", 44.79, 38.52),
+    "cascade_mask_rcnn_ResNeSt50_FPN": TrainedDetector("mask_cascade_rcnn_ResNeSt_50_FPN_syncBN_1x", 46.19, 39.55),
+    "cascade_mask_rcnn_ResNeSt101_FPN": TrainedDetector("mask_cascade_rcnn_ResNeSt_101_FPN_syncBN_1x", 48.30, 41.56),
+    "cascade_mask_rcnn_ResNeSt200_FPN_3x": TrainedDetector(
+        "mask_cascade_rcnn_ResNeSt_200_FPN_syncBN_all_tricks_3x", 50.54, 44.21),
+    "cascade_mask_rcnn_ResNeSt200_FPN_dcn_3x": TrainedDetector(
+        "mask_cascade_rcnn_ResNeSt_200_FPN_dcn_syncBN_all_tricks_3x", 50.91, 44.50),
+    "panoptic_cascade_ResNeSt200_FPN_3x": TrainedDetector("panoptic_ResNeSt_200_FPN_syncBN_tricks_3x", 51.00, 43.68, 47.90),
 }
