@@ -82,7 +82,8 @@ def resnest_arguments(cfg: CfgNode) -> dict:
     dilations = (resnets.RES4_DILATION, resnets.RES5_DILATION)
     if dilations not in OUTPUT_STRIDES:
         raise UserError(
-            f"MODEL.RESNETS.RES4_DILATION {dilations[0]} with RES5_DILATION {dilations[1]}: supported are 1 with 1, 1 with 2, 2 with 4")
+            f"MODEL.RESNETS.RES4_DILATION {dilations[0]} with RES5_DILATION {dilations[1]}: "
+            "supported are 1 with 1, 1 with 2, 2 with 4")
     # With a plain ResNet, and in the wrapper with a shallow stem, STEM_OUT_CHANNELS counts; a deep stem has its depth's width.
     deep_stem = resnets.DEEP_STEM and not plain
     stem_width = STEM_WIDTH[resnets.DEPTH] if deep_stem else resnets.STEM_OUT_CHANNELS // 2
@@ -206,8 +207,8 @@ def build_roi_heads(cfg: CfgNode, backbone: FPN) -> StandardROIHeads:
                         f"{heads.IOU_THRESHOLDS[0]}; both are the first stage's")
     stages = [build_stage(box_weights) for box_weights in cascade.BBOX_REG_WEIGHTS]
     return CascadeROIHeads(
-        box_heads=[head for head, _ in stages], box_predictors=[predictor for _, predictor in stages], iou_thresholds=cascade.IOUS,
-        **arguments)
+        box_heads=[head for head, _ in stages], box_predictors=[predictor for _, predictor in stages],
+        iou_thresholds=cascade.IOUS, **arguments)
 
 
 def _strides(backbone: FPN, names: list[str], key: str) -> list[int]:
