@@ -5,6 +5,7 @@
 | detectron2, this package's own | `stem.conv1_1` | `res3.0.shortcut` | `res3.0.conv1.norm` | `linear` |
 | timm, the authors, torchvision | `conv1.0`, last norm `bn1` | `layer2.0.downsample.1` | `layer2.0.bn1` | `fc` |
 | mmdet | `stem.0` ... `stem.7` | `layer2.0.downsample.1` | `layer2.0.bn1` | `fc`, `head.fc` |
+| caffe2, read only: plain ResNets of Detectron | `conv1` | `res3_0_branch1` | `res3_0_branch2a_bn` | `fc1000`, `pred` |
 """
 
 import re
@@ -18,7 +19,7 @@ LAYOUTS = ("detectron2", "timm", "mmdet")
 
 # Levels of nesting and prefixes that training code puts around a state dict. Averaged weights come first: they are what
 # the accuracy of such a file was measured with.
-_WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict")
+_WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict", "blobs")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 BACKBONE_PREFIXES = ("backbone.bottom_up.", "bottom_up.", "backbone.", "")
 
@@ -27,6 +28,7 @@ _SIGNS = {
     "detectron2": ("stem.conv1_1.weight", "stem.conv1.weight", "res2.0.conv1.weight"),
     "mmdet": ("stem.0.weight",),
     "timm": ("conv1.0.weight", "conv1.weight"),
+    "caffe2": ("conv1_w",),
 }
 
 # (this package's name, the other's), without the parameter at the end: `weight`, `bias`, `running_mean` ...
@@ -50,6 +52,12 @@ _POOLED_SHORTCUT = (("shortcut.norm", "downsample.2"), ("shortcut", "downsample.
 _STRIDED_SHORTCUT = (("shortcut.norm", "downsample.1"), ("shortcut", "downsample.0"))
 _OFFSET = {"timm": "conv2_offset", "mmdet": "conv2.conv.conv_offset"}
 _HEADS = {"detectron2": ("linear", "fc", "stem.fc"), "timm": ("fc",), "mmdet": ("fc", "head.fc")}
+_CAFFE2_NAME = re.compile(r"(?:res_)?(?:(conv1)|(res[2-5])_(\d+)_branch(1|2a|2b|2c)|(fc1000|pred))_(w|b|bn_\w+)")
+_CAFFE2_CONVOLUTIONS = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
+_CAFFE2_NORM = {
+    "bn_s": "weight", "bn_gamma": "weight", "bn_b": "bias", "bn_beta": "bias", "bn_rm": "running_mean",
+    "bn_running_mean": "running_mean", "bn_riv": "running_var", "bn_running_var": "running_var",
+}
 _BLOCK_NAME = re.compile(r"(res|layer)(\d)\.(\d+)\.(.+)")
 
 
@@ -86,7 +94,7 @@ def to_own_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     """Split a state dict into the backbone and the rest.
 
     Args:
-        state: tensors by name, in any of `LAYOUTS`; see `state_dict_of`.
+        state: tensors by name, in any of `LAYOUTS` or in "caffe2"; see `state_dict_of`.
 
     Returns:
         The backbone and its classification head under this package's names with no prefix; every name in it mapped to
@@ -98,9 +106,11 @@ def to_own_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     found = find_backbone(state)
     if found is None:
         some = ", ".join(sorted(state)[:3])
-        raise UserError(f"no ResNeSt or ResNet in a layout known here ({', '.join(LAYOUTS)}); its parameters are called "
+        raise UserError(f"no ResNeSt or ResNet in a layout known here ({', '.join(_SIGNS)}); its parameters are called "
                         f"{some} ...")
     layout, prefix = found
+    if layout == "caffe2":
+        return *_from_caffe2(state), layout, prefix
     plain_stem = f"{prefix}conv1.weight" in state
     strided_shortcut = any(name.startswith(prefix) and name.endswith("downsample.0.weight") for name in state)
     backbone, origin = {}, {}
@@ -111,6 +121,31 @@ def to_own_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
                 value = _grouped_offsets(value, name)
             backbone[own], origin[own] = value, name
     return backbone, origin, layout, prefix
+
+
+def _from_caffe2(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    backbone, origin = {}, {}
+    for name, value in state.items():
+        found = _CAFFE2_NAME.fullmatch(name)
+        if not found:
+            continue
+        stem, stage, block, branch, head, kind = found.groups()
+        if head:
+            own = {"w": "linear.weight", "b": "linear.bias"}.get(kind)
+        else:
+            convolution = "stem.conv1" if stem else f"{stage}.{block}.{_CAFFE2_CONVOLUTIONS[branch]}"
+            # A norm follows, so that a convolution's bias, which these files have here and there, does nothing.
+            norm = f"{convolution}.norm.{_CAFFE2_NORM[kind]}" if kind in _CAFFE2_NORM else None
+            own = f"{convolution}.weight" if kind == "w" else norm
+        if own:
+            backbone[own], origin[own] = value, name
+    for name in [name for name in backbone if name.endswith(".norm.weight")]:
+        # Older files have no statistics: these are folded into weight and bias.
+        for statistic, value in (("running_mean", 0.0), ("running_var", 1.0)):
+            own = f"{name.removesuffix('weight')}{statistic}"
+            if own not in backbone:
+                backbone[own], origin[own] = torch.full_like(backbone[name], value), origin[name]
+    return backbone, origin
 
 
 def _own_name(name: str, layout: str, prefix: str, plain_stem: bool, strided_shortcut: bool) -> str | None:

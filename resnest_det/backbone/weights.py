@@ -26,7 +26,7 @@ class LoadReport:
 
     Attributes:
         path: the file.
-        layout: "detectron2", "timm" or "mmdet".
+        layout: "detectron2", "timm", "mmdet" or "caffe2".
         loaded: names of the model's parameters and buffers that were set.
         left: parameter of the file that was not used, to the reason.
         fresh: parameter of the model that the file has nothing for, to the reason.
