@@ -139,7 +139,7 @@ class _Formatter(logging.Formatter):
 def setup_logging(output_dir: str | None, rank: int = 0) -> None:
     """Send the package's and fvcore's log to standard output and, on the main process, to `output_dir`/log.txt.
 
-    Other processes show warnings only, so that a message does not come once a process.
+    Other processes say the same and show errors only.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if output_dir is not None and rank == 0:
@@ -151,6 +151,6 @@ def setup_logging(output_dir: str | None, rank: int = 0) -> None:
         for old in list(log.handlers):
             log.removeHandler(old)
             old.close()
-        log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+        log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
         for handler in handlers:
             log.addHandler(handler)

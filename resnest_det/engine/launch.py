@@ -149,8 +149,13 @@ def claim_gpu(device: torch.device) -> None:
 
 def join_process_group(device: torch.device) -> None:
     """Meet the other processes that `launch` or `torchrun` has started; does nothing with one process."""
-    if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+        return
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    # The launcher's store outlives a restart of the processes, with the addresses of those that died.
+    store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
 
 
 def share_cpu_threads() -> None:

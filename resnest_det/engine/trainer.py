@@ -59,7 +59,8 @@ def train_loop(
         after_step: called in order with the iteration just done and its batch.
 
     Raises:
-        UserError: a loss is not finite; it names the losses and the images, and the update is not made.
+        UserError: a loss is not finite, or the model cannot use what it was given; it names the iteration, the losses and
+            the images, and the update is not made.
     """
     model.train()
     largest_group = max(optimizer.param_groups, key=lambda group: len(group["params"]))
@@ -69,9 +70,12 @@ def train_loop(
         batch = next(batches)
         data_time = time.perf_counter() - start
         optimizer.zero_grad()
-        with autocast:
-            losses = model(batch)
-            total = sum(losses.values())
+        try:
+            with autocast:
+                losses = model(batch)
+                total = sum(losses.values())
+        except UserError as error:
+            raise UserError(f"iteration {iteration}: {error}; images of this step: {', '.join(_images(batch))}") from error
         scaler.scale(total).backward()
         values, data_time = reduce_losses(losses, data_time)
         check_finite(values, batch, iteration)
@@ -110,9 +114,13 @@ def check_finite(losses: Mapping[str, float], batch: Sequence[dict], iteration: 
     """
     if np.isfinite(list(losses.values())).all():
         return
-    images = [name for names in all_gather_objects([str(sample.get("file_name", "?")) for sample in batch]) for name in names]
+    images = [name for names in all_gather_objects(_images(batch)) for name in names]
     wrong = ", ".join(f"{name} {value}" for name, value in losses.items() if not np.isfinite(value))
     raise UserError(
         f"loss is not finite at iteration {iteration}: {wrong}; images of this step: {', '.join(images)}; a lower "
         "SOLVER.BASE_LR, more SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS.ENABLED True usually helps"
     )
+
+
+def _images(batch: Sequence[dict]) -> list[str]:
+    return [str(sample.get("file_name", "?")) for sample in batch]
