@@ -1,0 +1,133 @@
+#!/usr/bin/env python
+"""Write MODEL_ZOO.md from the configs, the catalog of published detectors and docs/model_zoo_measurements.json."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from resnest_det.backbone.catalog import TRAINED_DETECTORS, WEIGHT_FILES
+from resnest_det.cli import run_tool
+from resnest_det.engine.build_model import assemble_model
+from resnest_det.engine.config import SEMANTIC_ARCHITECTURES, load_config
+from resnest_det.engine.files import atomic_write
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "MODEL_ZOO.md"
+MEASUREMENTS = ROOT / "docs" / "model_zoo_measurements.json"
+SIZE = (800, 1216)
+SOURCE = "https://github.com/zhanghang1989/ResNeSt/blob/master/d2/README.md"
+
+GROUPS = {
+    "Boxes": ("faster_rcnn", "cascade_rcnn"),
+    "Boxes and masks": ("mask_rcnn", "cascade_mask_rcnn"),
+    "Panoptic and semantic segmentation": ("panoptic", "semantic"),
+}
+# How the time and memory columns are called in the measurements, and how they are shown.
+MEASURED = {"inference_seconds": "inference, s", "training_seconds": "training step, s", "training_memory_gib": "memory, GiB"}
+
+INTRODUCTION = f"""# Model zoo
+
+Written by `tools/make_model_zoo.py`; a test compares. Every recipe is a file of that name in `configs/`, found by its name from any
+folder: `train_net --config-file NAME`, `resnest_det.model_zoo.get_config("NAME")`, `get("NAME", trained=True)`.
+
+- **AP, PQ**: *published* by the authors for COCO val2017 with their own code, in percent ([source][authors]); none of them is a
+  measurement of this project. A dash: the authors published none.
+- **params, GMACs**: counted by this package for one image of {SIZE[0]}x{SIZE[1]} pixels, with as many regions as the recipe allows.
+- **inference, training step, memory**: measured by this project; inference of one image, a step of forward, backward and update
+  with two, both of {SIZE[0]}x{SIZE[1]} pixels, and the most memory that step takes. {{setup}}
+- **weights**: what training starts from, `MODEL.WEIGHTS`; under "trained", the authors' detector, `get(..., trained=True)`. Their
+  links have died before: if one does, put the file of that name into the cache folder that the error message names.
+
+[authors]: {SOURCE}
+"""
+
+
+def recipes() -> list[str]:
+    return [path.stem for path in sorted((ROOT / "configs").glob("*.yaml")) if not path.stem.startswith("Base-")]
+
+
+def count(cfg: CfgNode, size: tuple[int, int]) -> tuple[int, int]:
+    """Learned values, and multiply-adds for an image of `size` (height, width); from shapes alone, nothing is computed."""
+    with torch.device("meta"), torch.no_grad():
+        model = assemble_model(cfg).eval()
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _deform_conv_flops}) as counter:
+            features = model.backbone(torch.empty(1, len(cfg.MODEL.PIXEL_MEAN), *size))
+            if hasattr(model, "sem_seg_head"):
+                model.sem_seg_head(features)
+            if hasattr(model, "roi_heads"):
+                rpn, heads = model.proposal_generator, model.roi_heads
+                rpn.rpn_head([features[name] for name in rpn.in_features])
+                channels = features[heads.in_features[0]].shape[1]
+                regions = torch.empty(cfg.MODEL.RPN.POST_NMS_TOPK_TEST, channels, *[heads.box_pooler.output_size] * 2)
+                for head, predictor in zip(_stages(heads.box_head), _stages(heads.box_predictor)):
+                    predictor(head(regions))
+                if heads.mask_head is not None:
+                    detections = torch.empty(cfg.TEST.DETECTIONS_PER_IMAGE, channels, *[heads.mask_pooler.output_size] * 2)
+                    heads.mask_head(detections, torch.zeros(len(detections), dtype=torch.int64))
+    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
+
+
+def _deform_conv_flops(images, weight, *others, out_shape, **more) -> int:
+    # As fvcore is made to count here and everywhere: the convolution, without the interpolation.
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def _stages(module: nn.Module) -> list[nn.Module]:
+    return list(module) if isinstance(module, nn.ModuleList) else [module]
+
+
+def page(measurements: dict) -> str:
+    """The text of MODEL_ZOO.md."""
+    parts = [INTRODUCTION.replace("{setup}", measurements["setup"])]
+    for title, beginnings in GROUPS.items():
+        names = [recipe for beginning in beginnings for recipe in sorted(recipes(), key=_depth) if recipe.startswith(beginning)]
+        parts.append(f"## {title}\n\n{table(names, measurements['recipes'])}")
+    parts.append("\\* With multi-scale testing on test-dev the authors published 53.30 box AP and 47.10 mask AP for this model.\n")
+    return "\n".join(parts)
+
+
+def table(names: list[str], measured: dict[str, dict]) -> str:
+    configs = {name: load_config(name) for name in names}
+    masks = any(cfg.MODEL.MASK_ON for cfg in configs.values())
+    panoptic = any(cfg.MODEL.META_ARCHITECTURE in SEMANTIC_ARCHITECTURES for cfg in configs.values())
+    headings = ["recipe", "params, M", "GMACs", "box AP", *(["mask AP"] if masks else []), *(["PQ"] if panoptic else []),
+                *MEASURED.values(), "weights", "trained"]
+    rows = [headings, ["---"] * len(headings)]
+    for name in names:
+        own, trained = measured.get(name, {}), TRAINED_DETECTORS.get(name)
+        figures = [trained and trained.box_ap, *([trained and trained.mask_ap] if masks else []),
+                   *([trained and trained.panoptic_quality] if panoptic else [])]
+        star = "\\*" if name == "cascade_mask_rcnn_ResNeSt200_FPN_dcn_3x" else ""
+        parameters, multiply_adds = count(configs[name], SIZE)
+        rows.append([
+            f"[{name}](configs/{name}.yaml){star}",
+            f"{parameters / 1e6:.2f}",
+            f"{multiply_adds / 1e9:.1f}",
+            *(f"{figure:.2f}" if figure else "–" for figure in figures),
+            *(f"{own[key]:.3g}" if key in own else "not measured" for key in MEASURED),
+            f"`{configs[name].MODEL.WEIGHTS}`",
+            f"[file]({WEIGHT_FILES[trained.weights].mirrors[0]})" if trained else "–",
+        ])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _depth(recipe: str) -> tuple:
+    """Plain ResNets first, then by depth, and deformable convolution after plain."""
+    return "ResNeSt" in recipe, int("".join(c for c in recipe.split("_FPN")[0] if c.isdigit())), "dcn" in recipe
+
+
+def main(arguments: list[str]) -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args(arguments)
+    measurements = json.loads(MEASUREMENTS.read_text())
+    with atomic_write(PAGE) as file:
+        file.write(page(measurements))
+
+
+if __name__ == "__main__":
+    run_tool(main)
