@@ -34,7 +34,7 @@ MEASURED = {"inference_seconds": "inference, s", "training_seconds": "training s
 INTRODUCTION = f"""# Model zoo
 
 Written by `tools/make_model_zoo.py`; a test compares. Every recipe is a file of that name in `configs/`, found by its name from any
-folder: `train_net --config-file NAME`, `resnest_det.model_zoo.get_config("NAME")`, `get("NAME", trained=True)`.
+folder: `python tools/train_net.py --config-file NAME`, `resnest_det.model_zoo.get_config("NAME")`, `get("NAME", trained=True)`.
 
 - **AP, PQ**: *published* by the authors for COCO val2017 with their own code, in percent ([source][authors]); none of them is a
   measurement of this project. A dash: the authors published none.

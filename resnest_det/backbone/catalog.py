@@ -146,7 +146,7 @@ WEIGHT_FILES: dict[str, WeightFile] = {
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A detector that the authors trained: its weights, a name in `WEIGHT_FILES`, and the figures they published (COCO val2017, %)."""
+    """A detector that the authors trained: its weights, a name in `WEIGHT_FILES`, and what they published (COCO val2017, %)."""
 
     weights: str
     box_ap: float
