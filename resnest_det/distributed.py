@@ -1,5 +1,6 @@
 """What the package needs to know of the process group; with none, everything behaves as one process of one."""
 
+import torch
 import torch.distributed as dist
 
 
@@ -44,3 +45,16 @@ def gather_objects(value) -> list:
     gathered = [None] * get_world_size() if is_main_process() else None
     dist.gather_object(value, gathered)
     return gathered or []
+
+
+def mean_count(count: int | torch.Tensor, device: torch.device) -> int | torch.Tensor:
+    """What a sum over `count` items of this process is divided by to count in the mean over the items of all processes.
+
+    This is the average of `count` over the processes: as losses and gradients are averaged over them too, the result is the
+    mean over the whole batch, however its items are spread. Never zero, so that a sum over nothing stays zero.
+    """
+    if get_world_size() == 1:
+        return torch.clamp(count, min=1) if isinstance(count, torch.Tensor) else max(count, 1)
+    total = torch.as_tensor(count, dtype=torch.float32, device=device).clone()
+    dist.all_reduce(total)
+    return total.clamp(min=1) / get_world_size()

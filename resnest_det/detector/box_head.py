@@ -10,6 +10,7 @@ from torchvision.ops import batched_nms
 
 from resnest_det.backbone.layers import Conv2d, get_norm
 from resnest_det.detector.boxes import box_regression_loss, clip_boxes, decode_boxes
+from resnest_det.distributed import mean_count
 from resnest_det.errors import UserError
 
 
@@ -102,7 +103,7 @@ class BoxPredictor(nn.Module):
 
         Both are means over all R regions, background included, so that every object weighs the same whatever their number.
         """
-        count = max(len(labels), 1)
+        count = mean_count(len(labels), labels.device)
         cls_loss = F.cross_entropy(logits, labels, reduction="sum") / count
         foreground = (labels < self.num_classes).nonzero().squeeze(1)
         if self.class_agnostic:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from resnest_det.backbone.layers import Conv2d, get_norm
+from resnest_det.distributed import mean_count
 
 MIN_SIDE = 0.1  # pixels: a thinner box is treated as this wide when polygons are scaled to it
 
@@ -52,7 +53,8 @@ class MaskRCNNConvUpsampleHead(nn.Module):
 
 def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean binary cross entropy over all cells of all masks (R, M, M); zero, with gradients, when there is no mask."""
-    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum") / max(logits.numel(), 1)
+    count = mean_count(logits.numel(), logits.device)
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum") / count
 
 
 def crop_masks(masks: Sequence[Sequence[np.ndarray]] | Tensor, objects: Tensor, boxes: Tensor, size: int) -> Tensor:

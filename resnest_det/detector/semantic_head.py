@@ -8,6 +8,7 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 
 from resnest_det.backbone.layers import Conv2d, get_norm
+from resnest_det.distributed import mean_count
 from resnest_det.errors import UserError
 
 
@@ -72,8 +73,8 @@ class SemSegFPNHead(nn.Module):
             targets: (N, H, W) integer classes, or `ignore_value`.
         """
         loss = F.cross_entropy(logits, targets.long(), reduction="sum", ignore_index=self.ignore_value)
-        labelled = (targets != self.ignore_value).sum()
-        return {"loss_sem_seg": self.loss_weight * loss / labelled.clamp(min=1)}
+        labelled = mean_count((targets != self.ignore_value).sum(), logits.device)
+        return {"loss_sem_seg": self.loss_weight * loss / labelled}
 
 
 def _branch(in_channels: int, conv_dim: int, doublings: int, norm: str) -> nn.Sequential:
