@@ -9,6 +9,7 @@ import torch
 
 from resnest_det import model_zoo
 from resnest_det.backbone.catalog import TRAINED_DETECTORS
+from resnest_det.backbone.weights import resolve_weights
 from resnest_det.data.shapes import write_shapes
 from resnest_det.engine.build_model import assemble_model
 from resnest_det.engine.config import config_folder, load_config
@@ -256,3 +257,14 @@ def test_combinations_that_make_no_sense_are_refused(recipe, overrides, message)
     with pytest.raises(UserError, match=message) as raised, torch.device("meta"):
         assemble_model(load_config(recipe, overrides))
     assert "\n" not in str(raised.value)
+
+
+def test_links_in_the_authors_files_are_known_files(tmp_path, monkeypatch):
+    """What was put into the cache by hand is found, under the published name, when a link in a YAML file is dead."""
+    monkeypatch.setenv("RESNEST_DET_CACHE", str(tmp_path))
+    (tmp_path / "faster_rcnn_ResNeSt_50_FPN_dcn_syncbn_range-scale_1x.pth").write_bytes(b"weights")
+    link = "https://s3.us-west-1.wasabisys.com/resnest/detectron/faster_rcnn_ResNeSt_50_FPN_dcn_syncbn_range-scale_1x.pth"
+    assert resolve_weights(link) == resolve_weights("resnest://faster_rcnn_ResNeSt_50_FPN_dcn_syncbn_range-scale_1x")
+    (tmp_path / "resnest50_detectron-255b5649.pth").write_bytes(b"another file")
+    with pytest.raises(UserError, match="published is 255b5649"):
+        resolve_weights("https://s3.us-west-1.wasabisys.com/resnest/detectron/resnest50_detectron-255b5649.pth")
