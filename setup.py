@@ -32,7 +32,7 @@ setup(
         "safetensors>=0.4",
         "tensorboard>=2.14",
         "numpy>=1.24",
-        "pillow>=9.4",
+        "pillow>=10.1",
         "pyyaml>=6.0",
         "tqdm>=4.60",
     ],
