@@ -1,6 +1,7 @@
 """Convolution with its norm, the choice of norm, and freezing: what every network here is made of."""
 
 import logging
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -13,19 +14,23 @@ from resnest_det.errors import UserError
 logger = logging.getLogger(__name__)
 
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
+Norm = str | Callable[[int], nn.Module | None]  # a name of these, or a function from channels to a module
 GROUP_NORM_GROUPS = 32  # "Group Normalization" (arXiv:1803.08494), section 4
 
 
-def get_norm(norm: str, channels: int) -> nn.Module | None:
+def get_norm(norm: Norm, channels: int) -> nn.Module | None:
     """The norm layer that a configuration names.
 
     Args:
-        norm: "" (none), "BN", "SyncBN" (over all processes), "FrozenBN" (fixed statistics and affine), "GN" (32 groups).
+        norm: "" (none), "BN", "SyncBN" (over all processes), "FrozenBN" (fixed statistics and affine), "GN" (32 groups);
+            or a function that makes the layer for a number of channels.
         channels: channels of the map that is normalised.
 
     Raises:
         UserError: the name is unknown, or group norm does not divide the channels.
     """
+    if callable(norm):
+        return norm(channels)
     if norm == "":
         return None
     if norm == "BN":
@@ -104,7 +109,7 @@ class Conv2d(nn.Conv2d):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
+        x = self._conv_forward(x, self.weight, self.bias)  # scripting knows no `super().forward`
         if self.norm is not None:
             x = self.norm(x)
         if self.activation is not None:

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from resnest_det.backbone.layers import Conv2d, freeze, get_norm
+from resnest_det.backbone.layers import Conv2d, Norm, freeze, get_norm
 from resnest_det.backbone.split_attention import DeformConv2d, SplitAttentionConv2d, offset_channels
 from resnest_det.errors import UserError
 
@@ -37,7 +38,7 @@ class Stem(nn.Module):
 
     stride = 4
 
-    def __init__(self, in_channels: int, width: int, *, deep: bool = True, norm: str = "BN"):
+    def __init__(self, in_channels: int, width: int, *, deep: bool = True, norm: Norm = "BN"):
         super().__init__()
         self.out_channels = 2 * width
         if deep:
@@ -80,7 +81,7 @@ class Bottleneck(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, width: int, *, stride: int = 1, dilation: int = 1,
-                 groups: int = 1, radix: int = 2, norm: str = "BN", avd: bool = True, avd_first: bool = False,
+                 groups: int = 1, radix: int = 2, norm: Norm = "BN", avd: bool = True, avd_first: bool = False,
                  avg_down: bool = True, pool_shortcut: bool = False, stride_in_1x1: bool = False,
                  deform_modulated: bool | None = None, deform_groups: int = 1):
         super().__init__()
@@ -97,6 +98,7 @@ class Bottleneck(nn.Module):
             self.shortcut = Conv2d(in_channels, out_channels, 1, stride=1 if avg_down else stride, bias=False,
                                    norm=get_norm(norm, out_channels))
         self.conv1 = Conv2d(in_channels, width, 1, stride=stride_1x1, bias=False, norm=get_norm(norm, width))
+        self.conv2_offset = None
         if deform_modulated is not None:
             # Not even the first offsets are learned from noise: DCN starts as the plain convolution.
             self.conv2_offset = Conv2d(width, offset_channels(3, deform_modulated, deform_groups), 3, stride=stride_3x3,
@@ -108,7 +110,7 @@ class Bottleneck(nn.Module):
                                               norm=norm, deform_modulated=deform_modulated)
         else:
             arguments = dict(kernel_size=3, stride=stride_3x3, padding=dilation, dilation=dilation, groups=groups, bias=False,
-                             norm=get_norm(norm, width), activation=F.relu_)
+                             norm=get_norm(norm, width), activation=nn.ReLU(inplace=True))
             if deform_modulated is None:
                 self.conv2 = Conv2d(width, width, **arguments)
             else:
@@ -118,13 +120,15 @@ class Bottleneck(nn.Module):
         for conv in (self.shortcut, self.conv1, self.conv3):
             if conv is not None:
                 c2_msra_fill(conv)
-        self.deformable = deform_modulated is not None
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu_(self.conv1(x))
         if self.avd_first and self.avd_stride > 1:
             out = F.avg_pool2d(out, 3, self.avd_stride, padding=1)
-        out = self.conv2(out, self.conv2_offset(out)) if self.deformable else self.conv2(out)
+        if self.conv2_offset is not None:
+            out = self.conv2(out, self.conv2_offset(out))
+        else:
+            out = self.conv2(out)
         if not self.avd_first and self.avd_stride > 1:
             out = F.avg_pool2d(out, 3, self.avd_stride, padding=1)
         out = self.conv3(out)
@@ -167,7 +171,7 @@ class ResNeSt(nn.Module):
         bottleneck_channels: channels of res2's bottleneck for one group at `bottleneck_width` 64.
         res2_out_channels: channels of res2; each further stage has twice as many.
         deep_stem, avd, avd_first, avg_down, stride_in_1x1: see `Stem` and `Bottleneck`.
-        norm: name of the norm, see `layers.get_norm`.
+        norm: the norm, see `layers.get_norm`.
         output_stride: 32, or 16 or 8 with dilation in place of the last strides.
         dilation_style: "detectron2": every block of a dilated stage is dilated; "timm": its first block keeps the dilation
             of the stage before and its shortcut pools 2x2 pixels.
@@ -187,7 +191,7 @@ class ResNeSt(nn.Module):
     def __init__(self, blocks: tuple[int, ...] = (3, 4, 6, 3), stem_width: int = 32, *, in_channels: int = 3, radix: int = 2,
                  groups: int = 1, bottleneck_width: int = 64, bottleneck_channels: int = 64, res2_out_channels: int = 256,
                  deep_stem: bool = True, avd: bool = True, avd_first: bool = False, avg_down: bool = True,
-                 stride_in_1x1: bool = False, norm: str = "BN", output_stride: int = 32, dilation_style: str = "detectron2",
+                 stride_in_1x1: bool = False, norm: Norm = "BN", output_stride: int = 32, dilation_style: str = "detectron2",
                  deform_on_per_stage: tuple[bool, ...] = (False,) * 4, deform_modulated: bool = False, deform_groups: int = 1,
                  freeze_at: int = 0, checkpoint_stages: tuple[str, ...] = (), out_features: tuple[str, ...] = STAGES):
         super().__init__()
@@ -255,13 +259,13 @@ class ResNeSt(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps by name, each (N, out_feature_channels, H / stride, W / stride), for images (N, in_channels, H, W)."""
-        features = {}
-        for name in self.parts:
-            part = getattr(self, name)
-            if name in self.checkpoint_stages and self.training:
-                x = checkpoint(part, x, use_reentrant=False, context_fn=partial(_recomputation_contexts, part))
-            else:
-                x = part(x)
-            if name in self.out_features:
-                features[name] = x
+        features: dict[str, Tensor] = {}
+        for name, part in self.named_children():  # a loop that scripting can unroll
+            if name in self.parts:  # which a classifier's head is not
+                if torch.jit.is_scripting() or not self.training or name not in self.checkpoint_stages:
+                    x = part(x)
+                else:
+                    x = checkpoint(part, x, use_reentrant=False, context_fn=partial(_recomputation_contexts, part))
+                if name in self.out_features:
+                    features[name] = x
         return features

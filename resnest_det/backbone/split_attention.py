@@ -1,10 +1,12 @@
 """The split-attention convolution of ResNeSt (arXiv:2004.08955, section 3), plain and deformable."""
 
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from resnest_det.backbone.layers import Conv2d, get_norm
+from resnest_det.backbone.layers import Conv2d, Norm, get_norm
 
 REDUCTION = 4  # channels of the attention's hidden layer: in_channels * radix / 4 ...
 MIN_ATTENTION_CHANNELS = 32  # ... and never fewer than these
@@ -22,10 +24,11 @@ class DeformConv2d(Conv2d):
         self.modulated = modulated
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
-        mask = None
+        mask: Tensor | None = None
         if self.modulated:
             points = offset.shape[1] // 3
-            offset, mask = offset[:, : 2 * points], offset[:, 2 * points :].sigmoid()
+            mask = offset[:, 2 * points :].sigmoid()
+            offset = offset[:, : 2 * points]
         x = deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
         if self.norm is not None:
             x = self.norm(x)
@@ -51,17 +54,20 @@ class SplitAttentionConv2d(nn.Module):
         stride, dilation: of the 3x3 convolution.
         groups: the cardinality K.
         radix: the number of splits R, at least 1.
-        norm: name of a norm, see `get_norm`.
+        norm: see `get_norm`.
         deform_modulated: None for a plain convolution, else deformable: DCNv1 (False) or DCNv2 (True). `forward` then
             takes the map of offsets too.
 
     Shapes: (N, in_channels, H, W) to (N, channels, H / stride, W / stride).
     """
 
+    deformable: Final[bool]  # scripting compiles only what it decides for
+
     def __init__(self, in_channels: int, channels: int, *, stride: int = 1, dilation: int = 1, groups: int = 1,
-                 radix: int = 2, norm: str = "BN", deform_modulated: bool | None = None):
+                 radix: int = 2, norm: Norm = "BN", deform_modulated: bool | None = None):
         super().__init__()
         self.radix = radix
+        self.deformable = deform_modulated is not None
         self.cardinality = groups
         attention_channels = max(in_channels * radix // REDUCTION, MIN_ATTENTION_CHANNELS)
         conv_arguments = dict(kernel_size=3, stride=stride, padding=dilation, dilation=dilation, groups=groups * radix, bias=False)
@@ -75,8 +81,13 @@ class SplitAttentionConv2d(nn.Module):
         self.fc2 = Conv2d(attention_channels, channels * radix, 1, groups=groups)
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor, *offset: Tensor) -> Tensor:
-        x = self.relu(self.bn0(self.conv(x, *offset)))
+    def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
+        if self.deformable:
+            assert offset is not None
+            x = self.conv(x, offset)
+        else:
+            x = self.conv(x)
+        x = self.relu(self.bn0(x))
         splits = x.chunk(self.radix, dim=1)  # each (N, channels, H, W)
 
         # The mean of a sum is the sum of the means: pooling first saves a map of full size.
