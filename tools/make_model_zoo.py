@@ -33,12 +33,12 @@ MEASURED = {"inference_seconds": "inference, s", "training_seconds": "training s
 
 INTRODUCTION = f"""# Model zoo
 
-Written by `tools/make_model_zoo.py`; a test compares. Every recipe is a file of that name in `configs/`, found by its name from any
-folder: `python tools/train_net.py --config-file NAME`, `resnest_det.model_zoo.get_config("NAME")`, `get("NAME", trained=True)`.
+Written by `tools/make_model_zoo.py`; a test compares. Every recipe is a file of that name in `configs/`, found by its name from
+any folder: `python tools/train_net.py --config-file NAME`, `resnest_det.model_zoo.get_config("NAME")`, `get("NAME", trained=True)`.
 
 - **AP, PQ**: *published* by the authors for COCO val2017 with their own code, in percent ([source][authors]); none of them is a
   measurement of this project. A dash: the authors published none.
-- **params, GMACs**: counted by this package for one image of {SIZE[0]}x{SIZE[1]} pixels, with as many regions as the recipe allows.
+- **params, GMACs**: counted by this package for one image of {SIZE[0]}x{SIZE[1]} pixels and as many regions as there can be.
 - **inference, training step, memory**: measured by this project; inference of one image, a step of forward, backward and update
   with two, both of {SIZE[0]}x{SIZE[1]} pixels, and the most memory that step takes. {{setup}}
 - **weights**: what training starts from, `MODEL.WEIGHTS`; under "trained", the authors' detector, `get(..., trained=True)`. Their
@@ -88,7 +88,7 @@ def page(measurements: dict) -> str:
     for title, beginnings in GROUPS.items():
         names = [recipe for beginning in beginnings for recipe in sorted(recipes(), key=_depth) if recipe.startswith(beginning)]
         parts.append(f"## {title}\n\n{table(names, measurements['recipes'])}")
-    parts.append("\\* With multi-scale testing on test-dev the authors published 53.30 box AP and 47.10 mask AP for this model.\n")
+    parts.append("\\* With multi-scale testing on test-dev the authors published 53.30 box AP and 47.10 mask AP for it.\n")
     return "\n".join(parts)
 
 

@@ -22,8 +22,8 @@ IMAGES_PER_BATCH = 3
 class GeneralizedRCNNWithTTA(nn.Module):
     """A detector that looks at each image several times; in evaluation mode to be called like the detector itself.
 
-    Boxes of all views go through the box head's non-maximum suppression together. The mask of each box that is left is the mean of
-    the probabilities that all views give for it.
+    Boxes of all views go through the box head's non-maximum suppression together. The mask of each box that is left is the mean
+    of the probabilities that all views give for it.
 
     Args:
         model: whose boxes and masks are merged. What else it predicts, labels of pixels for instance, is left out.

@@ -2,8 +2,8 @@
 
     python make_deformable_golden.py AUTHORS_REPOSITORY
 
-needs Detectron2 and a checkout of github.com/zhanghang1989/ResNeSt. Detectron2 has no deformable convolution on CPUs: under the authors'
-module lies torchvision's here, so that what is compared is how they split offsets and modulation, group and attend.
+needs Detectron2 and a checkout of github.com/zhanghang1989/ResNeSt. Detectron2 has no deformable convolution on CPUs: under the
+authors' module lies torchvision's here, so that what is compared is how they split offsets and modulation, group and attend.
 """
 
 import sys

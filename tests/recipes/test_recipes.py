@@ -59,7 +59,8 @@ def test_recipe_has_the_published_settings(recipe):
     assert cfg.MODEL.WEIGHTS == weights
     assert cfg.MODEL.RESNETS.NORM == cfg.MODEL.FPN.NORM == cfg.MODEL.ROI_BOX_HEAD.NORM == "SyncBN"
     assert (cfg.MODEL.ROI_BOX_HEAD.NUM_CONV, cfg.MODEL.ROI_BOX_HEAD.NUM_FC) == (4, 1)
-    assert (cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN, cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, cfg.MODEL.RPN.POST_NMS_TOPK_TEST) == (2000, 1000, 1000)
+    rpn = cfg.MODEL.RPN
+    assert (rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST) == (2000, 1000, 1000)
     assert cfg.MODEL.ROI_HEADS.NAME == ("CascadeROIHeads" if cascade else "StandardROIHeads")
     assert cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG == cascade
     assert cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN == (2000 if cascade else 1000)
@@ -200,7 +201,8 @@ def test_one_step_and_one_evaluation(recipe, shapes, tmp_path):
     expected, tasks = set(), set()
     if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
         stages = [f"_stage{stage}" for stage in range(3)] if "cascade" in recipe else [""]
-        expected |= {"loss_rpn_cls", "loss_rpn_loc", *(f"{loss}{stage}" for loss in ("loss_cls", "loss_box_reg") for stage in stages)}
+        expected |= {"loss_rpn_cls", "loss_rpn_loc"}
+        expected |= {f"{loss}{stage}" for loss in ("loss_cls", "loss_box_reg") for stage in stages}
         expected |= {"loss_mask"} if cfg.MODEL.MASK_ON else set()
         tasks |= {"bbox", "segm"} if cfg.MODEL.MASK_ON else {"bbox"}
         tasks |= {f"{task}_TTA" for task in tasks} if cfg.TEST.AUG.ENABLED else set()
