@@ -18,6 +18,7 @@ _LAZY = {
     "transforms_for": "resnest_det.backbone.variants",
     "load_weights": "resnest_det.backbone.weights",
     "resolve_weights": "resnest_det.backbone.weights",
+    "add_resnest_config": "resnest_det.engine.defaults",
     "UserError": "resnest_det.errors",
 }
 __all__ = ["__version__", *_LAZY]

@@ -11,15 +11,10 @@ the same on the fly and needs none of them. Files that are there already are lef
 
 import argparse
 import os
-from concurrent.futures import ProcessPoolExecutor
-
-from PIL import Image
-from tqdm import tqdm
 
 from resnest_det.cli import run_tool
 from resnest_det.data.catalog import get_dataset, register_panoptic_from_argument
-from resnest_det.data.panoptic import read_semantic_labels
-from resnest_det.engine.files import atomic_write, remove_unfinished
+from resnest_det.engine.semantic_files import write_semantic_pngs
 from resnest_det.errors import UserError
 
 COCO = ("coco_2017_val_panoptic_stuffonly", "coco_2017_train_panoptic_stuffonly")
@@ -35,26 +30,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
                         "panoptic_ in its name replaced by panoptic_stuff_, which is where Detectron2 looks)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="how many share the work (default: %(default)s)")
     return parser.parse_args(arguments)
-
-
-def write_semantic_pngs(dataset, folder: str, processes: int) -> int:
-    """Write those semantic PNG files of a panoptic dataset that `folder` lacks; how many were written."""
-    os.makedirs(folder, exist_ok=True)
-    remove_unfinished(folder)
-    present = set(os.listdir(folder))
-    jobs = [(record, os.path.join(folder, os.path.basename(record["pan_seg_file_name"]))) for record in dataset.records]
-    jobs = [job for job in jobs if os.path.basename(job[1]) not in present]
-    with ProcessPoolExecutor(max(1, processes)) as pool:
-        for _ in tqdm(pool.map(write_semantic_png, jobs, chunksize=16), total=len(jobs), desc=dataset.name, unit="image"):
-            pass
-    return len(jobs)
-
-
-def write_semantic_png(job: tuple[dict, str]) -> None:
-    record, path = job
-    labels = Image.fromarray(read_semantic_labels(record))
-    with atomic_write(path, "wb") as file:
-        labels.save(file, format="PNG")
 
 
 def default_folder(panoptic_root: str) -> str:

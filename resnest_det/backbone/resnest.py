@@ -242,6 +242,10 @@ class ResNeSt(nn.Module):
         self.out_features = tuple(feature for feature in shapes if feature in out_features)
         self.out_feature_channels = {feature: shapes[feature][0] for feature in self.out_features}
         self.out_feature_strides = {feature: shapes[feature][1] for feature in self.out_features}
+        self.freeze(freeze_at)
+
+    def freeze(self, freeze_at: int) -> None:
+        """Stop training the first `freeze_at` of (stem, res2, ..., res5), and fix their batch norm."""
         for name in self.parts[:freeze_at]:
             freeze(getattr(self, name))
 

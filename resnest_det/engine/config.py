@@ -101,15 +101,29 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: a file or key that does not exist, a value of the wrong type, or one that the detector cannot honour.
     """
-    path = find_config_file(config_file)
     cfg = default_config()
+    merge_file(cfg, config_file, overrides)
+    check_supported(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def merge_file(cfg: CfgNode, config_file: str, overrides: Sequence[str] = ()) -> None:
+    """Set in `cfg` what a YAML file says, with its bases, and what `overrides` say on top.
+
+    Args:
+        config_file, overrides: see `load_config`.
+
+    Raises:
+        UserError: a file or key that does not exist, or a value of the wrong type.
+    """
+    path = find_config_file(config_file)
     merge(cfg, _leaves(_read_yaml(path)), str(path))
     if len(overrides) % 2:
         raise UserError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} has no value")
     merge(cfg, zip(overrides[::2], overrides[1::2]), "command line")
-    check_supported(cfg)
-    cfg.freeze()
-    return cfg
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", cfg.MODEL.DEVICE):
+        raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is not supported; supported: 'auto', 'cpu', 'cuda', 'cuda:N'")
 
 
 def config_folder() -> Path:
@@ -182,8 +196,6 @@ def check_supported(cfg: CfgNode) -> None:
     for key, least in AT_LEAST.items():
         if values[key] < least:
             raise UserError(f"{key} {values[key]!r} is too small; supported: {least} and more")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", cfg.MODEL.DEVICE):
-        raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is not supported; supported: 'auto', 'cpu', 'cuda', 'cuda:N'")
     if architecture == "PanopticFPN" and not cfg.MODEL.MASK_ON:
         raise UserError("MODEL.MASK_ON False is not supported with MODEL.META_ARCHITECTURE PanopticFPN, which fuses masks; "
                         "supported: True")

@@ -4,9 +4,11 @@ Names and defaults are those of `detectron2.config.defaults` (version 2), where 
 marks what differs. Which values the built-in detector honours stands in `resnest_det.engine.config`.
 """
 
+import copy
+
 from fvcore.common.config import CfgNode
 
-# Under MODEL.RESNETS, as in the authors' Detectron2 wrapper; `add_resnest_config` adds the same to a Detectron2 config.
+# Under MODEL.RESNETS, as in the authors' Detectron2 wrapper.
 RESNEST_KEYS = dict(
     STRIDE_IN_1X1=False,
     DEEP_STEM=True,
@@ -236,6 +238,12 @@ DEFAULTS = dict(
         PRECISE_BN=dict(ENABLED=False, NUM_ITER=200),
     ),
 )
+
+
+def add_resnest_config(cfg: CfgNode) -> None:
+    """Add the keys of ResNeSt, with their defaults, to a configuration that has MODEL.RESNETS, such as Detectron2's."""
+    for key, value in RESNEST_KEYS.items():
+        cfg.MODEL.RESNETS[key] = copy.copy(value)
 
 
 def default_config() -> CfgNode:

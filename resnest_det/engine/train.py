@@ -251,7 +251,7 @@ def check_batch_norm(model: nn.Module, images_per_process: int) -> None:
     for module in model.modules():
         if not isinstance(module, SplitAttentionConv2d) or not isinstance(module.bn1, nn.modules.batchnorm._BatchNorm):
             continue
-        if isinstance(module.bn1, (nn.SyncBatchNorm, GlooSyncBatchNorm2d)):
+        if isinstance(module.bn1, (nn.SyncBatchNorm, GlooSyncBatchNorm2d)) and get_world_size() > 1:
             continue
         world_size = get_world_size()
         sync = ", MODEL.RESNETS.NORM 'SyncBN'" if world_size > 1 else ""

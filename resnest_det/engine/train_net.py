@@ -3,10 +3,12 @@
 from resnest_det.cli import run_tool  # isort: skip (it has to come before torch)
 
 import argparse
+import importlib
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.distributed as dist
@@ -24,6 +26,7 @@ from resnest_det.engine.files import atomic_write, prepare_output_dir
 from resnest_det.engine.launch import claim_gpu, join_process_group, launch, share_cpu_threads
 from resnest_det.engine.train import load_initial_weights, train
 from resnest_det.errors import UserError
+from resnest_det.integrations.detectron2_version import check_detectron2, detectron2_is_installed
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ examples:
   train_net.py --config-file cfg.yaml --num-gpus 8 SOLVER.BASE_LR 0.01 OUTPUT_DIR ./run1
   train_net.py --config-file cfg.yaml --eval-only MODEL.WEIGHTS run1/model_final.pth
   train_net.py --config-file cfg.yaml --register mine=mine.json,images DATASETS.TRAIN "('mine',)"
+  train_net.py --config-file cfg.yaml --engine builtin
   on two machines: --num-gpus 8 --num-machines 2 --machine-rank 0 (and 1) --dist-url tcp://HOST_OF_0:29500
 """
 
@@ -51,7 +55,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
     parser.add_argument("--machine-rank", type=int, default=0, metavar="N", help="which of them this is, from 0")
     parser.add_argument("--dist-url", default="auto", metavar="tcp://HOST:PORT", help="where machine 0 can be reached")
-    parser.add_argument("--engine", choices=("auto", "builtin"), default="auto", help="the detector to use")
+    parser.add_argument("--engine", choices=("auto", "detectron2", "builtin"), default="auto",
+                        help="whose detector and trainer; auto is Detectron2's where it is installed")
     parser.add_argument(
         "--register", action="append", default=[], metavar="NAME=ANNOTATIONS.json,IMAGE_DIR", help="a data set in COCO's format"
     )
@@ -76,10 +81,26 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{flags[0]} stands among the config keys; flags come before KEY VALUE")
     num_processes = _processes(args)
     # Read here too, so that a wrong key is told before any process starts.
-    _configure(args)
+    args.engine = choose_engine(args.engine)
+    cfg = _configure(args)
+    if args.engine == "detectron2" and num_processes * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
+        raise UserError("Detectron2 trains with several processes on GPUs only; on the CPU use one, or --engine builtin")
     launch(
         run, args, num_processes=num_processes, num_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url
     )
+
+
+def choose_engine(wanted: str) -> str:
+    """`wanted`, or for "auto" Detectron2 where it is installed and the built-in detector otherwise."""
+    if wanted != "auto":
+        return wanted
+    return "detectron2" if detectron2_is_installed() else "builtin"
+
+
+def _detectron2_train() -> ModuleType:
+    # Imported only where it is wanted: that takes seconds, and Detectron2.
+    check_detectron2()
+    return importlib.import_module("resnest_det.integrations.detectron2_train")
 
 
 def _processes(args: argparse.Namespace) -> int:
@@ -95,7 +116,8 @@ def _processes(args: argparse.Namespace) -> int:
 
 
 def _configure(args: argparse.Namespace) -> CfgNode:
-    cfg = load_config(args.config_file, args.opts)
+    load = _detectron2_train().load_config if args.engine == "detectron2" else load_config
+    cfg = load(args.config_file, args.opts)
     wanted = None
     if args.num_processes is not None or args.num_gpus == 0:
         wanted, flag = "cpu", "--num-processes" if args.num_gpus is None else "--num-gpus 0"
@@ -130,20 +152,23 @@ def run(args: argparse.Namespace) -> dict:
     if is_main_process():
         prepare_output_dir(cfg.OUTPUT_DIR)
     synchronize()
-    setup_logging(cfg.OUTPUT_DIR, get_rank())
-    logger.info("Environment:\n%s", environment_summary())
-    logger.info("Built-in detector on %s; config %s; overrides %s", device, args.config_file, " ".join(args.opts) or "none")
-    if is_main_process():
-        _write_config(cfg, keep=args.eval_only)
+    # A process that the launcher started again after a failure goes on by itself.
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    args.resume = args.resume or (restarted and not args.eval_only)
     try:
-        if args.eval_only:
-            return evaluate_only(cfg, last_checkpoint=args.resume)
-        # A process that the launcher started again after a failure goes on by itself.
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        return train(cfg, resume=args.resume or restarted)
+        return _detectron2_train().run(cfg, args) if args.engine == "detectron2" else _run_builtin(cfg, args)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _run_builtin(cfg: CfgNode, args: argparse.Namespace) -> dict:
+    setup_logging(cfg.OUTPUT_DIR, get_rank())
+    logger.info("Environment:\n%s", environment_summary())
+    logger.info("Built-in detector on %s; config %s; overrides %s", cfg.MODEL.DEVICE, args.config_file, " ".join(args.opts) or "none")
+    if is_main_process():
+        _write_config(cfg, keep=args.eval_only)
+    return evaluate_only(cfg, last_checkpoint=args.resume) if args.eval_only else train(cfg, resume=args.resume)
 
 
 def _write_config(cfg: CfgNode, keep: bool) -> None:

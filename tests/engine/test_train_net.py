@@ -73,7 +73,7 @@ def test_backbone_alone_cannot_be_evaluated(tiny, tmp_path):
 
 
 def _start(*arguments, launcher=()):
-    command = [sys.executable, *launcher, str(ROOT / "tools" / "train_net.py"), *arguments]
+    command = [sys.executable, *launcher, str(ROOT / "tools" / "train_net.py"), "--engine", "builtin", *arguments]
     # In a session of its own, so that whatever is left of it can be ended in the end.
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,

@@ -1,0 +1,81 @@
+"""This package's data sets in Detectron2's catalogs."""
+
+import os
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from fvcore.common.config import CfgNode
+
+from resnest_det.data.catalog import get_dataset
+from resnest_det.data.coco import Dataset
+from resnest_det.data.panoptic import PanopticMetadata, with_truth
+from resnest_det.distributed import is_main_process, synchronize
+from resnest_det.engine.build_data import check_classes
+from resnest_det.engine.semantic_files import write_semantic_pngs
+from resnest_det.errors import UserError
+
+_ours: set[str] = set()
+
+
+def register_datasets(cfg: CfgNode, registered: list[str], *, only_test: bool = False) -> None:
+    """Make the data sets of DATASETS.TRAIN and DATASETS.TEST that Detectron2 does not know known to it.
+
+    They are read here. Of panoptic ones the semantic PNG files that Detectron2 reads are written to the folder
+    `semantic_labels` of OUTPUT_DIR, once. To be called by every process.
+
+    Args:
+        registered: names that the command line has registered; Detectron2 may not have others of that name.
+        only_test: leave DATASETS.TRAIN alone.
+
+    Raises:
+        UserError: a name that nobody knows, or that is taken; a data set that cannot be read or does not fit the model.
+    """
+    for name in dict.fromkeys((*(() if only_test else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)):
+        if name in DatasetCatalog.list():
+            if name in registered and name not in _ours:
+                raise UserError(f"Detectron2 has a dataset named {name}; register yours under another name")
+            continue
+        dataset = get_dataset(name)
+        check_classes([dataset], cfg)
+        records = _records(dataset, cfg)
+        if name in cfg.DATASETS.TRAIN and not only_test:
+            _check_mask_format(dataset.name, records, cfg)
+        DatasetCatalog.register(name, lambda records=records: records)
+        MetadataCatalog.get(name).set(**_metadata(dataset))
+        _ours.add(name)
+
+
+def _records(dataset: Dataset, cfg: CfgNode) -> list[dict]:
+    records = dataset.records
+    if isinstance(dataset.metadata, PanopticMetadata):
+        folder = os.path.join(cfg.OUTPUT_DIR, "semantic_labels", dataset.name)
+        if is_main_process():
+            write_semantic_pngs(dataset, folder, os.cpu_count() or 1)
+        synchronize()
+        records = [
+            with_truth(record)[0] | {"sem_seg_file_name": os.path.join(folder, os.path.basename(record["pan_seg_file_name"]))}
+            for record in records
+        ]
+    return [
+        record | {"annotations": [entry | {"bbox_mode": BoxMode.XYWH_ABS} for entry in record["annotations"]]}
+        for record in records
+    ]
+
+
+def _metadata(dataset: Dataset) -> dict:
+    values = {name: value for name, value in vars(dataset.metadata).items() if name != "name" and value is not None}
+    if not isinstance(dataset.metadata, PanopticMetadata):
+        return values | {"evaluator_type": "coco"}
+    # Class 0 of the semantic labels, all things together, has an id of no category there, as in Detectron2's own metadata.
+    stuff = dataset.metadata.stuff_dataset_id_to_contiguous_id | {0: 0}
+    return values | {"stuff_dataset_id_to_contiguous_id": stuff, "ignore_label": 255, "evaluator_type": "coco_panoptic_seg"}
+
+
+def _check_mask_format(name: str, records: list[dict], cfg: CfgNode) -> None:
+    if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "polygon":
+        return
+    for record in records:
+        for entry in record["annotations"]:
+            if isinstance(entry.get("segmentation"), dict) and not entry["iscrowd"]:
+                raise UserError(f"dataset {name}: image {record['image_id']} has a run-length mask, which Detectron2 reads with "
+                                "INPUT.MASK_FORMAT 'bitmask' only")

@@ -1,0 +1,201 @@
+"""Training and evaluating with Detectron2's own trainer and evaluators: `train_net --engine detectron2`."""
+
+import argparse
+import copy
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer, default_setup, hooks
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
+from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from resnest_det.backbone.checkpoint_files import read_checkpoint
+from resnest_det.engine.config import SEMANTIC_ARCHITECTURES, find_config_file, merge_file
+from resnest_det.engine.evaluate import verify_results
+from resnest_det.engine.train import check_batch_norm, load_initial_weights
+from resnest_det.errors import UserError
+from resnest_det.evaluation.panoptic import PanopticEvaluator
+from resnest_det.integrations.detectron2 import add_resnest_config
+from resnest_det.integrations.detectron2_data import register_datasets
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(config_file: str, overrides: list[str]) -> CfgNode:
+    """Detectron2's configuration with the keys of ResNeSt, of a YAML file and `KEY VALUE` overrides on top, frozen.
+
+    MODEL.DEVICE is "auto" unless it is set, and MODEL.WEIGHTS_ALLOW_MISMATCH is known as to the built-in detector.
+
+    Raises:
+        UserError: see `resnest_det.engine.config.merge_file`.
+    """
+    cfg = get_cfg()
+    add_resnest_config(cfg)
+    cfg.MODEL.DEVICE = "auto"
+    cfg.MODEL.WEIGHTS_ALLOW_MISMATCH = False
+    merge_file(cfg, config_file, overrides)
+    cfg.freeze()
+    return cfg
+
+
+def run(cfg: CfgNode, args: argparse.Namespace) -> dict:
+    """Train, or evaluate where `args.eval_only`, on the processes that have been started.
+
+    Args:
+        args: of `resnest_det.engine.train_net.argument_parser`.
+
+    Returns:
+        results of the evaluation on the main process, task to figures.
+
+    Raises:
+        UserError: bad input of any kind.
+    """
+    if comm.get_world_size() > 1:
+        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_det", abbrev_name="resnest_det")
+    args = copy.copy(args)
+    args.config_file = str(find_config_file(args.config_file))
+    default_setup(cfg, args)
+    logger.info("Detectron2 on %s; config %s; overrides %s", cfg.MODEL.DEVICE, args.config_file, " ".join(args.opts) or "none")
+    registered = [argument.partition("=")[0].strip() for argument in (*args.register, *args.register_panoptic)]
+    register_datasets(cfg, registered, only_test=args.eval_only)
+    return _evaluate(cfg, args.resume) if args.eval_only else _train(cfg, args.resume)
+
+
+def _evaluate(cfg: CfgNode, last_checkpoint: bool) -> dict:
+    with _refused():
+        model = Trainer.build_model(cfg)
+    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
+    weights = checkpointer.get_checkpoint_file() if last_checkpoint and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
+    if not weights:
+        raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume with a checkpoint in OUTPUT_DIR")
+    _load(cfg, model, weights, whole=True)
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_TTA(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg.TEST.EXPECTED_RESULTS, results)
+    return results
+
+
+def _train(cfg: CfgNode, resume: bool) -> dict:
+    with _refused():
+        trainer = Trainer(cfg)
+    check_batch_norm(trainer.model, trainer.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
+    if resume and trainer.checkpointer.has_checkpoint():
+        path = trainer.checkpointer.get_checkpoint_file()
+        if "trainer" not in read_checkpoint(path):
+            raise UserError(f"checkpoint {path} was not made by Detectron2's trainer, which cannot go on from it; use --engine "
+                            "builtin if the built-in detector made it, or give it as MODEL.WEIGHTS without --resume")
+        trainer.resume_or_load(resume=True)
+    else:
+        _load(cfg, trainer.model, cfg.MODEL.WEIGHTS)
+    if cfg.TEST.AUG.ENABLED:
+        trainer.register_hooks([hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))])
+    return trainer.train() or {}
+
+
+def _load(cfg: CfgNode, model: nn.Module, weights: str, whole: bool = False) -> None:
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    if "resne" in cfg.MODEL.BACKBONE.NAME:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = weights
+        load_initial_weights(cfg, model, whole=whole)
+    else:  # Detectron2's other backbones
+        DetectionCheckpointer(model).load(weights)
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Say in one line why Detectron2 cannot build what the configuration describes."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(f"Detectron2 cannot build this configuration: {error}") from error
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's trainer with the evaluators of its own tool."""
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None, only_objects: bool = False):
+        """What counts a data set's predictions, by the `evaluator_type` of its metadata.
+
+        Args:
+            output_folder: OUTPUT_DIR/inference by default, with a folder for each of several data sets.
+            only_objects: count boxes and masks alone.
+        """
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        if len(cfg.DATASETS.TEST) > 1:  # the predictions of several would overwrite each other
+            folder = os.path.join(folder, dataset_name)
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        others = {
+            "cityscapes_instance": CityscapesInstanceEvaluator, "cityscapes_sem_seg": CityscapesSemSegEvaluator,
+            "pascal_voc": PascalVOCDetectionEvaluator,
+        }
+        if kind in others:
+            return others[kind](dataset_name)
+        if kind == "lvis":
+            return LVISEvaluator(dataset_name, output_dir=folder)
+        evaluators = []
+        architecture = cfg.MODEL.META_ARCHITECTURE
+        if kind in ("coco", "coco_panoptic_seg") and architecture != "SemanticSegmentor":
+            evaluators.append(COCOEvaluator(dataset_name, output_dir=folder))
+        if kind in ("sem_seg", "coco_panoptic_seg") and architecture in SEMANTIC_ARCHITECTURES and not only_objects:
+            evaluators.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=folder))
+        fuses = architecture == "PanopticFPN" and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED
+        if kind == "coco_panoptic_seg" and fuses and not only_objects:
+            evaluators.append(_panoptic_evaluator(dataset_name, folder))
+        if not evaluators:
+            raise UserError(f"dataset {dataset_name} of type {kind} has nothing to evaluate a {architecture} by")
+        return DatasetEvaluators(evaluators)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict:
+        """Boxes and masks with test-time augmentation; the tasks' names end in "_TTA"."""
+        logger.info("Evaluating with test-time augmentation")
+        model = model.module if isinstance(model, DistributedDataParallel) else model
+        if isinstance(model, PanopticFPN):
+            # Detectron2 augments what finds objects; a Panoptic FPN has all parts of that.
+            model = GeneralizedRCNN(
+                backbone=model.backbone, proposal_generator=model.proposal_generator, roi_heads=model.roi_heads,
+                pixel_mean=model.pixel_mean.flatten().tolist(), pixel_std=model.pixel_std.flatten().tolist(),
+                input_format=model.input_format,
+            ).to(model.device)
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder, only_objects=True) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return {f"{task}_TTA": figures for task, figures in results.items()}
+
+
+def _panoptic_evaluator(dataset_name: str, folder: str):
+    if importlib.util.find_spec("panopticapi"):
+        return COCOPanopticEvaluator(dataset_name, folder)
+    logger.info("COCO's panopticapi, which Detectron2 counts panoptic quality with, is not installed: counted by this package's own")
+    metadata = copy.copy(MetadataCatalog.get(dataset_name).as_dict())
+    stuff = metadata["stuff_dataset_id_to_contiguous_id"]
+    metadata["stuff_dataset_id_to_contiguous_id"] = {key: value for key, value in stuff.items() if value != 0}
+    return PanopticEvaluator(SimpleNamespace(name=dataset_name, metadata=SimpleNamespace(**metadata)), folder)

@@ -1,0 +1,56 @@
+"""Weights of any origin for Detectron2's `DetectionCheckpointer`, which reads one layout only."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from iopath.common.file_io import PathHandler
+
+from resnest_det.backbone.checkpoint_files import read_checkpoint
+from resnest_det.backbone.downloads import cache_folder, resolve_weights
+from resnest_det.backbone.parameter_names import state_dict_of, to_own_names
+from resnest_det.backbone.weights import errors_naming
+from resnest_det.engine.files import atomic_write
+
+
+def weights_for_detectron2(spec: str) -> str:
+    """The local path of a file that `DetectionCheckpointer` loads into a model with a ResNeSt or ResNet backbone.
+
+    Args:
+        spec: see `resolve_weights`. The authors', timm's and MMDetection's backbones are translated; a detector of Detectron2's
+            layout keeps its heads. The result lies in the folder `detectron2` of the cache.
+
+    Raises:
+        UserError: see `resolve_weights` and `read_checkpoint`; also weights of another kind of network.
+    """
+    path = Path(resolve_weights(spec))
+    status = path.stat()
+    key = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:12]
+    translated = cache_folder() / "detectron2" / f"{path.stem}-{key}.pth"
+    if not translated.exists():
+        with errors_naming(path):
+            state = state_dict_of(read_checkpoint(path))
+            backbone, _, layout, prefix = to_own_names(state)
+        if layout == "detectron2" and prefix:
+            content = {"model": state}
+        else:
+            # With this mark Detectron2 puts them where names end alike, below whatever prefix the model has.
+            content = {"model": {name: value for name, value in backbone.items() if not name.startswith("linear.")},
+                       "matching_heuristics": True}
+        translated.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(translated, "wb") as file:
+            torch.save(content, file)
+    return str(translated)
+
+
+class WeightsHandler(PathHandler):
+    """Makes `resnest://NAME` and `hf://owner/name` addresses that Detectron2's PathManager knows."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["resnest://", "hf://"]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
+        return weights_for_detectron2(path)
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
+        return open(self._get_local_path(path), mode, buffering)
