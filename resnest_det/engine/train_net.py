@@ -165,7 +165,8 @@ def run(args: argparse.Namespace) -> dict:
 def _run_builtin(cfg: CfgNode, args: argparse.Namespace) -> dict:
     setup_logging(cfg.OUTPUT_DIR, get_rank())
     logger.info("Environment:\n%s", environment_summary())
-    logger.info("Built-in detector on %s; config %s; overrides %s", cfg.MODEL.DEVICE, args.config_file, " ".join(args.opts) or "none")
+    overrides = " ".join(args.opts) or "none"
+    logger.info("Built-in detector on %s; config %s; overrides %s", cfg.MODEL.DEVICE, args.config_file, overrides)
     if is_main_process():
         _write_config(cfg, keep=args.eval_only)
     return evaluate_only(cfg, last_checkpoint=args.resume) if args.eval_only else train(cfg, resume=args.resume)

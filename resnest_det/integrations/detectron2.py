@@ -7,7 +7,7 @@
 
 `build_resnest_backbone`, `build_resnest_fpn_backbone` and, for one-stage detectors, `build_retinanet_resnest_fpn_backbone` are
 the names of MODEL.BACKBONE.NAME. Parameters have the names of the built-in detector, so that checkpoints serve both.
-MODEL.WEIGHTS understands `resnest://resnest50` and `hf://timm/resnest50d.in1k`, see `resnest_det.backbone.weights.resolve_weights`.
+MODEL.WEIGHTS understands `resnest://resnest50` and `hf://timm/resnest50d.in1k`, see `resolve_weights`.
 """
 
 from functools import partial
@@ -90,7 +90,8 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         raise UserError(f"MODEL.RESNETS has no {', '.join(missing)}: call add_resnest_config(cfg) of "
                         "resnest_det.integrations.detectron2 before any file is merged")
     if resnets.DEPTH not in BLOCKS_PER_STAGE:
-        raise UserError(f"MODEL.RESNETS.DEPTH {resnets.DEPTH} is not supported; supported: {', '.join(map(str, BLOCKS_PER_STAGE))}")
+        supported = ", ".join(map(str, BLOCKS_PER_STAGE))
+        raise UserError(f"MODEL.RESNETS.DEPTH {resnets.DEPTH} is not supported; supported: {supported}")
     try:
         return ResNeStBackbone(**resnest_arguments(cfg) | {"in_channels": input_shape.channels})
     except UserError as error:

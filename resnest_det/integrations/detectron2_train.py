@@ -112,7 +112,8 @@ def _train(cfg: CfgNode, resume: bool) -> dict:
         _load(cfg, trainer.model, cfg.MODEL.WEIGHTS)
     if cfg.TEST.AUG.ENABLED:
         trainer.register_hooks([hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))])
-    return trainer.train() or {}
+    trainer.train()
+    return getattr(trainer, "_last_eval_results", {})  # absent when nothing was left to train
 
 
 def _load(cfg: CfgNode, model: nn.Module, weights: str, whole: bool = False) -> None:
@@ -194,7 +195,7 @@ class Trainer(DefaultTrainer):
 def _panoptic_evaluator(dataset_name: str, folder: str):
     if importlib.util.find_spec("panopticapi"):
         return COCOPanopticEvaluator(dataset_name, folder)
-    logger.info("COCO's panopticapi, which Detectron2 counts panoptic quality with, is not installed: counted by this package's own")
+    logger.info("panopticapi, which Detectron2 counts panoptic quality with, is not installed: counted by this package instead")
     metadata = copy.copy(MetadataCatalog.get(dataset_name).as_dict())
     stuff = metadata["stuff_dataset_id_to_contiguous_id"]
     metadata["stuff_dataset_id_to_contiguous_id"] = {key: value for key, value in stuff.items() if value != 0}

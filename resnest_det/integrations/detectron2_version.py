@@ -30,5 +30,5 @@ def check_detectron2() -> None:
         raise UserError(f"Detectron2 is installed but cannot be imported: {error}; {_HINT}") from error
     # The release 0.6 of 2021 and the main branch have the same number.
     if not hasattr(Backbone, "padding_constraints"):
-        raise UserError(f"Detectron2 {detectron2.__version__} in {detectron2.__path__[0]} is too old (no Backbone.padding_constraints); "
-                        f"{_HINT}")
+        where = f"{detectron2.__version__} in {detectron2.__path__[0]}"
+        raise UserError(f"Detectron2 {where} is too old: its Backbone has no padding_constraints; {_HINT}")
