@@ -30,6 +30,7 @@ from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, ResNeSt
 from resnest_det.cli import run_tool
 from resnest_det.engine.build_model import build_model, resolve_device
 from resnest_det.engine.config import load_config
+from resnest_det.engine.train import check_batch_norm
 from resnest_det.errors import UserError
 
 OURS = "resnest_det"
@@ -137,6 +138,7 @@ def build_timm(bottom_up: ResNeSt, cfg: CfgNode) -> nn.Module | None:
 def contenders_of(cfg: CfgNode, samples: list[dict], device: torch.device) -> dict[str, dict[str, Callable]]:
     """For each task (backbone, inference, training step) what runs it once, by contender."""
     model = build_model(cfg)
+    check_batch_norm(model, len(samples))
     threshold = limit_candidates(model, samples[:1])
     folded = fold_norms(model).to(memory_format=torch.channels_last)
     models = {OURS: (model, samples), OURS_FOLDED: (folded, samples)}
