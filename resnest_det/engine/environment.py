@@ -15,7 +15,8 @@ def environment_summary() -> str:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     rows = {
         "Python": f"{platform.python_version()} on {platform.platform()}",
-        "PyTorch": f"{torch.__version__} (CUDA {torch.version.cuda}), torchvision {torchvision.__version__}, NumPy {numpy.__version__}",
+        "PyTorch": f"{torch.__version__} (CUDA {torch.version.cuda})",
+        "others": f"torchvision {torchvision.__version__}, NumPy {numpy.__version__}",
         "CPU": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads a process",
         "GPU": ", ".join(gpus) or "none",
         "processes": str(get_world_size()),

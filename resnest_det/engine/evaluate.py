@@ -104,7 +104,10 @@ def flatten_results(results: Mapping, prefix: str = "") -> dict[str, float]:
     """{"bbox": {"AP": 1.0}} as {"bbox/AP": 1.0}."""
     flat = {}
     for name, value in results.items():
-        flat.update(flatten_results(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {f"{prefix}{name}": float(value)})
+        if isinstance(value, Mapping):
+            flat.update(flatten_results(value, f"{prefix}{name}/"))
+        else:
+            flat[f"{prefix}{name}"] = float(value)
     return flat
 
 

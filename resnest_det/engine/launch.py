@@ -19,7 +19,12 @@ COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # one process evaluates whi
 
 
 def launch(
-    function: Callable, *args: object, num_processes: int = 1, num_machines: int = 1, machine_rank: int = 0, dist_url: str = "auto"
+    function: Callable,
+    *args: object,
+    num_processes: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
 ) -> None:
     """Run `function(*args)` on `num_processes` processes of each of `num_machines` machines.
 
@@ -46,7 +51,12 @@ def launch(
 
     rendezvous = _rendezvous(num_machines, machine_rank, dist_url)
     config = LaunchConfig(
-        min_nodes=num_machines, max_nodes=num_machines, nproc_per_node=num_processes, run_id="resnest_det", max_restarts=0, **rendezvous
+        min_nodes=num_machines,
+        max_nodes=num_machines,
+        nproc_per_node=num_processes,
+        run_id="resnest_det",
+        max_restarts=0,
+        **rendezvous,
     )
     # Its report of a failed process is a page long; `_failure` says the same in a line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -75,7 +85,9 @@ def _check_numbers(num_processes: int, num_machines: int, machine_rank: int) -> 
 def _rendezvous(num_machines: int, machine_rank: int, dist_url: str) -> dict:
     if dist_url == "auto":
         if num_machines > 1:
-            raise UserError("--dist-url auto works on one machine only; give every machine --dist-url tcp://HOST:PORT of machine 0")
+            raise UserError(
+                "--dist-url auto works on one machine only; give every machine --dist-url tcp://HOST:PORT of machine 0"
+            )
         return {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0", "local_addr": "127.0.0.1"}
     host, _, port = dist_url.removeprefix("tcp://").rpartition(":")
     if not dist_url.startswith("tcp://") or not host or not port.isdigit() or not 0 < int(port) < 65536:

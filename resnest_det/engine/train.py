@@ -256,6 +256,6 @@ def check_batch_norm(model: nn.Module, images_per_process: int) -> None:
         world_size = get_world_size()
         sync = ", MODEL.RESNETS.NORM 'SyncBN'" if world_size > 1 else ""
         raise UserError(
-            f"batch norm inside split attention cannot be trained on one image a process: use SOLVER.IMS_PER_BATCH {2 * world_size} "
-            f"or more{sync}, or MODEL.RESNETS.NORM 'FrozenBN' (with pretrained weights) or 'GN'"
+            "batch norm inside split attention cannot be trained on one image a process: use SOLVER.IMS_PER_BATCH "
+            f"{2 * world_size} or more{sync}, or MODEL.RESNETS.NORM 'FrozenBN' (with pretrained weights) or 'GN'"
         )

@@ -48,7 +48,8 @@ def _sync_batch_norm():
 
 @pytest.mark.slow
 def test_two_processes_work_as_one(tmp_path, capfd):
-    with pytest.raises(UserError, match="^loss is not finite at iteration 8: loss_cls nan; images of this step: 0.jpg, 1.jpg; [^\n]*$"):
+    message = "^loss is not finite at iteration 8: loss_cls nan; images of this step: 0.jpg, 1.jpg; [^\n]*$"
+    with pytest.raises(UserError, match=message):
         launch(_together, tmp_path, num_processes=2)
     # Averages of losses, the longest wait for data, the same on both.
     expected = repr([({"loss_cls": 1.5, "loss_mask": 0.5}, 1.0)] * 2)
@@ -56,20 +57,20 @@ def test_two_processes_work_as_one(tmp_path, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def _one_dies():
+def _one_dies(folder):
     join_process_group(CPU)
     if get_rank() == 1:
+        (folder / "time_of_death").write_text(str(time.time()))
         os.kill(os.getpid(), signal.SIGKILL)
     dist.barrier()
-    time.sleep(100)
+    time.sleep(1000)
 
 
 @pytest.mark.slow
-def test_a_killed_process_stops_the_others_within_seconds():
-    start = time.perf_counter()
+def test_a_killed_process_stops_the_others_within_seconds(tmp_path):
     with pytest.raises(UserError, match=r"process 1 \(pid \d+\) was killed by SIGKILL .*--resume"):
-        launch(_one_dies, num_processes=2)
-    assert time.perf_counter() - start < 60  # most of it starting the processes
+        launch(_one_dies, tmp_path, num_processes=2)
+    assert time.time() - float((tmp_path / "time_of_death").read_text()) < 20
 
 
 def _bug():

@@ -97,8 +97,8 @@ def _wait_for_iterations(process, folder, count):
 def reference(tmp_path_factory):
     """Arguments of a run, and the losses of that run when nothing interrupts it."""
     folder = tmp_path_factory.mktemp("reference")
-    arguments = [*write_tiny_run(folder), "DATALOADER.NUM_WORKERS", "1", *NO_EVALUATION, "SOLVER.MAX_ITER", "12", "SOLVER.STEPS", "(9,)",
-                 "SOLVER.CHECKPOINT_PERIOD", "3"]
+    keys = ["DATALOADER.NUM_WORKERS", "1", "SOLVER.MAX_ITER", "12", "SOLVER.STEPS", "(9,)", "SOLVER.CHECKPOINT_PERIOD", "3"]
+    arguments = [*write_tiny_run(folder), *NO_EVALUATION, *keys]
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -155,14 +155,14 @@ def test_two_processes_train_and_evaluate_like_one(two_processes, tmp_path):
         assert two[iteration] == pytest.approx(one[iteration], abs=1e-4)
     results = [read_metrics(each)[-1] for each in (tmp_path / "one", folder)]
     assert results[0].keys() == results[1].keys() and "segm/AP-blue" in results[0]
-    detections = [json.loads((each / "inference" / "coco_instances_results.json").read_text()) for each in (tmp_path / "one", folder)]
-    assert {each["image_id"] for each in detections[0]} == {each["image_id"] for each in detections[1]} == set(range(1, 7))
+    detections = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
+    assert {each["image_id"] for each in detections} == set(range(1, 7))
 
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_killed_process_from_the_last_checkpoint(two_processes, tmp_path):
     arguments, uninterrupted = two_processes
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "0.1"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     process = _start(*arguments, "OUTPUT_DIR", str(tmp_path / "out"), launcher=torchrun)
     _wait_for_iterations(process, tmp_path / "out", 5)
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()

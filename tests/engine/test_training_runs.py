@@ -48,7 +48,8 @@ def test_a_run_from_the_command_line(finished, capsys):
     assert [line["iteration"] for line in lines if "bbox/AP" in line] == [2, 6]
     assert {"bbox/AP50", "segm/AP", "segm/AP-red"} <= set(lines[-1])
     assert list(losses_of(folder)) == list(range(6))
-    assert set(losses_of(folder)[0]) == {"total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc", "lr"}
+    losses = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
+    assert set(losses_of(folder)[0]) == {"total_loss", "lr", *losses}
     assert [event.step for event in EventAccumulator(str(folder)).Reload().Images("truth and prediction")] == [3]
     assert len(list((folder / "inference").glob("*.png"))) == 4
 
@@ -74,8 +75,8 @@ def test_resumed_runs_equal_the_uninterrupted_one(finished, tmp_path):
         assert losses_of(other) == losses_of(folder)
         resumed = read_checkpoint(other / "model_final.pth")
         assert _same_state(resumed["model"], final["model"]) and resumed["iteration"] == final["iteration"] == 5
-        momentum, expected = ([state["momentum_buffer"] for state in each["optimizer"]["state"].values()] for each in (resumed, final))
-        assert all(torch.equal(a, b) for a, b in zip(momentum, expected, strict=True))
+        for state, expected in zip(*(each["optimizer"]["state"].values() for each in (resumed, final)), strict=True):
+            assert torch.equal(state["momentum_buffer"], expected["momentum_buffer"])
 
 
 def test_killed_between_the_last_two_checkpoints(finished, tmp_path, capsys):
@@ -116,12 +117,13 @@ def test_fine_tuning_from_a_checkpoint_with_another_head(finished, tmp_path):
     arguments, folder = finished
     quick = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path / "tuned"),
              "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "DATASETS.TEST", "()"]
-    with pytest.raises(UserError, match=r"fc1.bias \(32,\) in the file, \(16,\) in the model"):
+    with pytest.raises(UserError, match=r"box_head.fc1.\w+ \(32,.* in the file, \(16,.* in the model"):
         main([*arguments[:2], *quick])
     main([*arguments[:2], *quick, "MODEL.WEIGHTS_ALLOW_MISMATCH", "True"])
     assert list(losses_of(tmp_path / "tuned")) == [0]
 
 
 def test_mixed_precision_trains(tiny, tmp_path):
-    main([*tiny, "SOLVER.AMP.ENABLED", "True", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "TEST.PRECISE_BN.ENABLED", "False"])
+    quick = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "TEST.PRECISE_BN.ENABLED", "False"]
+    main([*tiny, *quick, "SOLVER.AMP.ENABLED", "True"])
     assert all(0 < line["total_loss"] < 100 for line in losses_of(tmp_path / "out").values())
