@@ -97,8 +97,10 @@ def build_detectron2(cfg: CfgNode, weights: Mapping) -> tuple[nn.Module, Callabl
     _merge_known(theirs, cfg)
     model = build(theirs)
     missing, _ = model.load_state_dict(weights, strict=False)
-    if any(name not in ("pixel_mean", "pixel_std") and "cell_anchors" not in name for name in missing):
-        raise UserError(f"Detectron2's model of this configuration has other parameters: {missing[0]}")
+    # Their frozen norms keep the counter of batches, which no output depends on.
+    other = [name for name in missing if not re.search(r"pixel_mean|pixel_std|cell_anchors|num_batches_tracked", name)]
+    if other:
+        raise UserError(f"Detectron2's model of this configuration has other parameters: {other[0]}")
 
     def translate(sample: dict) -> dict:
         target = sample["target"]
