@@ -38,8 +38,6 @@ def register_datasets(cfg: CfgNode, registered: list[str], *, only_test: bool = 
         dataset = get_dataset(name)
         check_classes([dataset], cfg)
         records = _records(dataset, cfg)
-        if name in cfg.DATASETS.TRAIN and not only_test:
-            _check_mask_format(dataset.name, records, cfg)
         DatasetCatalog.register(name, lambda records=records: records)
         MetadataCatalog.get(name).set(**_metadata(dataset))
         _ours.add(name)
@@ -71,11 +69,10 @@ def _metadata(dataset: Dataset) -> dict:
     return values | {"stuff_dataset_id_to_contiguous_id": stuff, "ignore_label": 255, "evaluator_type": "coco_panoptic_seg"}
 
 
-def _check_mask_format(name: str, records: list[dict], cfg: CfgNode) -> None:
-    if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "polygon":
-        return
-    for record in records:
-        for entry in record["annotations"]:
-            if isinstance(entry.get("segmentation"), dict) and not entry["iscrowd"]:
-                raise UserError(f"dataset {name}: image {record['image_id']} has a run-length mask, which Detectron2 reads with "
-                                "INPUT.MASK_FORMAT 'bitmask' only")
+def have_run_length_masks(names: list[str]) -> bool:
+    """Whether objects of one of these data sets, as far as `register_datasets` made them known, are not polygons."""
+    return any(
+        isinstance(entry.get("segmentation"), dict) and not entry["iscrowd"]
+        for name in names if name in _ours
+        for record in DatasetCatalog.get(name) for entry in record["annotations"]
+    )

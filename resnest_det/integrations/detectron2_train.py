@@ -36,7 +36,7 @@ from resnest_det.engine.train import check_batch_norm, load_initial_weights
 from resnest_det.errors import UserError
 from resnest_det.evaluation.panoptic import PanopticEvaluator
 from resnest_det.integrations.detectron2 import add_resnest_config
-from resnest_det.integrations.detectron2_data import register_datasets
+from resnest_det.integrations.detectron2_data import have_run_length_masks, register_datasets
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,15 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict:
     logger.info("Detectron2 on %s; config %s; overrides %s", cfg.MODEL.DEVICE, args.config_file, " ".join(args.opts) or "none")
     registered = [argument.partition("=")[0].strip() for argument in (*args.register, *args.register_panoptic)]
     register_datasets(cfg, registered, only_test=args.eval_only)
-    return _evaluate(cfg, args.resume) if args.eval_only else _train(cfg, args.resume)
+    if args.eval_only:
+        return _evaluate(cfg, args.resume)
+    if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon" and have_run_length_masks(cfg.DATASETS.TRAIN):
+        logger.info("DATASETS.TRAIN has run-length masks, which Detectron2 reads with INPUT.MASK_FORMAT 'bitmask' only: set so")
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MASK_FORMAT = "bitmask"
+        cfg.freeze()
+    return _train(cfg, args.resume)
 
 
 def _evaluate(cfg: CfgNode, last_checkpoint: bool) -> dict:
@@ -110,8 +118,6 @@ def _train(cfg: CfgNode, resume: bool) -> dict:
         trainer.resume_or_load(resume=True)
     else:
         _load(cfg, trainer.model, cfg.MODEL.WEIGHTS)
-    if cfg.TEST.AUG.ENABLED:
-        trainer.register_hooks([hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))])
     trainer.train()
     return getattr(trainer, "_last_eval_results", {})  # absent when nothing was left to train
 
@@ -139,7 +145,16 @@ def _refused() -> Iterator[None]:
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's trainer with the evaluators of its own tool."""
+    """Detectron2's trainer with the evaluators of its own tool, and test-time augmentation at the end where TEST.AUG.ENABLED."""
+
+    def build_hooks(self) -> list[hooks.HookBase | None]:
+        """What happens between and after the steps."""
+        all_hooks = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            # Before the writer, which is the main process's last, so that the figures reach metrics.json.
+            position = len(all_hooks) - int(comm.is_main_process())
+            all_hooks.insert(position, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
+        return all_hooks
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None, only_objects: bool = False):

@@ -1,0 +1,142 @@
+"""`train_net --engine detectron2`: whole runs, checkpoints that go from one host to the other, and bad input."""
+
+import json
+
+import pytest
+import torch
+from tiny_run import read_metrics, write_tiny_run
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+
+from resnest_det.data.shapes import write_shapes  # noqa: E402
+from resnest_det.engine.train_net import main, run  # noqa: E402
+from resnest_det.engine.evaluate import flatten_results  # noqa: E402
+from resnest_det.errors import UserError  # noqa: E402
+
+# Enough to find the rectangles of the training images again: AP has to be more than 0 to be compared.
+LEARN = ["SOLVER.MAX_ITER", "60", "SOLVER.STEPS", "(50,)", "SOLVER.CHECKPOINT_PERIOD", "1000", "SOLVER.BASE_LR", "0.05",
+         "TEST.EVAL_PERIOD", "0", "MODEL.DEVICE", "cpu"]
+
+
+def results_of(arguments, engine: str, keys) -> dict[str, float]:
+    """The figures that `main(arguments)` with `engine` returns from its evaluation."""
+    results = {}
+
+    def keep(cfg_args):
+        results.update(run(cfg_args))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resnest_det.engine.train_net.run", keep)
+        main([*arguments[:2], "--engine", engine, *arguments[2:], *keys])
+    return flatten_results(results)
+
+
+@pytest.fixture(scope="module", params=["builtin", "detectron2"])
+def trained(request, tmp_path_factory):
+    """(engine that trained, arguments of its run, its output folder, its figures)"""
+    folder = tmp_path_factory.mktemp(f"trained_{request.param}")
+    arguments = write_tiny_run(folder)
+    figures = results_of(arguments, request.param, LEARN)
+    return request.param, arguments, folder / "out", figures
+
+
+def detections(folder) -> list[dict]:
+    entries = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
+    return sorted(entries, key=lambda entry: (entry["image_id"], -entry["score"]))
+
+
+@pytest.mark.slow
+def test_other_host_evaluates_the_checkpoint_alike(trained, tmp_path):
+    engine, arguments, folder, figures = trained
+    other = "detectron2" if engine == "builtin" else "builtin"
+    again = results_of([*arguments[:2], "--eval-only", *arguments[2:]], other,
+                       ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"])
+    assert figures["bbox/AP50"] > 5 and figures["segm/AP50"] > 5
+    for name in ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "bbox/AP-red", "segm/AP-blue"):
+        assert again[name] == pytest.approx(figures[name], abs=0.1), name
+    expected, actual = detections(folder), detections(tmp_path)
+    assert [entry["image_id"] for entry in actual] == [entry["image_id"] for entry in expected]
+    assert [entry["score"] for entry in actual] == pytest.approx([entry["score"] for entry in expected], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_other_host_resumes_the_folder_for_evaluation(trained, tmp_path):
+    engine, arguments, folder, figures = trained
+    other = "detectron2" if engine == "builtin" else "builtin"
+    again = results_of([*arguments[:2], "--eval-only", "--resume", *arguments[2:]], other, ["MODEL.DEVICE", "cpu"])
+    assert again["bbox/AP"] == pytest.approx(figures["bbox/AP"], abs=0.1)
+    with pytest.raises(UserError, match="model_final.pth .*(was not made by Detectron2's trainer|has no optimizer)"):
+        main([*arguments[:2], "--engine", other, "--resume", *arguments[2:], *LEARN])
+
+
+@pytest.mark.slow
+def test_run_writes_the_same_files_and_resumes(tmp_path):
+    arguments = write_tiny_run(tmp_path)
+    arguments = [*arguments[:2], "--engine", "detectron2", *arguments[2:]]
+    keys = ["MODEL.DEVICE", "cpu", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 64)"]
+    main([*arguments, *keys, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "TEST.EVAL_PERIOD", "0"])
+    out = tmp_path / "out"
+    for name in ("config.yaml", "log.txt", "metrics.json", "model_final.pth", "last_checkpoint",
+                 "inference/coco_instances_results.json", "inference_TTA/coco_instances_results.json"):
+        assert (out / name).exists(), name
+    log = (out / "log.txt").read_text()
+    assert "Detectron2 on cpu" in log and "precise-BN" in log and "test-time augmentation" in log
+
+    main([*arguments[:4], "--resume", *arguments[4:], *keys, "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "(3,)", "TEST.EVAL_PERIOD", "0"])
+    figures = read_metrics(out)[-1]
+    assert {"bbox/AP", "segm/AP", "bbox_TTA/AP"} <= set(figures) and figures["iteration"] == 4
+    assert torch.load(out / "model_final.pth", weights_only=True)["iteration"] == 3
+
+
+@pytest.mark.slow
+def test_panoptic_shapes(tmp_path, monkeypatch):
+    folder = tmp_path / "shapes"
+    write_shapes(folder, {"train": 4, "val": 3})
+    name, arguments = f"made_{tmp_path.name}", []
+    for split in ("train", "val"):
+        paths = f"{folder}/annotations/panoptic_{split}.json,{folder}/panoptic_{split},{folder}/{split}," \
+                f"{folder}/annotations/instances_{split}.json"
+        arguments += ["--register-panoptic", f"{name}_{split}={paths}"]
+    main(["--config-file", "panoptic_ResNeSt14_FPN_shapes", "--engine", "detectron2", *arguments,
+          "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
+          "MODEL.RESNETS.WIDTH_PER_GROUP", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.FPN.OUT_CHANNELS", "32",
+          "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "TEST.PRECISE_BN.NUM_ITER", "1",
+          "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", "16", "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)",
+          "DATASETS.TRAIN", f"('{name}_train',)", "DATASETS.TEST", f"('{name}_val',)", "OUTPUT_DIR", str(tmp_path / "out")])
+    figures = read_metrics(tmp_path / "out")[-1]
+    assert {"bbox/AP", "segm/AP", "sem_seg/mIoU", "panoptic_seg/PQ", "panoptic_seg/PQ_st", "bbox_TTA/AP"} <= set(figures)
+    assert figures["sem_seg/pACC"] > 0 and 0 <= figures["panoptic_seg/PQ"] <= 100
+    assert len(list((tmp_path / "out" / "semantic_labels" / f"{name}_val").glob("*.png"))) == 3
+    assert MetadataCatalog.get(f"{name}_val").evaluator_type == "coco_panoptic_seg"
+    record = DatasetCatalog.get(f"{name}_train")[0]
+    assert {"sem_seg_file_name", "pan_seg_file_name", "segments_info", "annotations"} <= set(record)
+
+
+@pytest.mark.parametrize("flags, keys, message", [
+    ([], ["DATASETS.TEST", "('absent_val',)"], "unknown dataset 'absent_val'"),
+    ([], ["MODEL.ROI_HEADS.NAME", "NoSuchHeads"], "Detectron2 cannot build this configuration: .*NoSuchHeads"),
+    ([], ["MODEL.ROI_HEADS.NUM_CLASSES", "5"], "has 2 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 5"),
+    ([], ["MODEL.RESNETS.DEPTH", "51"], "MODEL.RESNETS.DEPTH 51 is not supported"),
+    ([], ["MODEL.RESNETS.RADIUS", "2"], "unknown config key MODEL.RESNETS.RADIUS; nearest known key"),
+    ([], ["SOLVER.IMS_PER_BATCH", "1"], "batch norm inside split attention"),
+    ([], ["MODEL.WEIGHTS", "absent.pth"], "weights absent.pth: no such file"),
+    ([], ["MODEL.DEVICE", "tpu"], "MODEL.DEVICE 'tpu' is not supported"),
+    (["--eval-only"], [], "--eval-only needs MODEL.WEIGHTS, or --resume"),
+    (["--num-processes", "2"], [], "Detectron2 trains with several processes on GPUs only"),
+    (["--register", "lvis_v1_val=a.json,b"], ["DATASETS.TEST", "('lvis_v1_val',)"], "Detectron2 has a dataset named lvis_v1_val"),
+])
+def test_bad_input_is_one_line_that_names_it(tmp_path, flags, keys, message):
+    arguments = write_tiny_run(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        main([*arguments[:2], "--engine", "detectron2", *flags, *arguments[2:], *keys])
+    assert "\n" not in str(error.value)
+
+
+def test_gpu_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = write_tiny_run(tmp_path)
+    with pytest.raises(UserError, match="MODEL.DEVICE 'cuda': this machine has no GPU"):
+        main([*arguments[:2], "--engine", "detectron2", *arguments[2:], "MODEL.DEVICE", "cuda"])
