@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from resnest_det.engine.train import check_batch_norm, choose_seed, resumed_seed
-from resnest_det.engine.trainer import seed_everything, train_loop
+from resnest_det.engine.trainer import train_loop
 from resnest_det.errors import UserError
 
 
@@ -27,8 +27,8 @@ class _Toy(nn.Module):
 
 def _batches(start=0):
     while True:
-        seed_everything(0, start)
-        yield [{"image": torch.randn(3), "file_name": f"{start}.jpg"} for _ in range(2)]
+        generator = torch.Generator().manual_seed(start)
+        yield [{"image": torch.randn(3, generator=generator), "file_name": f"{start}.jpg"} for _ in range(2)]
         start += 1
 
 
