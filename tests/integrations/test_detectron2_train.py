@@ -12,8 +12,8 @@ pytest.importorskip("detectron2")
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 
 from resnest_det.data.shapes import write_shapes  # noqa: E402
-from resnest_det.engine.train_net import main, run  # noqa: E402
 from resnest_det.engine.evaluate import flatten_results  # noqa: E402
+from resnest_det.engine.train_net import main, run  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 
 # Enough to find the rectangles of the training images again: AP has to be more than 0 to be compared.
@@ -85,7 +85,8 @@ def test_run_writes_the_same_files_and_resumes(tmp_path):
     log = (out / "log.txt").read_text()
     assert "Detectron2 on cpu" in log and "precise-BN" in log and "test-time augmentation" in log
 
-    main([*arguments[:4], "--resume", *arguments[4:], *keys, "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "(3,)", "TEST.EVAL_PERIOD", "0"])
+    longer = ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "(3,)", "TEST.EVAL_PERIOD", "0"]
+    main([*arguments[:4], "--resume", *arguments[4:], *keys, *longer])
     figures = read_metrics(out)[-1]
     assert {"bbox/AP", "segm/AP", "bbox_TTA/AP"} <= set(figures) and figures["iteration"] == 4
     assert torch.load(out / "model_final.pth", weights_only=True)["iteration"] == 3
@@ -113,6 +114,39 @@ def test_panoptic_shapes(tmp_path, monkeypatch):
     assert MetadataCatalog.get(f"{name}_val").evaluator_type == "coco_panoptic_seg"
     record = DatasetCatalog.get(f"{name}_train")[0]
     assert {"sem_seg_file_name", "pan_seg_file_name", "segments_info", "annotations"} <= set(record)
+
+
+@pytest.mark.parametrize("kind, architecture, expected", [
+    ("coco", "GeneralizedRCNN", ["COCOEvaluator"]),
+    ("coco_panoptic_seg", "PanopticFPN", ["COCOEvaluator", "SemSegEvaluator", "panoptic"]),
+    ("coco_panoptic_seg", "GeneralizedRCNN", ["COCOEvaluator"]),
+    ("sem_seg", "SemanticSegmentor", ["SemSegEvaluator"]),
+    ("lvis", "GeneralizedRCNN", ["LVISEvaluator"]),
+    ("pascal_voc", "GeneralizedRCNN", ["PascalVOCDetectionEvaluator"]),
+    ("cityscapes_instance", "GeneralizedRCNN", ["CityscapesInstanceEvaluator"]),
+    ("cityscapes_sem_seg", "SemanticSegmentor", ["CityscapesSemSegEvaluator"]),
+])
+def test_evaluators_are_chosen_by_the_type_of_the_data(monkeypatch, kind, architecture, expected):
+    from resnest_det.integrations import detectron2_train
+
+    made = []
+    for name in ("COCOEvaluator", "SemSegEvaluator", "LVISEvaluator", "PascalVOCDetectionEvaluator",
+                 "CityscapesInstanceEvaluator", "CityscapesSemSegEvaluator"):
+        monkeypatch.setattr(detectron2_train, name, lambda *args, name=name, **kwargs: made.append(name))
+    monkeypatch.setattr(detectron2_train, "_panoptic_evaluator", lambda *args: made.append("panoptic"))
+    MetadataCatalog.get(f"of_{kind}").evaluator_type = kind
+    cfg = detectron2_train.get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TEST = architecture, (f"of_{kind}",)
+    detectron2_train.Trainer.build_evaluator(cfg, f"of_{kind}")
+    assert made == expected
+
+
+def test_data_that_the_model_cannot_be_measured_by():
+    from resnest_det.integrations import detectron2_train
+
+    MetadataCatalog.get("of_semantic").evaluator_type = "sem_seg"
+    with pytest.raises(UserError, match="dataset of_semantic of type sem_seg has nothing to evaluate a GeneralizedRCNN by"):
+        detectron2_train.Trainer.build_evaluator(detectron2_train.get_cfg(), "of_semantic")
 
 
 @pytest.mark.parametrize("flags, keys, message", [
