@@ -78,6 +78,9 @@ class SplitAttentionConv2d(nn.Module):
         self.bn0 = get_norm(norm, channels * radix) or nn.Identity()
         self.fc1 = Conv2d(channels, attention_channels, 1, groups=groups)
         self.bn1 = get_norm(norm, attention_channels) or nn.Identity()
+        if isinstance(self.bn1, nn.GroupNorm):
+            # Of one value a channel, 32 groups of one channel each would leave zeros: the whole layer is one group.
+            self.bn1 = nn.GroupNorm(1, attention_channels)
         self.fc2 = Conv2d(attention_channels, channels * radix, 1, groups=groups)
         self.relu = nn.ReLU(inplace=True)
 
