@@ -83,24 +83,27 @@ def limit_candidates(model: nn.Module, samples: list[dict]) -> float | None:
     return kept[-1].sort(descending=True).values[:CANDIDATES][-1].item()
 
 
-def build_detectron2(cfg: CfgNode, weights: Mapping) -> tuple[nn.Module, Callable] | None:
-    """Detectron2's model of the authors' wrapper and the translation of samples, where both packages are there."""
+def build_detectron2(cfg: CfgNode, weights: Mapping) -> tuple[dict[str, nn.Module], Callable]:
+    """Detectron2's models with the authors' wrapper and with this backbone, as far as the packages are there, and the
+    translation of samples."""
+    models = {}
     try:
-        import resnest.d2
-        from detectron2.config import get_cfg
-        from detectron2.modeling import build_model as build
+        from detectron2.modeling import BACKBONE_REGISTRY
         from detectron2.structures import Boxes, Instances, PolygonMasks
     except ImportError:
-        return None
-    theirs = get_cfg()
-    resnest.d2.add_resnest_config(theirs)
-    _merge_known(theirs, cfg)
-    model = build(theirs)
-    missing, _ = model.load_state_dict(weights, strict=False)
-    # Their frozen norms keep the counter of batches, which no output depends on.
-    other = [name for name in missing if not re.search(r"pixel_mean|pixel_std|cell_anchors|num_batches_tracked", name)]
-    if other:
-        raise UserError(f"Detectron2's model of this configuration has other parameters: {other[0]}")
+        return models, None
+    try:
+        import resnest.d2
+
+        models["detectron2, authors' wrapper"] = _detectron2_model(resnest.d2.add_resnest_config, cfg, weights)
+        # The registry cannot hold two builders of a name.
+        for name in ("build_resnest_backbone", "build_resnest_fpn_backbone"):
+            BACKBONE_REGISTRY._obj_map.pop(name)
+    except ImportError:
+        pass
+    from resnest_det.integrations.detectron2 import add_resnest_config
+
+    models["detectron2, this backbone"] = _detectron2_model(add_resnest_config, cfg, weights)
 
     def translate(sample: dict) -> dict:
         target = sample["target"]
@@ -109,7 +112,23 @@ def build_detectron2(cfg: CfgNode, weights: Mapping) -> tuple[nn.Module, Callabl
         return {"image": sample["image"], "height": sample["height"], "width": sample["width"], "instances": instances,
                 "sem_seg": target["sem_seg"]}
 
-    return model, translate
+    return models, translate
+
+
+def _detectron2_model(add_resnest_config: Callable, cfg: CfgNode, weights: Mapping) -> nn.Module:
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model as build
+
+    theirs = get_cfg()
+    add_resnest_config(theirs)
+    _merge_known(theirs, cfg)
+    model = build(theirs)
+    missing, _ = model.load_state_dict(weights, strict=False)
+    # Detectron2's frozen norms keep the counter of batches, which no output depends on.
+    other = [name for name in missing if not re.search(r"pixel_mean|pixel_std|cell_anchors|num_batches_tracked", name)]
+    if other:
+        raise UserError(f"Detectron2's model of this configuration has other parameters: {other[0]}")
+    return model
 
 
 def _merge_known(target: CfgNode, source: CfgNode) -> None:
@@ -144,8 +163,9 @@ def contenders_of(cfg: CfgNode, samples: list[dict], device: torch.device) -> di
     threshold = limit_candidates(model, samples[:1])
     folded = fold_norms(model).to(memory_format=torch.channels_last)
     models = {OURS: (model, samples), OURS_FOLDED: (folded, samples)}
-    if built := build_detectron2(cfg, model.state_dict()):
-        models["detectron2, authors' wrapper"] = (built[0], [built[1](sample) for sample in samples])
+    detectron2_models, translate = build_detectron2(cfg, model.state_dict())
+    for name, each in detectron2_models.items():
+        models[name] = (each, [translate(sample) for sample in samples])
     backbones = {name: getattr(each.backbone, "bottom_up", each.backbone) for name, (each, _) in models.items()}
     if (timm_model := build_timm(backbones[OURS], cfg)) is not None:
         backbones["timm"] = timm_model.to(device)
