@@ -95,7 +95,7 @@ def test_a_detector_part_by_part(tmp_path, capsys):
 
     cells = [64 * 128 // stride**2 for stride in (4, 8, 16, 32)]  # of p2 to p5
     channels, classes = 64, 4
-    lateral_and_output = [cell * channels * (width + 9 * channels) for cell, width in zip(cells, (256, 512, 1024, 2048))]
+    lateral_and_output = [cell * channels * (width + 9 * channels) for cell, width in zip(cells, (128, 256, 512, 1024))]
     assert parts["fpn"]["multiply_adds"] == sum(lateral_and_output)
     cells_of_rpn = sum(cells) + 2  # and p6
     assert parts["rpn"]["multiply_adds"] == cells_of_rpn * channels * (9 * channels + 3 * 5)
@@ -114,7 +114,7 @@ def test_cascade_and_deformable_convolutions_are_counted(tmp_path):
     both = analyze(tmp_path, *arguments, *cascade, *deformable)["parts"]
     assert "mask head" not in plain
     # The offsets' convolution has 27 outputs and runs, like the deformable one, before the stride.
-    assert both["res5"]["multiply_adds"] - plain["res5"]["multiply_adds"] == 4 * 4 * 27 * 9 * 512
+    assert both["res5"]["multiply_adds"] - plain["res5"]["multiply_adds"] == 4 * 4 * 27 * 9 * 256
     stage = 49 * 9 * 64**2 + 49 * 64 * 256 + 256 * (5 + 4)
     assert both["box head"]["multiply_adds"] == 3 * 30 * stage
 
