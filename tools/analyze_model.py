@@ -6,6 +6,8 @@
     analyze_model.py --all
 """
 
+from resnest_det.cli import run_tool  # isort: skip (it has to come before torch)
+
 import argparse
 import json
 import re
@@ -18,7 +20,6 @@ from torch import nn
 from resnest_det.backbone.analysis import Counts, count_classifier, total
 from resnest_det.backbone.folding import fold_norms
 from resnest_det.backbone.variants import create_model, list_models
-from resnest_det.cli import run_tool
 from resnest_det.errors import UserError
 
 DETECTOR_SIZE = (800, 1216)  # a 2:3 photograph resized to a short side of 800 pixels, padded to a multiple of 32

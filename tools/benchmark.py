@@ -8,6 +8,8 @@ wrapper (package `resnest`), both with the same weights. The contenders take tur
 slows all of them; the figures are medians. A training step is forward, backward and an update with learning rate 0.
 """
 
+from resnest_det.cli import run_tool  # isort: skip (it has to come before torch)
+
 import argparse
 import ctypes
 import json
@@ -27,7 +29,6 @@ from torch import nn
 from resnest_det.backbone.catalog import VARIANTS
 from resnest_det.backbone.folding import fold_norms
 from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, ResNeSt
-from resnest_det.cli import run_tool
 from resnest_det.engine.build_model import build_model, resolve_device
 from resnest_det.engine.config import load_config
 from resnest_det.engine.train import check_batch_norm

@@ -8,13 +8,14 @@
 The file takes any number of images of any size. It is run after it was written and compared with PyTorch. See docs/export.md.
 """
 
+from resnest_det.cli import run_tool  # isort: skip (it has to come before torch)
+
 import argparse
 from pathlib import Path
 
 from resnest_det import create_model, resolve_weights
 from resnest_det.backbone.export import FORMATS, INPUT_NAME, DeployedModel, check_path, export_model, require_back_end
 from resnest_det.backbone.variants import IMAGENET_CLASSES
-from resnest_det.cli import run_tool
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
