@@ -1,0 +1,73 @@
+"""Whether MMDetection is there, in parts that work together.
+
+It lives on as two sets of distributions with the same import names: the original, last released in January 2024, and its
+maintained continuation.
+"""
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+from resnest_det.errors import UserError
+
+# Seen to work together. mmdet 3.3 refuses mmcv 2.2 itself; mmdet 3.5 refuses nothing.
+ORIGINAL = {"mmcv": "2.1", "mmengine": "0.10", "mmdet": "3.3"}
+CONTINUATION = {"mmcv": "2.3", "mmengine": "0.10", "mmdet": "3.5"}
+_HINT = ("these work together: onedl-mmcv 2.3, onedl-mmengine 0.10 and onedl-mmdetection 3.5 (the maintained continuation), or mmcv "
+         "2.1, mmengine 0.10 and mmdet 3.3 (the original); docs/mmdetection.md has the lines that install them")
+
+
+def check_mmdet() -> None:
+    """Import MMDetection with mmcv, its compiled operators, and mmengine.
+
+    Raises:
+        UserError: one of them is absent, cannot be imported, or is of a version that does not work with the others; which, and
+            the versions that do.
+    """
+    absent = [name for name in ORIGINAL if not _is_installed(name)]
+    if absent:
+        raise UserError(f"MMDetection needs {_listed(absent)}, not installed here; {_HINT}")
+    versions = {}
+    for name in ORIGINAL:
+        versions[name] = _import(name).__version__
+        if not any(_fits(release, {name: versions[name]}) for release in (ORIGINAL, CONTINUATION)):
+            raise UserError(f"{name} {versions[name]} does not fit; {_HINT}")
+        if name == "mmcv":
+            _import_operators(versions[name])
+    if not any(_fits(release, versions) for release in (ORIGINAL, CONTINUATION)):
+        raise UserError(f"mmcv {versions['mmcv']} and mmdet {versions['mmdet']} do not work together; {_HINT}")
+
+
+def _is_installed(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None  # a folder of that name alone is no package
+
+
+def _fits(release: dict[str, str], versions: dict[str, str]) -> bool:
+    return all(version.startswith(f"{release[name]}.") for name, version in versions.items())
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    # mmdet 3.3 asserts the versions of the others; names that a newer NumPy or torch no longer has are AttributeErrors.
+    except (ImportError, AttributeError, AssertionError) as error:
+        raise UserError(f"{name} is installed but cannot be imported: {error}; {_HINT}") from error
+
+
+def _import_operators(mmcv_version: str) -> None:
+    import torch  # the operators find its libraries only where it is loaded already
+
+    if importlib.util.find_spec("mmcv._ext") is None:
+        raise UserError(f"mmcv {mmcv_version} has no compiled operators (mmcv._ext), as mmcv-lite has none; {_HINT}")
+    try:
+        importlib.import_module("mmcv._ext")
+    except ImportError as error:
+        raise UserError(
+            f"the compiled operators of mmcv {mmcv_version} cannot be loaded with torch {torch.__version__}: {error}; they have to "
+            "be compiled with this torch, and pip's cache may hold others (pip install --no-cache-dir); docs/mmdetection.md "
+            "has the lines and the versions of torch that work") from error
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
