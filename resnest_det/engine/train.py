@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
-from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,6 +25,7 @@ from resnest_det.engine.evaluate import Evaluation, flatten_results, verify_resu
 from resnest_det.engine.events import TrainingLog, keep_earlier_metrics
 from resnest_det.engine.files import remove_unfinished
 from resnest_det.engine.picture import training_picture
+from resnest_det.engine.precise_bn import update_batch_norm_statistics
 from resnest_det.engine.trainer import seed_everything, train_loop
 from resnest_det.errors import UserError
 
@@ -172,7 +173,7 @@ class _Run:
         own_seed = int(np.random.SeedSequence((self.seed, 1)).generate_state(1)[0])
         count = cfg.TEST.PRECISE_BN.NUM_ITER
         logger.info("Running precise batch norm over %d batches", count)
-        update_bn_stats(self.model, build_train_loader(cfg, seed=own_seed), count)
+        update_batch_norm_statistics(self.model, build_train_loader(cfg, seed=own_seed), count)
 
     def _evaluate_if_due(self, iteration: int, batch: list[dict]) -> None:
         # The evaluation after the last iteration is not a part of the loop, since a finished run repeats it.

@@ -1,0 +1,48 @@
+"""Exact batch-norm statistics: Wu and Johnson, Rethinking "Batch" in BatchNorm (arXiv:2105.07576), section 3."""
+
+from collections.abc import Iterable
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import Tensor, nn
+
+from resnest_det.distributed import get_world_size
+
+
+@torch.no_grad()
+def update_batch_norm_statistics(model: nn.Module, batches: Iterable, count: int) -> None:
+    """Give every batch norm that is in training mode the mean and variance of all that it sees in `count` batches.
+
+    These are those of the batches of all processes together, and so the same on each. (fvcore's function keeps to the
+    process's own batch size where SyncBN has normalised over all of them. Inside split attention, with one value an image,
+    that comes out as half of the variance and less.)
+
+    Args:
+        batches: what `model` is called with; at least `count` of them.
+    """
+    moments = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64, device=norm.running_mean.device)
+               for norm in get_bn_modules(model)}
+
+    def add(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        x, dims = inputs[0], (0, *range(2, inputs[0].dim()))
+        moments[norm][0] += x.numel() / x.shape[1]
+        moments[norm][1] += x.sum(dims)
+        moments[norm][2] += x.square().sum(dims)
+
+    hooks = [norm.register_forward_pre_hook(add) for norm in moments]
+    try:
+        for batch in islice(batches, count):
+            model(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for norm, each in moments.items():
+        if get_world_size() > 1:
+            dist.all_reduce(each)
+        number, total, squares = each
+        if number[0] > 0:
+            mean = total / number
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_((squares / number - mean.square()).clamp(min=0))
