@@ -1,4 +1,4 @@
-"""Install with `pip install -e .`; extras: test, export."""
+"""Install with `pip install -e .`; extras: test, export, mmdet (docs/mmdetection.md has the lines it needs before)."""
 
 import re
 from pathlib import Path
@@ -39,5 +39,7 @@ setup(
     extras_require={
         "test": ["pytest>=7.4", "hypothesis>=6.80", "timm>=1.0.11"],
         "export": EXPORT,
+        # What resnest_det.integrations.mmdet_version knows to work together.
+        "mmdet": ["onedl-mmcv~=2.3.6", "onedl-mmengine~=0.10.12", "onedl-mmdetection~=3.5.1"],
     },
 )

@@ -1,12 +1,25 @@
 """What all tests share."""
 
 import os
+import re
 
 import pytest
 
 # On tensors as small as here a second compute thread costs more than it gives, most of all on a busy machine. Read when torch
 # is first imported, and inherited by the tools that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`pytest -m mmdet` fails where MMDetection cannot be used; tests that import it would be skipped, and nothing found wrong."""
+    if re.search(r"(?<!not )\bmmdet\b", config.option.markexpr):
+        from resnest_det.errors import UserError
+        from resnest_det.integrations.mmdet_version import check_mmdet
+
+        try:
+            check_mmdet()
+        except UserError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,76 @@
+"""tools/check_hosts.py: what it says of hosts that can be used, and of those that cannot."""
+
+import runpy
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+import torchvision
+
+from resnest_det.integrations import detectron2_version, mmdet_version
+
+ROOT = Path(__file__).parents[2]
+main = runpy.run_path(str(ROOT / "tools" / "check_hosts.py"))["main"]
+
+
+def hosts(capsys) -> dict[str, list[str]]:
+    """What was printed under each host's name, line by line."""
+    main([])
+    said = {}
+    for line in capsys.readouterr().out.splitlines()[1:]:  # the first is Python's version
+        if not line.startswith(" "):
+            name, line = line.split(": ", 1)
+            said[name] = []
+        said[name].append(line.strip())
+    return said
+
+
+def test_hosts_that_are_absent_come_with_the_lines_that_install_them(monkeypatch, capsys):
+    monkeypatch.setattr(detectron2_version, "detectron2_is_installed", lambda: False)
+    monkeypatch.setattr(mmdet_version, "_is_installed", lambda name: name == "mmengine")
+    said = hosts(capsys)
+    assert list(said) == ["built-in detector", "Detectron2", "MMDetection"]
+    assert said["Detectron2"][0].startswith("not usable: Detectron2 is not installed")
+    assert "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git" in said["Detectron2"]
+    assert said["MMDetection"][0].startswith("not usable: MMDetection needs mmcv and mmdet, not installed")
+    assert "pip install --no-build-isolation -e '.[mmdet]'" in said["MMDetection"]
+    assert said["MMDetection"][-1].startswith("pip install") and said["Detectron2"][-1].startswith("pip install")
+
+
+def test_built_in_detector_and_the_versions_it_runs_on(capsys):
+    (line,) = hosts(capsys)["built-in detector"]
+    assert line.startswith(f"usable: torch {torch.__version__}, torchvision {torchvision.__version__}, built for ")
+    assert f"CUDA {torch.version.cuda}" in line if torch.version.cuda else "the CPU" in line
+
+
+def test_torchvision_of_another_torch(monkeypatch, capsys):
+    def nms(*arguments):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(torchvision.ops, "nms", nms)
+    assert hosts(capsys)["built-in detector"] == [
+        "not usable: operator torchvision::nms does not exist",
+        "what to do, in this project's folder and best in a new environment:",
+        "pip install --upgrade torch torchvision", "pip install -e ."]
+
+
+@pytest.mark.parametrize(("has_cuda", "operators"), [(True, "CUDA 12.8"), (False, "the CPU")])
+def test_detectron2_and_what_its_operators_run_on(monkeypatch, capsys, has_cuda, operators):
+    package, modeling = ModuleType("detectron2"), ModuleType("detectron2.modeling")
+    package.__version__, package.__path__, modeling.Backbone = "0.6", ["/packages/detectron2"], SimpleNamespace(padding_constraints={})
+    package._C = SimpleNamespace(has_cuda=lambda: has_cuda, get_cuda_version=lambda: "12.8")
+    monkeypatch.setattr(detectron2_version, "detectron2_is_installed", lambda: True)
+    monkeypatch.setitem(sys.modules, "detectron2", package)
+    monkeypatch.setitem(sys.modules, "detectron2.modeling", modeling)
+    assert hosts(capsys)["Detectron2"] == [f"usable: detectron2 0.6 in /packages/detectron2, operators for {operators}"]
+
+
+@pytest.mark.mmdet
+def test_mmdetection_and_its_versions(capsys):
+    (line,) = hosts(capsys)["MMDetection"]
+    names = ("onedl-mmcv", "onedl-mmengine", "onedl-mmdetection") if "mmdet 3.5" in line else ("mmcv", "mmengine", "mmdet")
+    assert line.startswith("usable: mmcv {}, mmengine {}, mmdet {} in ".format(*map(version, names)))
+    assert line.endswith(("operators for the CPU", "operators for CUDA " + str(torch.version.cuda)))
