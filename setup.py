@@ -20,7 +20,7 @@ setup(
     # The recipes live in configs/ and travel inside the package, so that they are found by name from any folder.
     packages=[*find_packages(include=["resnest_det", "resnest_det.*"]), "resnest_det.configs"],
     package_dir={"resnest_det.configs": "configs"},
-    package_data={"resnest_det.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={"resnest_det.configs": ["*.yaml", "*/*.yaml", "*/*.py"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
