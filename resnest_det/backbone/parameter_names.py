@@ -4,7 +4,7 @@
 |---|---|---|---|---|
 | detectron2, this package's own | `stem.conv1_1` | `res3.0.shortcut` | `res3.0.conv1.norm` | `linear` |
 | timm, the authors, torchvision | `conv1.0`, last norm `bn1` | `layer2.0.downsample.1` | `layer2.0.bn1` | `fc` |
-| mmdet | `stem.0` ... `stem.7` | `layer2.0.downsample.1` | `layer2.0.bn1` | `fc`, `head.fc` |
+| mmdet | `stem.0` ... `stem.7` | `layer2.0.downsample.1` | `layer2.0.bn1`, group norm `gn1` | `fc`, `head.fc` |
 | caffe2, read only: plain ResNets of Detectron | `conv1` | `res3_0_branch1` | `res3_0_branch2a_bn` | `fc1000`, `pred` |
 """
 
@@ -158,6 +158,8 @@ def _own_name(name: str, layout: str, prefix: str, plain_stem: bool, strided_sho
     name = name[len(prefix):]
     if layout == "detectron2":
         return name if re.match(r"(stem|res[2-5])\.", name) else None
+    if layout == "mmdet":
+        name = re.sub(r"\.gn(\d\.)", r".bn\1", name)
     block = _BLOCK_NAME.fullmatch(name)
     if block and block[1] == "layer":
         offset = _OFFSET[layout]
@@ -188,12 +190,15 @@ def from_own_names(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
         return dict(state)
     translated = {}
     strided_shortcut = _has_strided_shortcut(state)
+    group_norm = layout == "mmdet" and not any(name.endswith("running_var") for name in state)
     for name, value in state.items():
         other = _other_name(name, layout, strided_shortcut)
         if other is None:
             raise UserError(f"parameter {name} has no name in layout {layout}")
         if name.endswith("conv2_offset.weight") and layout == "mmdet":
             value = _dense_offsets(value, state[name.replace("conv2_offset.weight", "conv1.weight")].shape[0])
+        if group_norm:
+            other = re.sub(r"\.bn(\d\.)", r".gn\1", other)  # it names a block's norms after their kind
         translated[other] = value
     return translated
 

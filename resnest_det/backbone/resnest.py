@@ -74,6 +74,7 @@ class Bottleneck(nn.Module):
             `avd_first`, before it (section 4.1).
         dilation: of the 3x3 convolution.
         groups, radix: cardinality K and number of splits R; radix 0 is a plain convolution.
+        reduction_factor: of the attention's hidden layer, see `SplitAttentionConv2d`.
         avg_down: the shortcut's stride is an average pool before its 1x1 convolution.
         pool_shortcut: average 2x2 pixels without stride in the shortcut, as timm does where dilation replaces a stride.
         stride_in_1x1: the stride is the first 1x1 convolution's, as in the first ResNet models.
@@ -81,8 +82,8 @@ class Bottleneck(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, width: int, *, stride: int = 1, dilation: int = 1,
-                 groups: int = 1, radix: int = 2, norm: Norm = "BN", avd: bool = True, avd_first: bool = False,
-                 avg_down: bool = True, pool_shortcut: bool = False, stride_in_1x1: bool = False,
+                 groups: int = 1, radix: int = 2, reduction_factor: int = 4, norm: Norm = "BN", avd: bool = True,
+                 avd_first: bool = False, avg_down: bool = True, pool_shortcut: bool = False, stride_in_1x1: bool = False,
                  deform_modulated: bool | None = None, deform_groups: int = 1):
         super().__init__()
         self.radix = radix
@@ -107,7 +108,7 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(self.conv2_offset.bias)
         if radix > 0:
             self.conv2 = SplitAttentionConv2d(width, width, stride=stride_3x3, dilation=dilation, groups=groups, radix=radix,
-                                              norm=norm, deform_modulated=deform_modulated)
+                                              reduction_factor=reduction_factor, norm=norm, deform_modulated=deform_modulated)
         else:
             arguments = dict(kernel_size=3, stride=stride_3x3, padding=dilation, dilation=dilation, groups=groups, bias=False,
                              norm=get_norm(norm, width), activation=nn.ReLU(inplace=True))
@@ -168,6 +169,7 @@ class ResNeSt(nn.Module):
         stem_width: channels of the deep stem's first convolutions; it ends with twice as many.
         in_channels: of the image.
         radix, groups, bottleneck_width: splits R, cardinality K and width B of section 3. Radix 0 is a plain convolution.
+        reduction_factor: of the attention's hidden layers, see `SplitAttentionConv2d`.
         bottleneck_channels: channels of res2's bottleneck for one group at `bottleneck_width` 64.
         res2_out_channels: channels of res2; each further stage has twice as many.
         deep_stem, avd, avd_first, avg_down, stride_in_1x1: see `Stem` and `Bottleneck`.
@@ -189,9 +191,9 @@ class ResNeSt(nn.Module):
     """
 
     def __init__(self, blocks: tuple[int, ...] = (3, 4, 6, 3), stem_width: int = 32, *, in_channels: int = 3, radix: int = 2,
-                 groups: int = 1, bottleneck_width: int = 64, bottleneck_channels: int = 64, res2_out_channels: int = 256,
-                 deep_stem: bool = True, avd: bool = True, avd_first: bool = False, avg_down: bool = True,
-                 stride_in_1x1: bool = False, norm: Norm = "BN", output_stride: int = 32, dilation_style: str = "detectron2",
+                 groups: int = 1, reduction_factor: int = 4, bottleneck_width: int = 64, bottleneck_channels: int = 64,
+                 res2_out_channels: int = 256, deep_stem: bool = True, avd: bool = True, avd_first: bool = False,
+                 avg_down: bool = True, stride_in_1x1: bool = False, norm: Norm = "BN", output_stride: int = 32, dilation_style: str = "detectron2",
                  deform_on_per_stage: tuple[bool, ...] = (False,) * 4, deform_modulated: bool = False, deform_groups: int = 1,
                  freeze_at: int = 0, checkpoint_stages: tuple[str, ...] = (), out_features: tuple[str, ...] = STAGES):
         super().__init__()
@@ -229,9 +231,9 @@ class ResNeSt(nn.Module):
             stage = nn.Sequential(*(
                 Bottleneck(
                     channels if block == 0 else out_channels, out_channels, width, stride=stage_stride if block == 0 else 1,
-                    dilation=first_dilation if block == 0 else dilation, groups=groups, radix=radix, norm=norm, avd=avd,
-                    avd_first=avd_first, avg_down=avg_down, stride_in_1x1=stride_in_1x1,
-                    pool_shortcut=dilation_style == "timm" and block == 0 and dilation > 1,
+                    dilation=first_dilation if block == 0 else dilation, groups=groups, radix=radix,
+                    reduction_factor=reduction_factor, norm=norm, avd=avd, avd_first=avd_first, avg_down=avg_down,
+                    stride_in_1x1=stride_in_1x1, pool_shortcut=dilation_style == "timm" and block == 0 and dilation > 1,
                     deform_modulated=deform_modulated if deform_on_per_stage[index] else None, deform_groups=deform_groups)
                 for block in range(blocks[index])))
             self.add_module(name, stage)

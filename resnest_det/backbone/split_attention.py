@@ -8,8 +8,7 @@ from torchvision.ops import deform_conv2d
 
 from resnest_det.backbone.layers import Conv2d, Norm, get_norm
 
-REDUCTION = 4  # channels of the attention's hidden layer: in_channels * radix / 4 ...
-MIN_ATTENTION_CHANNELS = 32  # ... and never fewer than these
+MIN_ATTENTION_CHANNELS = 32  # of the attention's hidden layer, however much it is reduced
 
 
 class DeformConv2d(Conv2d):
@@ -54,6 +53,7 @@ class SplitAttentionConv2d(nn.Module):
         stride, dilation: of the 3x3 convolution.
         groups: the cardinality K.
         radix: the number of splits R, at least 1.
+        reduction_factor: the attention's hidden layer has in_channels * radix / reduction_factor channels.
         norm: see `get_norm`.
         deform_modulated: None for a plain convolution, else deformable: DCNv1 (False) or DCNv2 (True). `forward` then
             takes the map of offsets too.
@@ -64,12 +64,12 @@ class SplitAttentionConv2d(nn.Module):
     deformable: Final[bool]  # scripting compiles only what it decides for
 
     def __init__(self, in_channels: int, channels: int, *, stride: int = 1, dilation: int = 1, groups: int = 1,
-                 radix: int = 2, norm: Norm = "BN", deform_modulated: bool | None = None):
+                 radix: int = 2, reduction_factor: int = 4, norm: Norm = "BN", deform_modulated: bool | None = None):
         super().__init__()
         self.radix = radix
         self.deformable = deform_modulated is not None
         self.cardinality = groups
-        attention_channels = max(in_channels * radix // REDUCTION, MIN_ATTENTION_CHANNELS)
+        attention_channels = max(in_channels * radix // reduction_factor, MIN_ATTENTION_CHANNELS)
         conv_arguments = dict(kernel_size=3, stride=stride, padding=dilation, dilation=dilation, groups=groups * radix, bias=False)
         if deform_modulated is None:
             self.conv = Conv2d(in_channels, channels * radix, **conv_arguments)

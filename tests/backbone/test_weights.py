@@ -194,6 +194,12 @@ def test_mmdetections_names_are_these():
     assert from_own_names(state, "mmdet") == dict(zip(theirs, state.values()))
     assert to_own_names(dict(zip(theirs, state.values())))[0] == state
 
+    # The norms of blocks are called after their kind, those of stem and shortcut by their place.
+    del state["res5.0.shortcut.norm.running_var"], theirs[-1]
+    theirs = [name.replace(".bn", ".gn") for name in theirs]
+    assert from_own_names(state, "mmdet") == dict(zip(theirs, state.values()))
+    assert to_own_names(dict(zip(theirs, state.values())))[0] == state
+
 
 def test_grouped_offsets_compute_the_same_as_mmdetections_dense_ones():
     source = small_backbone(seed=1, deform_on_per_stage=(False, True, False, False), deform_modulated=True, deform_groups=2)
