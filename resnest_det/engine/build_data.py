@@ -34,9 +34,7 @@ def build_train_loader(cfg, *, seed: int, start_iteration: int = 0) -> Iterator[
             mask that MODEL.MASK_ON needs, or has other classes than the model or another dataset.
     """
     world_size = get_world_size()
-    batch_size = cfg.SOLVER.IMS_PER_BATCH
-    if batch_size % world_size:
-        raise UserError(f"SOLVER.IMS_PER_BATCH is {batch_size}; it must be a multiple of the number of processes, {world_size}")
+    check_batch_size(cfg, world_size)
     make_sample = partial(
         training_sample,
         augmentation=_augmentation(cfg),
@@ -55,13 +53,24 @@ def build_train_loader(cfg, *, seed: int, start_iteration: int = 0) -> Iterator[
     return training_batches(
         records,
         make_sample,
-        samplers.batches(samplers.training_draws(repeat_factors, seed), batch_size, landscape),
+        samplers.batches(samplers.training_draws(repeat_factors, seed), cfg.SOLVER.IMS_PER_BATCH, landscape),
         seed=seed,
         start_iteration=start_iteration,
         rank=get_rank(),
         world_size=world_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+def check_batch_size(cfg, world_size: int) -> None:
+    """That every one of `world_size` processes gets as many images of a step.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if cfg.SOLVER.IMS_PER_BATCH % world_size:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; it must be a multiple of the number of processes, {world_size}")
 
 
 def build_test_loader(cfg, dataset_name: str) -> TestBatches:

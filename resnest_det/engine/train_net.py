@@ -16,7 +16,9 @@ from fvcore.common.config import CfgNode
 
 from resnest_det.data.catalog import register_from_argument, register_panoptic_from_argument
 from resnest_det.distributed import get_rank, is_main_process, synchronize
+from resnest_det.engine.build_data import check_batch_size
 from resnest_det.engine.build_model import build_model, resolve_device
+from resnest_det.engine.build_solver import scale_to_world_size
 from resnest_det.engine.checkpoint import DetectionCheckpointer
 from resnest_det.engine.config import load_config
 from resnest_det.engine.environment import environment_summary
@@ -83,6 +85,9 @@ def main(arguments: Sequence[str]) -> None:
     # Read here too, so that a wrong key is told before any process starts.
     args.engine = choose_engine(args.engine)
     cfg = _configure(args)
+    if not args.eval_only:
+        world_size = max(num_processes * args.num_machines, 1)  # less than one is for `launch` to refuse
+        check_batch_size(scale_to_world_size(cfg, world_size), world_size)
     if args.engine == "detectron2" and num_processes * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
         raise UserError("Detectron2 trains with several processes on GPUs only; on the CPU use one, or --engine builtin")
     launch(

@@ -27,6 +27,8 @@ NO_EVALUATION = ["TEST.PRECISE_BN.ENABLED", "False", "TEST.EVAL_PERIOD", "0", "D
     (["--num-gpus", "2", "--num-processes", "2"], [], "exclude each other"),
     (["--num-processes", "2"], ["MODEL.DEVICE", "cuda"], "--num-processes runs on cpu, but MODEL.DEVICE is 'cuda'"),
     (["--num-processes", "0"], [], "number of processes is 0"),
+    # Told before a thousand processes start.
+    (["--num-processes", "1000"], [], "SOLVER.IMS_PER_BATCH is 4; it must be a multiple of the number of processes, 1000"),
     ([], ["SOLVER.IMS_PER_BATCH", "1"], "batch norm inside split attention .* one image .*IMS_PER_BATCH 2 or more.*FrozenBN.*GN"),
     (["--eval-only"], [], "--eval-only needs MODEL.WEIGHTS, or --resume"),
     ([], ["MODEL.WEIGHTS", "absent.pth"], "absent.pth"),
