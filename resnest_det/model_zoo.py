@@ -15,7 +15,7 @@ from resnest_det.errors import UserError
 
 
 def get_config_file(name: str) -> str:
-    """The path of a recipe's YAML file.
+    """The path of a recipe's YAML file, or of MMDetection's config where the name ends in `.py`.
 
     Raises:
         UserError: there is none of that name; the message names the nearest.

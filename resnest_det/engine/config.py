@@ -136,15 +136,17 @@ def config_folder() -> Path:
 def find_config_file(name: str) -> Path:
     """The path of a configuration: `name` itself where there is such a file, else one that comes with the package.
 
-    `mask_rcnn_ResNeSt50_FPN`, with or without `.yaml` and folders before it, is found from any working directory.
+    `mask_rcnn_ResNeSt50_FPN`, with or without `.yaml` and folders before it, is found from any working directory. So are
+    MMDetection's, which are not YAML and end in `.py`.
 
     Raises:
         UserError: there is none; the message names the nearest.
     """
     if Path(name).is_file():
         return Path(name)
-    packaged = {path.stem: path for path in sorted(config_folder().rglob("*.yaml"))}
-    wanted = Path(name).name.removesuffix(".yaml")
+    suffix = ".py" if name.endswith(".py") else ".yaml"
+    packaged = {path.stem: path for path in sorted(config_folder().rglob(f"*{suffix}"))}
+    wanted = Path(name).name.removesuffix(suffix)
     if wanted in packaged:
         return packaged[wanted]
     nearest = difflib.get_close_matches(wanted, packaged, n=3, cutoff=0.3)

@@ -222,6 +222,8 @@ def test_model_zoo_finds_recipes_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = model_zoo.get_config_file("mask_rcnn_ResNeSt50_FPN")
     assert Path(path).is_file() and path == model_zoo.get_config_file("mask_rcnn_ResNeSt50_FPN.yaml")
+    in_mmdetection = Path(model_zoo.get_config_file("mask-rcnn_resnest50_fpn_1x_coco.py"))
+    assert in_mmdetection == Path(path).parent / "mmdet" / "mask-rcnn_resnest50_fpn_1x_coco.py" and in_mmdetection.is_file()
     assert model_zoo.get_config("mask_rcnn_ResNeSt50_FPN").MODEL.WEIGHTS == "resnest://resnest50"
     trained = model_zoo.get_config("cascade_mask_rcnn_ResNeSt200_FPN_dcn_3x", trained=True)
     assert trained.MODEL.WEIGHTS == "resnest://mask_cascade_rcnn_ResNeSt_200_FPN_dcn_syncBN_all_tricks_3x"
