@@ -1,0 +1,57 @@
+"""Cascade R-CNN as in Detectron2, of MMDetection's parts: importing this module registers `Detectron2CascadeRoIHead`."""
+
+from resnest_det.integrations.mmdet_version import check_mmdet
+
+check_mmdet()
+
+import torch  # noqa: E402
+from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead  # noqa: E402
+from mmdet.registry import MODELS  # noqa: E402
+from mmdet.structures.bbox import bbox2roi  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+
+@MODELS.register_module()
+class Detectron2CascadeRoIHead(CascadeRoIHead):
+    """MMDetection's cascade with the scores, the mask head and the gradients of Detectron2's.
+
+    A score is the mean of the stages' probabilities; MMDetection's own head takes the probability of the mean of their logits.
+    One mask head learns in the regions of the first stage and predicts in the boxes of the last; there, each stage has one. The
+    features of regions get the mean of the stages' gradients, so that `stage_loss_weights` are to be 1. Arguments are those of
+    `CascadeRoIHead`, with one `mask_roi_extractor` and one `mask_head`, and box heads that are class-agnostic.
+    """
+
+    init_mask_head = StandardRoIHead.init_mask_head
+    predict_mask = StandardRoIHead.predict_mask
+    _mask_forward = StandardRoIHead._mask_forward
+
+    def _bbox_forward(self, stage: int, x: tuple[Tensor], rois: Tensor) -> dict[str, Tensor]:
+        extractor = self.bbox_roi_extractor[stage]
+        features = extractor(x[:extractor.num_inputs], rois)
+        if features.requires_grad:
+            features.register_hook(lambda gradient: gradient / self.num_stages)
+        logits, deltas = self.bbox_head[stage](features)
+        return dict(cls_score=logits, bbox_pred=deltas, bbox_feats=features)
+
+    def mask_loss(self, stage: int, x: tuple[Tensor], sampling_results: list, batch_gt_instances: list) -> dict:
+        if stage > 0:
+            return dict(loss_mask={})
+        predictions = self._mask_forward(x, bbox2roi([result.pos_priors for result in sampling_results]))["mask_preds"]
+        return self.mask_head.loss_and_target(predictions, sampling_results, batch_gt_instances, self.train_cfg[0])
+
+    def _refine_roi(self, x: tuple[Tensor], rois: Tensor, batch_img_metas: list[dict], num_proposals_per_img: tuple[int, ...],
+                    **kwargs) -> tuple:
+        probabilities = 0
+        for stage in range(self.num_stages):
+            if stage > 0:
+                boxes = [
+                    self.bbox_head[stage - 1].regress_by_class(image_rois[:, 1:], None, image_deltas, meta)
+                    for image_rois, image_deltas, meta in zip(rois.split(num_proposals_per_img), deltas, batch_img_metas)
+                ]
+                rois = torch.cat((rois[:, :1], torch.cat(boxes)), dim=1)
+            results = self._bbox_forward(stage, x, rois)
+            probabilities = probabilities + results["cls_score"].float().softmax(dim=1)
+            deltas = results["bbox_pred"].split(num_proposals_per_img)
+        # What follows takes the softmax of logits, which gives probabilities back from their logarithms.
+        logits = (probabilities / self.num_stages).log()
+        return rois.split(num_proposals_per_img), logits.split(num_proposals_per_img), deltas

@@ -1,0 +1,210 @@
+"""Data, training and evaluation in MMDetection's words, as the INPUT, DATASETS, DATALOADER and SOLVER keys say."""
+
+import os
+from collections.abc import Sequence
+
+from fvcore.common.config import CfgNode
+
+from resnest_det.data.coco import Metadata, read_json
+from resnest_det.data.panoptic import PanopticMetadata
+from resnest_det.errors import UserError
+
+_META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+
+
+def data_config(cfg: CfgNode, test: Metadata, train: Sequence[Metadata], num_processes: int) -> dict:
+    """Data loaders and evaluators.
+
+    Args:
+        test, train, num_processes: see `resnest_det.integrations.mmdet_config.mmdet_config`.
+
+    Raises:
+        UserError: see there.
+    """
+    dataset = _dataset(cfg, test, test_pipeline(cfg)) | dict(test_mode=True)
+    loader = dict(
+        batch_size=1, **_workers(cfg), drop_last=False, sampler=dict(type="DefaultSampler", shuffle=False), dataset=dataset)
+    evaluator = _evaluator(cfg, test)
+    config = dict(val_dataloader=loader, val_evaluator=evaluator, val_cfg=dict(type="ValLoop"),
+                  test_dataloader=loader, test_evaluator=evaluator, test_cfg=dict(type="TestLoop"))
+    if not train:
+        return config
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    if batch % num_processes:
+        raise UserError(f"SOLVER.IMS_PER_BATCH {batch} cannot be divided among {num_processes} processes (--num-processes)")
+    filter_cfg = dict(filter_empty_gt=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, min_size=0)
+    datasets = [_dataset(cfg, metadata, train_pipeline(cfg, metadata)) | dict(filter_cfg=filter_cfg) for metadata in train]
+    grouping = dict(batch_sampler=dict(type="AspectRatioBatchSampler")) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else {}
+    config["train_dataloader"] = dict(
+        batch_size=batch // num_processes, **_workers(cfg), sampler=dict(type="InfiniteSampler", shuffle=True), **grouping,
+        dataset=datasets[0] if len(datasets) == 1 else dict(type="ConcatDataset", datasets=datasets))
+    return config
+
+
+def _workers(cfg: CfgNode) -> dict:
+    return dict(num_workers=cfg.DATALOADER.NUM_WORKERS, persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0)
+
+
+def _is_panoptic(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == "PanopticFPN"
+
+
+def _dataset(cfg: CfgNode, metadata: Metadata, pipeline: list[dict]) -> dict:
+    images = dict(img=os.path.abspath(metadata.image_root))
+    if _is_panoptic(cfg):
+        things, stuff = tuple(metadata.thing_classes), tuple(metadata.stuff_classes[1:])
+        ids = [*metadata.thing_dataset_id_to_contiguous_id, *metadata.stuff_dataset_id_to_contiguous_id]
+        _check_order(metadata.panoptic_json, ids)
+        return dict(
+            type="CocoPanopticDataset", ann_file=os.path.abspath(metadata.panoptic_json),
+            data_prefix=images | dict(seg=os.path.abspath(metadata.panoptic_root)),
+            metainfo=dict(classes=things + stuff, thing_classes=things, stuff_classes=stuff), pipeline=pipeline)
+    json_file = _instances_json(metadata)
+    _check_order(json_file, list(metadata.thing_dataset_id_to_contiguous_id))
+    return dict(
+        type="CocoDataset", ann_file=os.path.abspath(json_file), data_prefix=images,
+        metainfo=dict(classes=tuple(metadata.thing_classes)), pipeline=pipeline)
+
+
+def _instances_json(metadata: Metadata) -> str:
+    if metadata.json_file is None:
+        raise UserError(f"dataset {metadata.name} has no file of instances, which MMDetection reads; register it with one")
+    return metadata.json_file
+
+
+def _check_order(json_file: str, category_ids: list[int]) -> None:
+    """That MMDetection numbers the classes as we do: in the order of the file, things first."""
+    found = [category["id"] for category in read_json(json_file)["categories"]]
+    if found != category_ids:
+        raise UserError(
+            f'{json_file}: MMDetection numbers classes in the order of the list "categories", which here is not that of the ids '
+            f"(things before stuff): {found[:6]} ...; sort the list")
+
+
+def _evaluator(cfg: CfgNode, metadata: Metadata) -> dict:
+    if _is_panoptic(cfg):
+        return dict(type="CocoPanopticMetric", ann_file=os.path.abspath(metadata.panoptic_json),
+                    seg_prefix=os.path.abspath(metadata.panoptic_root))
+    return dict(type="CocoMetric", ann_file=os.path.abspath(_instances_json(metadata)),
+                metric=["bbox", "segm"] if cfg.MODEL.MASK_ON else ["bbox"])
+
+
+def _load_image() -> dict:
+    # Decoders of JPEG differ by a level here and there.
+    return dict(type="LoadImageFromFile", imdecode_backend="pillow")
+
+
+def test_pipeline(cfg: CfgNode) -> list[dict]:
+    """Reading and resizing an image to look at."""
+    if cfg.INPUT.MIN_SIZE_TEST > 0:
+        # Of OpenCV's and Pillow's bilinear filters only Pillow's averages the pixels that become one.
+        resize = dict(
+            type="ResizeShortestEdge", scale=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST, backend="pillow")
+    else:
+        resize = dict(type="Resize", scale_factor=1.0)
+    return [_load_image(), resize, dict(type="PackDetInputs", meta_keys=_META_KEYS)]
+
+
+def train_pipeline(cfg: CfgNode, metadata: Metadata) -> list[dict]:
+    """Reading and augmenting an image to learn from."""
+    given = cfg.INPUT
+    if _is_panoptic(cfg) and isinstance(metadata, PanopticMetadata):
+        annotations = dict(type="LoadPanopticAnnotations")
+    else:
+        annotations = dict(type="LoadAnnotations", with_bbox=True, with_mask=cfg.MODEL.MASK_ON)
+    steps = [_load_image(), annotations]
+    if given.CROP.ENABLED:
+        # Two numbers are width and height there for a fixed size only.
+        fixed = given.CROP.TYPE in ("relative", "absolute")
+        steps.append(dict(
+            type="RandomCrop", crop_type=given.CROP.TYPE, crop_size=tuple(given.CROP.SIZE)[:: -1 if fixed else 1],
+            allow_negative_crop=True, recompute_bbox=cfg.MODEL.MASK_ON))
+    sizes = given.MIN_SIZE_TRAIN
+    if given.MIN_SIZE_TRAIN_SAMPLING == "range":
+        sizes = range(sizes[0], sizes[1] + 1)
+    if 0 in sizes:
+        raise UserError(f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)} cannot be translated to MMDetection; supported: lengths above 0")
+    steps.append(dict(
+        type="RandomChoiceResize", scales=sizes if isinstance(sizes, range) else list(sizes), resize_type="ResizeShortestEdge",
+        max_size=given.MAX_SIZE_TRAIN, backend="pillow"))
+    if given.RANDOM_FLIP != "none":
+        steps.append(dict(type="RandomFlip", prob=0.5, direction=given.RANDOM_FLIP))
+    return [*steps, dict(type="PackDetInputs")]
+
+
+def schedule_config(cfg: CfgNode) -> dict:
+    """Optimizer, learning rate and length of the training.
+
+    Raises:
+        UserError: see `resnest_det.integrations.mmdet_config.mmdet_config`.
+    """
+    solver = cfg.SOLVER
+    config = dict(
+        train_cfg=dict(
+            type="IterBasedTrainLoop", max_iters=solver.MAX_ITER, val_interval=cfg.TEST.EVAL_PERIOD or solver.MAX_ITER),
+        optim_wrapper=dict(
+            type="AmpOptimWrapper" if solver.AMP.ENABLED else "OptimWrapper",
+            optimizer=dict(type="SGD", lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV,
+                           weight_decay=solver.WEIGHT_DECAY)),
+        param_scheduler=_learning_rate(cfg),
+        auto_scale_lr=dict(enable=False, base_batch_size=solver.IMS_PER_BATCH),
+    )
+    if solver.WEIGHT_DECAY_NORM not in (None, solver.WEIGHT_DECAY):
+        if not solver.WEIGHT_DECAY:
+            raise UserError(f"SOLVER.WEIGHT_DECAY_NORM {solver.WEIGHT_DECAY_NORM} cannot be translated to MMDetection, which "
+                            "multiplies SOLVER.WEIGHT_DECAY for norms, and that is 0")
+        config["optim_wrapper"]["paramwise_cfg"] = dict(norm_decay_mult=solver.WEIGHT_DECAY_NORM / solver.WEIGHT_DECAY)
+    clip = solver.CLIP_GRADIENTS
+    if clip.ENABLED:
+        if clip.CLIP_TYPE != "value":
+            raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r} cannot be translated to MMDetection, which clips "
+                            "the norm of all gradients together; supported: 'value'")
+        config["optim_wrapper"]["clip_grad"] = dict(type="value", clip_value=clip.CLIP_VALUE)
+    return config
+
+
+def _learning_rate(cfg: CfgNode) -> list[dict]:
+    solver = cfg.SOLVER
+    everything = dict(by_epoch=False, begin=0, end=solver.MAX_ITER)
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        schedule = dict(type="CosineAnnealingLR", T_max=solver.MAX_ITER, eta_min=solver.BASE_LR_END, **everything)
+    else:
+        if solver.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":
+            parts = solver.NUM_DECAYS + 1
+            steps = [-(-solver.MAX_ITER * part // parts) for part in range(1, parts)]
+        else:
+            steps = [step for step in solver.STEPS if step < solver.MAX_ITER]
+        schedule = dict(type="MultiStepLR", milestones=steps, gamma=solver.GAMMA, **everything)
+    if not solver.WARMUP_ITERS:
+        return [schedule]
+    # There the last step of the warm-up has its end value already, here the one after it.
+    warmup = dict(by_epoch=False, begin=0, end=solver.WARMUP_ITERS + 1)
+    if solver.WARMUP_METHOD == "linear":
+        return [dict(type="LinearLR", start_factor=solver.WARMUP_FACTOR, **warmup), schedule]
+    return [dict(type="ConstantLR", factor=solver.WARMUP_FACTOR, **warmup), schedule]
+
+
+def runtime_config(cfg: CfgNode, checkpoint: str) -> dict:
+    """Where things go, what is logged, and where the weights come from."""
+    config = dict(
+        default_hooks=dict(
+            timer=dict(type="IterTimerHook"),
+            logger=dict(type="LoggerHook", interval=20),
+            param_scheduler=dict(type="ParamSchedulerHook"),
+            checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=cfg.SOLVER.CHECKPOINT_PERIOD),
+            sampler_seed=dict(type="DistSamplerSeedHook"),
+            visualization=dict(type="DetVisualizationHook"),
+        ),
+        env_cfg=dict(
+            cudnn_benchmark=cfg.CUDNN_BENCHMARK, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+            dist_cfg=dict(backend="nccl")),
+        visualizer=dict(type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer"),
+        log_processor=dict(type="LogProcessor", window_size=20, by_epoch=False),
+        log_level="INFO",
+        load_from=checkpoint,
+        resume=False,
+        work_dir=cfg.OUTPUT_DIR,
+    )
+    if cfg.SEED >= 0:
+        config["randomness"] = dict(seed=cfg.SEED)
+    return config

@@ -1,0 +1,247 @@
+"""Translating configurations and checkpoints to MMDetection and back, as far as that can be seen without MMDetection."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from golden.fill import fill
+
+from resnest_det.data.catalog import get_dataset
+from resnest_det.data.shapes import write_shapes
+from resnest_det.engine.build_model import assemble_model
+from resnest_det.engine.config import config_folder, load_config
+from resnest_det.errors import UserError
+from resnest_det.integrations.mmdet_checkpoint import from_mmdet_names, to_mmdet_names
+from resnest_det.integrations.mmdet_config import config_text, mmdet_config
+
+_spec = importlib.util.spec_from_file_location("to_mmdet", config_folder().parent / "tools" / "to_mmdet.py")
+to_mmdet = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(to_mmdet)
+
+MASK, PANOPTIC = "mask_rcnn_ResNeSt14_FPN_shapes", "panoptic_ResNeSt14_FPN_shapes"
+CASCADE = "cascade_mask_rcnn_ResNeSt14_FPN_dcn_shapes"
+SMALL = ["MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32"]
+MODELS = {
+    "faster": (MASK, ["MODEL.MASK_ON", "False"]),
+    "mask": (MASK, []),
+    "mask, bare": (MASK, ["MODEL.FPN.NORM", "", "MODEL.ROI_BOX_HEAD.NORM", "", "MODEL.ROI_MASK_HEAD.NORM", "",
+                          "MODEL.ROI_BOX_HEAD.NUM_CONV", "0", "MODEL.ROI_BOX_HEAD.NUM_FC", "2",
+                          "MODEL.RESNETS.NORM", "FrozenBN"]),
+    "mask, group norm": (MASK, ["MODEL.FPN.NORM", "GN", "MODEL.ROI_BOX_HEAD.NORM", "GN", "MODEL.ROI_MASK_HEAD.NORM", "GN"]),
+    "mask, frozen, two convolutions": (MASK, ["MODEL.BACKBONE.FREEZE_AT", "2", "MODEL.RPN.CONV_DIMS", "[-1, -1]"]),
+    "mask, plain ResNet": ("mask_rcnn_ResNet50_FPN", ["DATASETS.TEST", "('shapes_val',)", "MODEL.ROI_HEADS.NUM_CLASSES", "4"]),
+    "cascade, deformable": (CASCADE, []),
+    "panoptic": (PANOPTIC, []),
+    "panoptic cascade": (PANOPTIC, ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads",
+                                    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def datasets(tmp_path_factory):
+    """A folder of data sets with a few shapes."""
+    folder = tmp_path_factory.mktemp("datasets")
+    write_shapes(folder / "shapes", {"train": 3, "val": 3})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(folder))
+        yield folder
+
+
+def configuration(name: str):
+    config_file, keys = MODELS[name]
+    return load_config(config_file, [*(SMALL if "plain" not in name else []), *keys])
+
+
+def translated(cfg, **values) -> dict:
+    train = [get_dataset(name).metadata for name in cfg.DATASETS.TRAIN if name.startswith("shapes")]
+    arguments = dict(test=get_dataset(cfg.DATASETS.TEST[0]).metadata, train=train, num_processes=1, checkpoint="model.pth")
+    return mmdet_config(cfg, **arguments | values)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names_go_there_and_back(name):
+    model = assemble_model(configuration(name))
+    fill(model)
+    state = model.state_dict()
+    there = to_mmdet_names(state)
+    assert len(there) == len(state)
+    assert all(key.split(".")[0] in ("backbone", "neck", "rpn_head", "roi_head", "semantic_head") for key in there)
+    back = from_mmdet_names(there)
+    assert set(back) == set(state)
+    for key, value in state.items():
+        assert torch.equal(back[key], value), key
+
+
+def test_names_are_mmdetections():
+    model = assemble_model(configuration("panoptic cascade"))
+    fill(model)
+    state = model.state_dict()
+    there = to_mmdet_names(state)
+    for own, other in {
+        "backbone.bottom_up.stem.conv1_3.weight": "backbone.stem.6.weight",
+        "backbone.bottom_up.res3.0.conv2.fc1.weight": "backbone.layer2.0.conv2.fc1.weight",
+        "backbone.fpn_lateral2.weight": "neck.lateral_convs.0.conv.weight",
+        "backbone.fpn_output5.norm.running_var": "neck.fpn_convs.3.bn.running_var",
+        "proposal_generator.rpn_head.conv.bias": "rpn_head.rpn_conv.bias",
+        "proposal_generator.rpn_head.objectness_logits.weight": "rpn_head.rpn_cls.weight",
+        "proposal_generator.rpn_head.anchor_deltas.weight": "rpn_head.rpn_reg.weight",
+        "roi_heads.box_head.2.conv1.norm.bias": "roi_head.bbox_head.2.shared_convs.0.bn.bias",
+        "roi_heads.box_head.0.fc1.weight": "roi_head.bbox_head.0.shared_fcs.0.weight",
+        "roi_heads.box_predictor.1.cls_score.weight": "roi_head.bbox_head.1.fc_cls.weight",
+        "roi_heads.box_predictor.1.bbox_pred.bias": "roi_head.bbox_head.1.fc_reg.bias",
+        "roi_heads.mask_head.mask_fcn2.weight": "roi_head.mask_head.convs.1.conv.weight",
+        "roi_heads.mask_head.deconv.weight": "roi_head.mask_head.upsample.weight",
+        "roi_heads.mask_head.predictor.bias": "roi_head.mask_head.conv_logits.bias",
+        "sem_seg_head.p2.0.weight": "semantic_head.conv_upsample_layers.0.conv.0.conv.weight",
+        "sem_seg_head.p5.4.norm.weight": "semantic_head.conv_upsample_layers.3.conv.2.bn.weight",
+    }.items():
+        assert torch.equal(there[other], state[own]), other
+    # All things together are the first class here and the last one there.
+    own, other = state["sem_seg_head.predictor.weight"], there["semantic_head.conv_logits.weight"]
+    assert torch.equal(other[-1], own[0]) and torch.equal(other[:-1], own[1:])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_text_is_the_configuration(name):
+    config = translated(configuration(name))
+    scope = {}
+    exec(config_text(config, name), scope)
+    assert {key: scope[key] for key in config} == config
+
+
+def test_values_that_the_recipes_share():
+    cfg = load_config("mask_rcnn_ResNeSt50_FPN", ["DATASETS.TEST", "('shapes_val',)"])
+    model = translated(cfg)["model"]
+    anchors = model["rpn_head"]["anchor_generator"]
+    assert anchors["base_sizes"] == [32, 64, 128, 256, 512] and anchors["scales"] == [1.0]
+    assert anchors["strides"] == [4, 8, 16, 32, 64]
+    assert model["roi_head"]["bbox_head"]["bbox_coder"]["target_stds"] == [0.1, 0.1, 0.2, 0.2]
+    assert model["roi_head"]["bbox_head"]["num_shared_convs"] == 4 and model["roi_head"]["mask_head"]["num_convs"] == 4
+    assert model["backbone"]["frozen_stages"] == 1 and model["backbone"]["stem_channels"] == 64
+    assert model["data_preprocessor"]["bgr_to_rgb"] and model["data_preprocessor"]["mean"] == [123.68, 116.779, 103.939]
+    assert model["test_cfg"]["rcnn"] == dict(
+        score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5)
+    deformable = load_config("cascade_mask_rcnn_ResNeSt269_FPN_dcn_3x", ["DATASETS.TEST", "('shapes_val',)"])
+    backbone = translated(deformable)["model"]["backbone"]
+    assert (backbone["depth"], backbone["stem_channels"]) == (269, 128)
+    assert backbone["dcn"] == dict(type="DCNv2", deform_groups=2) and backbone["stage_with_dcn"] == (False, True, True, True)
+
+
+def test_training_keys():
+    keys = ["INPUT.MIN_SIZE_TRAIN", "(96, 128)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.CROP.ENABLED", "True",
+            "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", "[90, 120]", "SOLVER.CLIP_GRADIENTS.ENABLED", "True",
+            "SOLVER.AMP.ENABLED", "True", "MODEL.RPN.BBOX_REG_LOSS_TYPE", "giou", "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", "0.5"]
+    config = translated(load_config(MASK, keys), num_processes=4)
+    loader = config["train_dataloader"]
+    assert loader["batch_size"] == 2
+    steps = {step["type"]: step for step in loader["dataset"]["pipeline"]}
+    assert steps["RandomCrop"]["crop_size"] == (120, 90)  # width first
+    assert list(steps["RandomChoiceResize"]["scales"]) == list(range(96, 129))
+    assert config["optim_wrapper"]["type"] == "AmpOptimWrapper"
+    assert config["optim_wrapper"]["clip_grad"] == dict(type="value", clip_value=1.0)
+    assert config["optim_wrapper"]["paramwise_cfg"] == dict(norm_decay_mult=0.0)
+    rpn, box = config["model"]["rpn_head"], config["model"]["roi_head"]["bbox_head"]
+    assert rpn["reg_decoded_bbox"] and rpn["loss_bbox"]["type"] == "GIoULoss"
+    assert box["loss_bbox"] == dict(type="SmoothL1Loss", beta=0.5, loss_weight=1.0)
+    with pytest.raises(UserError, match="SOLVER.IMS_PER_BATCH 8 cannot be divided among 3"):
+        translated(load_config(MASK), num_processes=3)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("MODEL.FPN.FUSE_TYPE", "avg"), ("MODEL.FPN.NORM", "FrozenBN"), ("MODEL.RPN.IN_FEATURES", "['p3', 'p4', 'p5', 'p6']"),
+    ("MODEL.ROI_HEADS.IN_FEATURES", "['p3', 'p4']"), ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", "True"),
+    ("MODEL.RPN.CONV_DIMS", "[-1, 32]"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", "[[16, 20], [32, 48], [64, 80], [128, 160], [256, 320]]"),
+    ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5], [1.0], [1.0], [1.0], [1.0]]"), ("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+    ("MODEL.RESNETS.DEEP_STEM", "False"), ("SOLVER.BIAS_LR_FACTOR", "2.0"), ("SOLVER.WEIGHT_DECAY_BIAS", "0.0"),
+    ("SOLVER.RESCALE_INTERVAL", "True"), ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+    ("INPUT.MIN_SIZE_TRAIN", "(0,)"),
+])
+def test_what_mmdetection_cannot_do_is_named(key, value):
+    with pytest.raises(UserError, match=f"{key} "):
+        translated(load_config(MASK, [key, value]))
+
+
+def test_norm_of_all_gradients_together_is_not_the_norm_of_each():
+    cfg = load_config(MASK, ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"])
+    with pytest.raises(UserError, match="SOLVER.CLIP_GRADIENTS.CLIP_TYPE 'norm'"):
+        translated(cfg)
+
+
+def test_panoptic_without_fusion_and_semantic_models_are_refused():
+    with pytest.raises(UserError, match="MODEL.PANOPTIC_FPN.COMBINE.ENABLED False"):
+        translated(load_config(PANOPTIC, ["MODEL.PANOPTIC_FPN.COMBINE.ENABLED", "False"]))
+    with pytest.raises(UserError, match="MODEL.META_ARCHITECTURE 'SemanticSegmentor'"):
+        translated(load_config("semantic_ResNeSt50_FPN", ["DATASETS.TEST", "('shapes_val_panoptic',)"]))
+
+
+def test_classes_in_another_order_are_refused(tmp_path, datasets):
+    content = json.loads((datasets / "shapes" / "annotations" / "instances_val.json").read_text())
+    content["categories"].reverse()
+    (tmp_path / "reversed.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r'reversed.json: MMDetection numbers classes in the order of the list "categories"'):
+        run("mask", tmp_path, "--weights", "x.pth", "--register", f"reversed={tmp_path}/reversed.json,{datasets}/shapes/val",
+            keys=["DATASETS.TEST", "('reversed',)"])
+
+
+def run(name: str, out, *flags: str, keys=()) -> None:
+    config_file, own_keys = MODELS[name]
+    to_mmdet.main(["--config-file", config_file, "--out", str(out), *flags, *SMALL, *own_keys, *keys])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A checkpoint of the model "mask"."""
+    model = assemble_model(configuration("mask"))
+    fill(model)
+    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
+    torch.save({"model": model.state_dict(), "iteration": 9}, path)
+    return path
+
+
+def test_tool_there_and_back(weights, tmp_path, capsys):
+    run("mask", tmp_path / "there", "--weights", str(weights))
+    checkpoint, config = (tmp_path / "there" / f"{MASK}{suffix}" for suffix in (".pth", ".py"))
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["meta"]["dataset_meta"]["classes"] == ("circle", "square", "triangle", "star")
+    scope = {}
+    exec(config.read_text(), scope)
+    assert scope["load_from"] == str(checkpoint) and "what is not the same" in capsys.readouterr().out
+
+    run("mask", tmp_path / "back", "--from", str(checkpoint))
+    back = torch.load(tmp_path / "back" / f"{MASK}.pth", weights_only=True)["model"]
+    state = torch.load(weights, weights_only=True)["model"]
+    assert set(back) == set(state) and all(torch.equal(back[key], state[key]) for key in state)
+
+    with pytest.raises(UserError, match=f"{MASK}.pth exists; add --overwrite"):
+        run("mask", tmp_path / "there", "--weights", str(weights))
+    run("mask", tmp_path / "there", "--weights", str(weights), "--overwrite")
+
+
+def test_without_training_data_there_is_no_training(weights, tmp_path, capsys):
+    run("mask", tmp_path, "--weights", str(weights), keys=["DATASETS.TRAIN", "('coco_2017_train',)"])
+    assert "without DATASETS.TRAIN the configuration can only be evaluated: dataset coco_2017_train" in capsys.readouterr().out
+    text = (tmp_path / f"{MASK}.py").read_text()
+    assert "\ntest_dataloader" in text and "\ntrain_dataloader" not in text and "\noptim_wrapper" not in text
+
+
+def test_checkpoints_that_do_not_fit(weights, tmp_path):
+    with pytest.raises(UserError, match=r"model_final.pth: they do not fit the model: .*\(5, 256\) in the file, \(5, 128\) in"):
+        run("mask", tmp_path, "--weights", str(weights), keys=["MODEL.ROI_BOX_HEAD.FC_DIM", "128"])
+    backbone = {key: value for key, value in torch.load(weights)["model"].items() if key.startswith("backbone.bottom_up.")}
+    torch.save(backbone, tmp_path / "backbone.pth")
+    with pytest.raises(UserError, match=r"backbone.pth: it has nothing for \d+ parameters .* is a whole detector"):
+        run("mask", tmp_path, "--weights", str(tmp_path / "backbone.pth"))
+    with pytest.raises(UserError, match="model_final.pth: not a checkpoint of an MMDetection detector: .*backbone.stem.0.weight"):
+        run("mask", tmp_path, "--from", str(weights))
+    assert not list(tmp_path.glob("*.py"))
+
+
+def test_parts_of_mmdetection_that_have_no_counterpart(weights):
+    there = to_mmdet_names(torch.load(weights)["model"])
+    head = there["roi_head.mask_head.conv_logits.bias"]
+    with pytest.raises(UserError, match="roi_head.mask_head.0.conv_logits.bias has no name .* one of several mask heads"):
+        from_mmdet_names({**there, "roi_head.mask_head.0.conv_logits.bias": head})
+    with pytest.raises(UserError, match="bbox_head.cls_convs.0.conv.weight has no name in Detectron2"):
+        from_mmdet_names({**there, "roi_head.bbox_head.cls_convs.0.conv.weight": head})

@@ -1,0 +1,153 @@
+"""Models that were translated to MMDetection detect the same there.
+
+Their parameters are not trained but filled so that a hundred detections an image have scores all over (0, 1); what is true in the
+images is what the built-in detector finds, so that average precision is high where the translation finds the same.
+"""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.mmdet
+pytest.importorskip("mmdet")
+
+from golden.fill import fill  # noqa: E402
+from mmdet_agreement import matched, own_results, panoptic_figures, same_pixels, their_results  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+from mmengine.runner import Runner  # noqa: E402
+
+from resnest_det.data.catalog import get_dataset, register_coco  # noqa: E402
+from resnest_det.data.shapes import write_shapes  # noqa: E402
+from resnest_det.engine.build_model import assemble_model  # noqa: E402
+from resnest_det.engine.config import config_folder, load_config  # noqa: E402
+from resnest_det.evaluation.coco import COCOEvaluator, detections_to_coco  # noqa: E402
+
+_spec = importlib.util.spec_from_file_location("to_mmdet", config_folder().parent / "tools" / "to_mmdet.py")
+to_mmdet = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(to_mmdet)
+
+# The longer side of some images is what limits their size.
+TINY = [
+    "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TEST", "100", "INPUT.MAX_SIZE_TEST", "118",
+    "MODEL.RESNETS.WIDTH_PER_GROUP", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "32",
+]
+MASK, PANOPTIC = "mask_rcnn_ResNeSt14_FPN_shapes", "panoptic_ResNeSt14_FPN_shapes"
+CASCADE = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
+MODELS = {
+    "faster": (MASK, ["MODEL.MASK_ON", "False"]),
+    "mask": (MASK, []),
+    "cascade": (MASK, [*CASCADE, "MODEL.MASK_ON", "False"]),
+    "cascade mask, deformable": ("cascade_mask_rcnn_ResNeSt14_FPN_dcn_shapes", []),
+    "panoptic": (PANOPTIC, []),
+    "panoptic cascade": (PANOPTIC, CASCADE),
+    # Every way to say anchors, boxes, norms and images that the recipes do not use.
+    "mask, otherwise": (MASK, [
+        "MODEL.ANCHOR_GENERATOR.SIZES", "[[12, 18], [24, 36], [48, 72], [96, 144]]", "MODEL.ANCHOR_GENERATOR.OFFSET", "0.5",
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.4, 1.5]]", "MODEL.RPN.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']",
+        "MODEL.ROI_HEADS.IN_FEATURES", "['p2', 'p3', 'p4']", "MODEL.RPN.CONV_DIMS", "[-1, -1]",
+        "MODEL.RPN.BBOX_REG_WEIGHTS", "(1.0, 2.0, 0.5, 1.0)", "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", "4",
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "(8.0, 7.0, 6.0, 5.0)", "MODEL.ROI_BOX_HEAD.NUM_FC", "2",
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "5", "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", "2",
+        "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "True", "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "GN",
+        "MODEL.ROI_BOX_HEAD.NORM", "", "MODEL.ROI_MASK_HEAD.NORM", "GN", "INPUT.FORMAT", "BGR", "INPUT.MIN_SIZE_TEST", "0",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.2", "MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.4", "TEST.DETECTIONS_PER_IMAGE", "30"]),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def datasets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("datasets")
+    write_shapes(folder / "shapes", {"train": 2, "val": 6})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(folder))
+        yield folder
+
+
+def register_found(own: list[dict], name: str, folder, datasets) -> list[str]:
+    """A data set `name` whose truth is the best detections in the images of shapes_val; keys for a configuration to use it."""
+    truth = json.loads((datasets / "shapes" / "annotations" / "instances_val.json").read_text())
+    ids = {index: category["id"] for index, category in enumerate(truth["categories"])}
+    annotations = []
+    for result in own:
+        best = {key: value[:15] for key, value in result.items() if isinstance(value, torch.Tensor)}
+        annotations += detections_to_coco(best, result["sample"]["image_id"], ids, with_masks="masks" in best)
+    for number, annotation in enumerate(annotations, start=1):
+        width, height = annotation["bbox"][2:]
+        annotation.update(id=number, iscrowd=0, area=width * height)
+        if "segmentation" in annotation:
+            annotation["segmentation"]["counts"] = str(annotation["segmentation"]["counts"])
+    path = folder / "found.json"
+    path.write_text(json.dumps({**truth, "annotations": annotations}))
+    register_coco(name, str(path), str(datasets / "shapes" / "val"))
+    return ["DATASETS.TEST", f"('{name}',)"]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request, datasets, tmp_path_factory):
+    """(kind, configuration here, configuration file there, results here, results there)"""
+    kind, out = request.param, tmp_path_factory.mktemp("translated")
+    config_file, keys = MODELS[kind]
+    weights = out / "filled.pth"
+    keys = [*TINY, *keys, "MODEL.WEIGHTS", str(weights)]
+    cfg = load_config(config_file, keys)
+    model = assemble_model(cfg)
+    fill(model)
+    torch.save({"model": model.state_dict()}, weights)
+    own = own_results(cfg)
+    if not kind.startswith("panoptic"):
+        keys += register_found(own, f"found_{out.name}", out, datasets)
+        cfg = load_config(config_file, keys)
+    to_mmdet.main(["--config-file", config_file, "--weights", str(weights), "--out", str(out), *keys])
+    written = out / f"{config_file}.py"
+    return kind, cfg, written, own, their_results(written, written.with_suffix(".pth"))
+
+
+def test_images_are_the_same(pair):
+    _, cfg, _, own, their = pair
+    assert same_pixels(own, their, rgb=cfg.INPUT.FORMAT == "RGB") == 0
+
+
+def test_detections_are_the_same(pair):
+    kind, _, _, own, their = pair
+    # Worse detections than these are no part of a panoptic map.
+    least = 0.5 if kind.startswith("panoptic") else 0.3
+    for one, other in ((own, their), (their, own)):
+        count, found = matched(one, other, least)
+        assert count > 50 and found >= 0.99 * count, (count, found)
+
+
+def test_panoptic_maps_are_the_same(pair):
+    kind, cfg, _, own, their = pair
+    if not kind.startswith("panoptic"):
+        return
+    for one, other in zip(own, their):
+        (ids, listed), (other_ids, other_listed) = one["panoptic_seg"], other["panoptic_seg"]
+        assert sorted((s["isthing"], s["category_id"]) for s in listed) == sorted(
+            (s["isthing"], s["category_id"]) for s in other_listed) and len(listed) > 1
+        classes, other_classes = (
+            torch.tensor([-1, *(s["category_id"] + 100 * s["isthing"] for s in segments)])[values.long()]
+            for values, segments in ((ids, listed), (other_ids, other_listed)))
+        assert (classes != other_classes).float().mean() < 1e-3
+    expected, actual = (panoptic_figures(results, cfg.DATASETS.TEST[0]) for results in (own, their))
+    for figure in ("PQ", "SQ", "RQ", "PQ_th", "PQ_st"):
+        assert actual[figure] == pytest.approx(expected[figure], abs=0.2), figure
+
+
+def test_figures_are_the_same(pair, tmp_path):
+    """As MMDetection's tools/test.py evaluates."""
+    kind, cfg, written, own, _ = pair
+    if kind.startswith("panoptic"):
+        return
+    evaluator = COCOEvaluator(get_dataset(cfg.DATASETS.TEST[0]), ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",))
+    for result in own:
+        evaluator.process([result["sample"]], [result])
+    expected = evaluator.evaluate()
+    config = Config.fromfile(written)
+    config.work_dir = str(tmp_path)
+    actual = Runner.from_cfg(config).test()
+    for task in expected:
+        assert expected[task]["AP"] > 50
+        for figure, theirs in (("AP", "mAP"), ("AP50", "mAP_50"), ("AP75", "mAP_75")):
+            assert 100 * actual[f"coco/{task}_{theirs}"] == pytest.approx(expected[task][figure], abs=0.2), (task, figure)
