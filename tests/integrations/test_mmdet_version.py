@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+from importlib.machinery import PathFinder
 
 import pytest
 
@@ -20,7 +21,7 @@ def install(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec",
-                        lambda name, *rest: None if name in names and not (tmp_path / name).exists() else find_spec(name, *rest))
+                        lambda name, *rest: PathFinder.find_spec(name, [str(tmp_path)]) if name in names else find_spec(name, *rest))
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def write(operators="", **versions):
