@@ -17,7 +17,7 @@ from mmengine.runner.checkpoint import get_state_dict, load_state_dict  # noqa: 
 from torch import nn  # noqa: E402
 
 from resnest_det.backbone.catalog import VARIANTS  # noqa: E402
-from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, STEM_WIDTH  # noqa: E402
+from resnest_det.backbone.resnest import BLOCKS_PER_STAGE  # noqa: E402
 from resnest_det.backbone.variants import create_model  # noqa: E402
 from resnest_det.backbone.weights import load_weights  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
@@ -33,14 +33,15 @@ def filled(backbone: nn.Module) -> nn.Module:
     with torch.no_grad():
         for name, value in get_state_dict(backbone).items():
             if name.endswith(("bn3.weight", "gn3.weight")):
-                value.mul_(0.3)  # or some hundred residual blocks would add up to large numbers
+                value.mul_(0.1)  # or gradients would grow block by block, and errors with them
     return backbone
 
 
 def both(arguments: dict) -> tuple[nn.Module, nn.Module]:
     """MMDetection's backbone with filled weights, and this one with the same, in double precision.
 
-    In single precision a value next to zero may fall on the other side of a ReLU, which moves gradients by percents.
+    In single precision a value next to zero may fall on the other side of a ReLU, which moves gradients by percents; and of two
+    images alone batch norm inside split attention would multiply differences.
     """
     theirs = filled(MMDetResNeSt(**copy.deepcopy(arguments))).double()
     ours = MODELS.build(dict(type="ResNeStDet", **arguments)).double()
@@ -48,17 +49,33 @@ def both(arguments: dict) -> tuple[nn.Module, nn.Module]:
     return theirs, ours
 
 
-def image(batch: int = 2, height: int = 64, width: int = 80) -> torch.Tensor:
+def image(batch: int = 2, height: int = 48, width: int = 64) -> torch.Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-DEPTHS = [dict(depth=depth, stem_channels=2 * STEM_WIDTH[depth]) for depth in (50, 101, 152, 200)]
+def outputs_and_gradients(backbone: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    backbone.zero_grad()
+    x = x.clone().requires_grad_()
+    maps = backbone(x)
+    sum((each * torch.linspace(-1, 1, each.numel(), dtype=each.dtype).view_as(each)).sum() for each in maps).backward()
+    gradients = {name: value.grad for name, value in backbone.state_dict(keep_vars=True).items() if value.requires_grad}
+    return {"image": x.grad, **{f"map {index}": each for index, each in enumerate(maps)}, **gradients}
+
+
+DEPTHS = [
+    dict(depth=50, stem_channels=64),
+    dict(depth=101, stem_channels=128),
+    dict(depth=152, stem_channels=128, base_channels=32),
+    dict(depth=200, stem_channels=128, base_channels=32),
+]
+DEEP_DCN = dict(dcn=dict(type="DCNv2", deform_groups=1), stage_with_dcn=(False, False, False, True), base_channels=16)
 OTHERS = [
-    dict(depth=50, dcn=dict(type="DCN", deform_groups=1, fallback_on_stride=False), stage_with_dcn=DCN_STAGES),
-    dict(depth=50, dcn=dict(type="DCNv2", deform_groups=1), stage_with_dcn=DCN_STAGES),
-    dict(depth=101, stem_channels=128, dcn=dict(type="DCNv2", deform_groups=1), stage_with_dcn=DCN_STAGES),
+    dict(depth=50, dcn=dict(type="DCN", deform_groups=1, fallback_on_stride=False), stage_with_dcn=DCN_STAGES,
+         base_channels=32),
+    dict(depth=50, dcn=dict(type="DCNv2", deform_groups=1), stage_with_dcn=DCN_STAGES, base_channels=32),
+    *(dict(depth=depth, **DEEP_DCN) for depth in (101, 152, 200)),
     dict(depth=50, radix=1, base_channels=32),
-    dict(depth=50, radix=4, groups=2, base_width=40, base_channels=64),
+    dict(depth=50, radix=4, groups=2, base_width=40),
     dict(depth=50, reduction_factor=2, avg_down_stride=False, base_channels=32),
     dict(depth=50, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), base_channels=32),
     dict(depth=50, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), base_channels=32, out_indices=(3,)),
@@ -72,21 +89,18 @@ def test_equals_mmdetections_own(arguments):
     """1e-5 of the largest value: in double precision the rest is the order of sums."""
     theirs, ours = both(arguments | dict(norm_eval=False))
     assert list(ours.state_dict()) == list(get_state_dict(ours)) and set(ours.state_dict()) == set(theirs.state_dict())
-    for mode in (True, False):
-        found = []
-        for backbone in (theirs, ours):
-            backbone.train(mode).zero_grad()
-            x = image().requires_grad_()
-            maps = backbone(x)
-            sum((each * torch.linspace(-1, 1, each.numel(), dtype=each.dtype).view_as(each)).sum() for each in maps).backward()
-            gradients = {name: value.grad for name, value in backbone.state_dict(keep_vars=True).items() if value.grad is not None}
-            found.append([*maps, x.grad, *(gradients[name] for name in sorted(gradients))])
-        assert len(found[0]) == len(found[1]) > len(list(theirs.parameters()))
-        for expected, own in zip(*found):
-            assert (own - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1e-3)
+    # mmcv's operator wants maps of at least 3x3. It rounds positions to single precision, of doubles too, and reads beyond a map
+    # whose border is nearer than that: with more of them in deep networks that happens here and there.
+    x = image(4, 96, 96) if "dcn" in arguments else image(4, 32, 32)
+    for training in (True, False):
+        expected, found = (outputs_and_gradients(backbone.train(training) or backbone, x) for backbone in (theirs, ours))
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            # A bias before a norm has no gradient but rounding errors of the size of those of its layer's weight.
+            scale = max(each.abs().max() for each in (value, expected.get(name.replace("bias", "weight"), value)))
+            assert (found[name] - value).abs().max() <= 1e-5 * scale, name
     # What training left in the running statistics, too.
-    for name, value in theirs.state_dict().items():
-        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close({name: ours.state_dict()[name] for name in theirs.state_dict()}, dict(theirs.state_dict()))
 
 
 @pytest.mark.parametrize("variant", [each for each in VARIANTS.values()], ids=lambda variant: variant.name)
@@ -107,39 +121,34 @@ def test_whole_family(variant):
                 torch.testing.assert_close(own, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("norm_cfg", [dict(type="GN", num_groups=8), dict(type="SyncBN", requires_grad=False), dict(type="LN2d")],
-                         ids=lambda norm_cfg: norm_cfg["type"])
+@pytest.mark.parametrize("norm_cfg", [dict(type="GN", num_groups=8), dict(type="SyncBN", requires_grad=False)], ids=str)
 def test_norms_of_mmcv(norm_cfg):
-    if norm_cfg["type"] == "LN2d":
-        from mmcv.cnn.bricks.registry import MODELS as LAYERS  # noqa: N811
-
-        if LAYERS.get("LN2d") is None:
-            pytest.skip("this MMDetection registers no LN2d")
     theirs = filled(MMDetResNeSt(depth=50, base_channels=32, norm_cfg=norm_cfg))
     ours = ResNeStDet(depth=50, base_channels=32, norm_cfg=norm_cfg)
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    assert [p.requires_grad for p in ours.parameters()].count(False) == [p.requires_grad for p in theirs.parameters()].count(False)
+    learned = [{name for name, value in backbone.state_dict(keep_vars=True).items() if value.requires_grad}
+               for backbone in (theirs, ours)]
+    assert learned[0] == learned[1]
     if norm_cfg["type"] == "SyncBN":
-        theirs, ours = revert_sync_batchnorm(theirs), revert_sync_batchnorm(ours)
-        for expected, own in zip(theirs.eval()(image().float()), ours.eval()(image().float())):
+        theirs, ours = (revert_sync_batchnorm(backbone) for backbone in (theirs, ours))
+        theirs.eval(), ours.eval()
+        for expected, own in zip(theirs(image().float()), ours(image().float())):
             torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_frozen_stages_and_norm_eval_as_mmdetection_has_them():
     for arguments in (dict(frozen_stages=-1), dict(frozen_stages=0), dict(frozen_stages=2), dict(frozen_stages=4, norm_eval=True)):
         arguments = dict(depth=50, base_channels=32, norm_eval=False) | arguments
-        theirs, ours = MMDetResNeSt(**arguments), ResNeStDet(**arguments)
+        theirs, ours = MMDetResNeSt(**arguments).double(), ResNeStDet(**arguments).double()
         for backbone in (theirs, ours):
             backbone.train()
         trained = [{name for name, value in backbone.state_dict(keep_vars=True).items() if value.requires_grad}
                    for backbone in (theirs, ours)]
         assert trained[0] == trained[1]
         if arguments["frozen_stages"] < 4:
-            x = filled(theirs) and image().float()
-            ours.load_state_dict(theirs.state_dict())
-            theirs(x), ours(x)
-            for name, value in theirs.state_dict().items():
-                torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+            ours.load_state_dict(filled(theirs).state_dict())
+            theirs(image()), ours(image())
+            torch.testing.assert_close(ours.state_dict(), dict(theirs.state_dict()), check_stride=False)
 
 
 def test_recomputed_stages_have_the_same_gradients():
@@ -226,7 +235,7 @@ def test_weights_that_do_not_fit(tmp_path):
     with pytest.raises(UserError, match=r"open-mmlab://resnest51; of ResNeSt it knows resnest50"):
         ResNeStDet(**SMALL, init_cfg=dict(type="Pretrained", checkpoint="open-mmlab://resnest51")).init_weights()
     wide = nn.ModuleDict(dict(backbone=ResNeStDet(**(SMALL | dict(base_channels=32)))))
-    with pytest.raises(UserError, match=r"checkpoint's backbone\.layer1\.0\.conv1\.weight \(32, 16, 1, 1\) does not fit"):
+    with pytest.raises(UserError, match=r"checkpoint's backbone\.layer1\.0\..* \(128, 16, 1, 1\) does not fit .* \(64, 16, 1, 1\)"):
         load_state_dict(nn.ModuleDict(dict(backbone=ResNeStDet(**SMALL))), wide.state_dict())
 
 
