@@ -2,10 +2,13 @@
 
     python tests/evaluation/measure_panoptic_speed.py --images 5000 --processes 2 FOLDER
 
-The files are generated in FOLDER on the first run, which takes some minutes, and used again on later ones.
+The files are generated in FOLDER on the first run, which takes some minutes, and used again on later ones. Where the panoptic API
+(github.com/cocodataset/panopticapi) can be imported, its own loop in one process is measured too.
 """
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import os
 import time
@@ -100,6 +103,20 @@ def direct_loop(folder):
     return total / classes
 
 
+def panoptic_api_loop(folder):
+    """Mean PQ by the panoptic API, in one process."""
+    from panopticapi.evaluation import pq_compute_single_core
+
+    contents = []
+    for name in ("truth", "prediction"):
+        with open(f"{folder}/{name}.json") as file:
+            contents.append(json.load(file)["annotations"])
+    categories = {category["id"]: category for category in CATEGORIES}
+    with contextlib.redirect_stdout(None):
+        counts = pq_compute_single_core(0, list(zip(*contents)), f"{folder}/truth", f"{folder}/prediction", categories)
+    return float(counts.pq_average(categories, isthing=None)[0]["pq"])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER")
@@ -109,15 +126,24 @@ def main():
     folder = options.folder
     if not os.path.exists(f"{folder}/prediction.json"):
         generate(folder, options.images, options.processes)
-    seconds = []
-    for name, count in ((f"{options.processes} processes", lambda: panoptic_quality(
+    processes, direct = f"{options.processes} processes", "direct loop"
+    contenders = {
+        processes: lambda: panoptic_quality(
             f"{folder}/truth.json", f"{folder}/truth", f"{folder}/prediction.json", f"{folder}/prediction",
-            options.processes)["All"]["pq"]), ("direct loop", partial(direct_loop, folder))):
+            options.processes)["All"]["pq"],
+        direct: partial(direct_loop, folder),
+    }
+    if importlib.util.find_spec("panopticapi"):
+        contenders["panoptic API, one process"] = partial(panoptic_api_loop, folder)
+    seconds = {}
+    for name, count in contenders.items():
         start, cpu = time.perf_counter(), sum(os.times()[:4])
         quality = count()
-        seconds.append(time.perf_counter() - start)
-        print(f"{name}: {seconds[-1]:.1f} s, of CPU {sum(os.times()[:4]) - cpu:.1f} s, PQ {100 * quality!r}", flush=True)
-    print(f"ratio {seconds[0] / seconds[1]:.2f}; load {os.getloadavg()[0]:.1f}")
+        seconds[name] = time.perf_counter() - start
+        print(f"{name}: {seconds[name]:.1f} s, of CPU {sum(os.times()[:4]) - cpu:.1f} s, PQ {100 * quality!r}", flush=True)
+    for name in list(contenders)[1:]:
+        print(f"{processes} take {seconds[processes] / seconds[name]:.2f} of the time of {name}")
+    print(f"load {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
