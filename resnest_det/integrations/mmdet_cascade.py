@@ -16,9 +16,10 @@ class Detectron2CascadeRoIHead(CascadeRoIHead):
     """MMDetection's cascade with the scores, the mask head and the gradients of Detectron2's.
 
     A score is the mean of the stages' probabilities; MMDetection's own head takes the probability of the mean of their logits.
-    One mask head learns in the regions of the first stage and predicts in the boxes of the last; there, each stage has one. The
-    features of regions get the mean of the stages' gradients, so that `stage_loss_weights` are to be 1. Arguments are those of
-    `CascadeRoIHead`, with one `mask_roi_extractor` and one `mask_head`, and box heads that are class-agnostic.
+    One mask head learns in the regions of the first stage and predicts in the boxes of the last; there, each stage has one. True
+    boxes among the regions are refined from stage to stage like the others, so that only the first stage's sampler is to add
+    them. The features of regions get the mean of the stages' gradients, so that `stage_loss_weights` are to be 1. Arguments are
+    those of `CascadeRoIHead`, with one `mask_roi_extractor` and one `mask_head`, and box heads that are class-agnostic.
     """
 
     init_mask_head = StandardRoIHead.init_mask_head
@@ -32,6 +33,12 @@ class Detectron2CascadeRoIHead(CascadeRoIHead):
             features.register_hook(lambda gradient: gradient / self.num_stages)
         logits, deltas = self.bbox_head[stage](features)
         return dict(cls_score=logits, bbox_pred=deltas, bbox_feats=features)
+
+    def bbox_loss(self, stage: int, x: tuple[Tensor], sampling_results: list) -> dict:
+        for result in sampling_results:
+            # What bears this mark does not go into the next stage.
+            result.pos_is_gt = torch.zeros_like(result.pos_is_gt)
+        return super().bbox_loss(stage, x, sampling_results)
 
     def mask_loss(self, stage: int, x: tuple[Tensor], sampling_results: list, batch_gt_instances: list) -> dict:
         if stage > 0:

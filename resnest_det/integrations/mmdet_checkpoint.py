@@ -6,7 +6,7 @@
 | pyramid | `backbone.fpn_lateral2`, `backbone.fpn_output2` | `neck.lateral_convs.0`, `neck.fpn_convs.0` |
 | proposals | `proposal_generator.rpn_head.objectness_logits` | `rpn_head.rpn_cls` |
 | box head | `roi_heads.box_head.fc1`, `roi_heads.box_predictor.cls_score` | `roi_head.bbox_head.shared_fcs.0`, `.fc_cls` |
-| mask head | `roi_heads.mask_head.mask_fcn1`, `.deconv`, `.predictor` | `roi_head.mask_head.convs.0`, `.upsample`, `.conv_logits` |
+| mask head | `roi_heads.mask_head.mask_fcn1`, `.predictor` | `roi_head.mask_head.convs.0`, `.conv_logits` |
 | semantic head | `sem_seg_head.p3.0`, `.predictor` | `semantic_head.conv_upsample_layers.1.conv.0`, `.conv_logits` |
 
 The order of classes is the same but in the semantic head, whose class of all things together is the first here, the last there.

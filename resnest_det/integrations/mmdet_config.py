@@ -21,8 +21,8 @@ what is not the same in MMDetection, and why:
   - A box may shrink by at most a factor of 62.5 in one step there, here by any; neither grows by more.
   - Boxes without area at the border of an image are detections there, and dropped here.
   - An image of greyscale and alpha (PNG mode LA) is laid on grey there, here its alpha is ignored.
-  - A panoptic model gives only the panoptic map there, neither boxes nor masks, so that box AP is not evaluated; PQ is, by
-    the package panopticapi, which MMDetection wants installed.
+  - A panoptic model gives only the panoptic map there, neither boxes nor masks, so that box AP is not evaluated. Counting PQ, and
+    training, want the package panopticapi, which is no dependency of MMDetection.
   - A cascade is the head Detectron2CascadeRoIHead of this package: MMDetection's own averages logits over the stages rather than
     probabilities, which gives other scores, and has a mask head for each stage.
 training, where the losses follow other paths:
@@ -31,9 +31,9 @@ training, where the losses follow other paths:
   - Mask targets are cut from bitmaps, also where INPUT.MASK_FORMAT is polygon: MMDetection leaves out every object with a
     run-length mask if it reads polygons.
   - The semantic loss is taken at a quarter of the image's size, against every fourth label.
-  - The later stages of a cascade see the true boxes themselves, here what the stage before made of them.
   - Objects narrower or lower than a pixel train nothing, and things of a panoptic data set are the segments of its PNG files.
-  - While WarmupCosineLR warms up, the rate is the product of the warm-up and the cosine.
+  - While WarmupCosineLR warms up, the rate is the product of the warm-up and the cosine; with SOLVER.BASE_LR_END above 0 it
+    stays a trace higher afterwards.
 """
 
 _HEADER = "# {title}, written by tools/to_mmdet.py. Nothing is below it; paths are those of the machine it was written on.\n"
@@ -145,13 +145,15 @@ def _check(cfg: CfgNode) -> None:
             value = value[name]
         if value not in allowed:
             raise _untranslatable(key, value, "supported: " + ", ".join(repr(choice) for choice in allowed))
-    rpn, norm = cfg.MODEL.RPN, cfg.MODEL.RESNETS
+    rpn, resnets = cfg.MODEL.RPN, cfg.MODEL.RESNETS
     if len({rpn.CONV_DIMS[0] if size == -1 and i else size for i, size in enumerate(rpn.CONV_DIMS)}) != 1:
         raise _untranslatable("MODEL.RPN.CONV_DIMS", rpn.CONV_DIMS, "its convolutions have all the same number of channels")
-    if (norm.RES4_DILATION, norm.RES5_DILATION) != (1, 1):
-        raise _untranslatable("MODEL.RESNETS.RES5_DILATION", norm.RES5_DILATION, "a pyramid needs 1")
-    if norm.RES2_OUT_CHANNELS != 4 * norm.WIDTH_PER_GROUP * (1 if _is_resnest(cfg) else norm.NUM_GROUPS):
-        raise _untranslatable("MODEL.RESNETS.RES2_OUT_CHANNELS", norm.RES2_OUT_CHANNELS, "it is four times WIDTH_PER_GROUP")
+    if (resnets.RES4_DILATION, resnets.RES5_DILATION) != (1, 1):
+        raise _untranslatable("MODEL.RESNETS.RES5_DILATION", resnets.RES5_DILATION, "a pyramid needs 1")
+    width = _group_width(cfg)
+    if resnets.RES2_OUT_CHANNELS % 4 or (resnets.NUM_GROUPS == 1 and resnets.RES2_OUT_CHANNELS != 4 * width):
+        raise _untranslatable("MODEL.RESNETS.RES2_OUT_CHANNELS", resnets.RES2_OUT_CHANNELS,
+                              f"of a bottleneck of {width} channels (WIDTH_PER_GROUP) it is four times as many")
 
 
 def _untranslatable(key: str, value, why: str) -> UserError:
@@ -160,6 +162,12 @@ def _untranslatable(key: str, value, why: str) -> UserError:
 
 def _is_resnest(cfg: CfgNode) -> bool:
     return cfg.MODEL.BACKBONE.NAME == "build_resnest_fpn_backbone"
+
+
+def _group_width(cfg: CfgNode) -> int:
+    """Channels between the 1x1 convolutions of res2, of one group."""
+    arguments = resnest_arguments(cfg)
+    return int(arguments["bottleneck_channels"] * arguments["bottleneck_width"] / 64)
 
 
 def _model(cfg: CfgNode) -> dict:
@@ -217,7 +225,7 @@ def _backbone(cfg: CfgNode) -> dict:
     resnets, arguments = cfg.MODEL.RESNETS, resnest_arguments(cfg)
     shared = dict(
         depth=resnets.DEPTH,
-        base_channels=resnets.WIDTH_PER_GROUP,
+        base_channels=resnets.RES2_OUT_CHANNELS // 4,
         stem_channels=2 * arguments["stem_width"],
         num_stages=4,
         out_indices=(0, 1, 2, 3),
@@ -230,7 +238,7 @@ def _backbone(cfg: CfgNode) -> dict:
     if not _is_resnest(cfg):
         return dict(type="ResNet", **shared)
     backbone = dict(
-        type="ResNeStDet", **shared, groups=resnets.NUM_GROUPS, base_width=resnets.BOTTLENECK_WIDTH, radix=resnets.RADIX,
+        type="ResNeStDet", **shared, groups=resnets.NUM_GROUPS, base_width=_group_width(cfg), radix=resnets.RADIX,
         avg_down_stride=resnets.AVD, avd_first=resnets.AVD_FIRST)
     if any(resnets.DEFORM_ON_PER_STAGE):
         backbone["dcn"] = dict(type="DCNv2" if resnets.DEFORM_MODULATED else "DCN", deform_groups=resnets.DEFORM_NUM_GROUPS)
@@ -288,20 +296,22 @@ def _standard_roi_head(cfg: CfgNode) -> tuple[dict, dict]:
     """The heads on regions, and how they train."""
     box = cfg.MODEL.ROI_BOX_HEAD
     head = dict(type="StandardRoIHead", bbox_roi_extractor=_extractor(cfg, box), bbox_head=_box_head(cfg, box.BBOX_REG_WEIGHTS))
-    training = _region_training(cfg, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0], cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION)
+    heads = cfg.MODEL.ROI_HEADS
+    training = _region_training(cfg, heads.IOU_THRESHOLDS[0], heads.POSITIVE_FRACTION, heads.PROPOSAL_APPEND_GT)
     return head | _mask_branch(cfg), training
 
 
 def _cascade_roi_head(cfg: CfgNode) -> tuple[dict, list[dict]]:
-    cascade, fraction = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION
+    cascade, heads = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.ROI_HEADS
     stages = len(cascade.IOUS)
     head = dict(
         type="Detectron2CascadeRoIHead", num_stages=stages, stage_loss_weights=[1.0] * stages,
         bbox_roi_extractor=_extractor(cfg, cfg.MODEL.ROI_BOX_HEAD),
         bbox_head=[_box_head(cfg, weights) for weights in cascade.BBOX_REG_WEIGHTS])
-    # After the first stage no region is left out.
-    training = [_region_training(cfg, iou, 1.0 if stage else fraction) for stage, iou in enumerate(cascade.IOUS)]
-    return head | _mask_branch(cfg), training
+    # After the first stage no region is left out, and none is added.
+    first, *later = cascade.IOUS
+    training = [_region_training(cfg, first, heads.POSITIVE_FRACTION, heads.PROPOSAL_APPEND_GT)]
+    return head | _mask_branch(cfg), training + [_region_training(cfg, iou, 1.0, False) for iou in later]
 
 
 def _extractor(cfg: CfgNode, section: CfgNode) -> dict:
@@ -357,12 +367,11 @@ def _rpn_training(cfg: CfgNode) -> dict:
         allowed_border=rpn.BOUNDARY_THRESH, pos_weight=-1, debug=False)
 
 
-def _region_training(cfg: CfgNode, iou: float, fraction: float) -> dict:
-    heads, mask = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_MASK_HEAD
+def _region_training(cfg: CfgNode, iou: float, fraction: float, add_true_boxes: bool) -> dict:
     return dict(
         assigner=_assigner(iou, iou, min_pos_iou=iou, match_low_quality=False),
-        sampler=_sampler(heads.BATCH_SIZE_PER_IMAGE, fraction, add_gt_as_proposals=heads.PROPOSAL_APPEND_GT),
-        mask_size=2 * mask.POOLER_RESOLUTION, pos_weight=-1, debug=False)
+        sampler=_sampler(cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, fraction, add_gt_as_proposals=add_true_boxes),
+        mask_size=2 * cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION, pos_weight=-1, debug=False)
 
 
 def _assigner(positive: float, negative: float, *, min_pos_iou: float, match_low_quality: bool) -> dict:

@@ -157,8 +157,8 @@ def schedule_config(cfg: CfgNode) -> dict:
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
         if clip.CLIP_TYPE != "value":
-            raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r} cannot be translated to MMDetection, which clips "
-                            "the norm of all gradients together; supported: 'value'")
+            raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r} cannot be translated to MMDetection, which "
+                            "clips the norm of all gradients together; supported: 'value'")
         config["optim_wrapper"]["clip_grad"] = dict(type="value", clip_value=clip.CLIP_VALUE)
     return config
 
@@ -203,7 +203,7 @@ def runtime_config(cfg: CfgNode, checkpoint: str) -> dict:
         log_level="INFO",
         load_from=checkpoint,
         resume=False,
-        work_dir=cfg.OUTPUT_DIR,
+        work_dir=os.path.join("work_dirs", os.path.splitext(os.path.basename(checkpoint))[0]),
     )
     if cfg.SEED >= 0:
         config["randomness"] = dict(seed=cfg.SEED)

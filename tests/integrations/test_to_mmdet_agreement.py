@@ -1,4 +1,4 @@
-"""Models that were translated to MMDetection detect the same there.
+"""Models that were translated to MMDetection detect the same there, and train.
 
 Their parameters are not trained but filled so that a hundred detections an image have scores all over (0, 1); what is true in the
 images is what the built-in detector finds, so that average precision is high where the translation finds the same.
@@ -16,13 +16,17 @@ pytest.importorskip("mmdet")
 from golden.fill import fill  # noqa: E402
 from mmdet_agreement import matched, own_results, panoptic_figures, same_pixels, their_results  # noqa: E402
 from mmengine.config import Config  # noqa: E402
+from mmengine.optim import OptimWrapper  # noqa: E402
+from mmengine.registry import PARAM_SCHEDULERS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 from resnest_det.data.catalog import get_dataset, register_coco  # noqa: E402
 from resnest_det.data.shapes import write_shapes  # noqa: E402
 from resnest_det.engine.build_model import assemble_model  # noqa: E402
+from resnest_det.engine.build_solver import build_lr_scheduler  # noqa: E402
 from resnest_det.engine.config import config_folder, load_config  # noqa: E402
 from resnest_det.evaluation.coco import COCOEvaluator, detections_to_coco  # noqa: E402
+from resnest_det.integrations.mmdet_schedule import schedule_config  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location("to_mmdet", config_folder().parent / "tools" / "to_mmdet.py")
 to_mmdet = importlib.util.module_from_spec(_spec)
@@ -42,7 +46,7 @@ MODELS = {
     "cascade mask, deformable": ("cascade_mask_rcnn_ResNeSt14_FPN_dcn_shapes", []),
     "panoptic": (PANOPTIC, []),
     "panoptic cascade": (PANOPTIC, CASCADE),
-    # Every way to say anchors, boxes, norms and images that the recipes do not use.
+    # What the recipes do not use of anchors, boxes, norms, images and backbones.
     "mask, otherwise": (MASK, [
         "MODEL.ANCHOR_GENERATOR.SIZES", "[[12, 18], [24, 36], [48, 72], [96, 144]]", "MODEL.ANCHOR_GENERATOR.OFFSET", "0.5",
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.4, 1.5]]", "MODEL.RPN.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']",
@@ -52,6 +56,7 @@ MODELS = {
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "5", "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", "2",
         "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "True", "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "GN",
         "MODEL.ROI_BOX_HEAD.NORM", "", "MODEL.ROI_MASK_HEAD.NORM", "GN", "INPUT.FORMAT", "BGR", "INPUT.MIN_SIZE_TEST", "0",
+        "MODEL.RESNETS.RADIX", "4", "MODEL.RESNETS.NUM_GROUPS", "2", "MODEL.RESNETS.AVD_FIRST", "True",
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.2", "MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.4", "TEST.DETECTIONS_PER_IMAGE", "30"]),
 }
 
@@ -101,7 +106,7 @@ def pair(request, datasets, tmp_path_factory):
         cfg = load_config(config_file, keys)
     to_mmdet.main(["--config-file", config_file, "--weights", str(weights), "--out", str(out), *keys])
     written = out / f"{config_file}.py"
-    return kind, cfg, written, own, their_results(written, written.with_suffix(".pth"))
+    return kind, cfg, written, own, their_results(written, written.with_suffix(".pth"), own)
 
 
 def test_images_are_the_same(pair):
@@ -151,3 +156,60 @@ def test_figures_are_the_same(pair, tmp_path):
         assert expected[task]["AP"] > 50
         for figure, theirs in (("AP", "mAP"), ("AP50", "mAP_50"), ("AP75", "mAP_75")):
             assert 100 * actual[f"coco/{task}_{theirs}"] == pytest.approx(expected[task][figure], abs=0.2), (task, figure)
+
+
+@pytest.mark.parametrize("kind", ["mask", "cascade mask, deformable"])
+def test_trains_there_and_comes_back(kind, tmp_path):
+    config_file, keys = MODELS[kind]
+    keys = [*TINY, *keys, "SOLVER.MAX_ITER", "3", "SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(64, 96)",
+            "SOLVER.CHECKPOINT_PERIOD", "3", "SOLVER.BASE_LR", "0.0001", "SOLVER.WARMUP_ITERS", "0"]
+    model = assemble_model(load_config(config_file, keys))
+    fill(model)
+    torch.save({"model": model.state_dict()}, tmp_path / "filled.pth")
+    to_mmdet.main(["--config-file", config_file, "--weights", str(tmp_path / "filled.pth"), "--out", str(tmp_path), *keys])
+    config = Config.fromfile(tmp_path / f"{config_file}.py")
+    config.work_dir = str(tmp_path / "work")
+    runner = Runner.from_cfg(config)
+    runner.train()
+    history = runner.message_hub.log_scalars
+    names = {name for name in history if "loss" in name}
+    assert len(names) >= 6 and all(torch.isfinite(torch.tensor(history[name].data[0])).all() for name in names)
+
+    # What was learned there is the same detector here.
+    learned = tmp_path / "work" / "iter_3.pth"
+    to_mmdet.main(["--config-file", config_file, "--from", str(learned), "--out", str(tmp_path / "back"), *keys])
+    back = tmp_path / "back" / f"{config_file}.pth"
+    parameter = "roi_heads.mask_head.predictor.weight"
+    assert not torch.equal(*(torch.load(path)["model"][parameter] for path in (tmp_path / "filled.pth", back)))
+    own = own_results(load_config(config_file, [*keys, "MODEL.WEIGHTS", str(back)]), 3)
+    count, found = matched(own, their_results(tmp_path / f"{config_file}.py", learned, own), 0.1)
+    assert count > 20 and found >= 0.99 * count
+
+
+@pytest.mark.parametrize("keys, exact_from", [
+    (["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(20, 30)"], 0),
+    (["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(20, 30)", "SOLVER.WARMUP_METHOD", "constant"], 0),
+    (["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(20, 30)", "SOLVER.WARMUP_ITERS", "0"], 0),
+    (["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR", "SOLVER.NUM_DECAYS", "2"], 0),
+    (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"], 6),  # the warm-up is named among the differences
+])
+def test_learning_rates_are_the_same(keys, exact_from):
+    cfg = load_config(MASK, ["SOLVER.WARMUP_ITERS", "6", *keys, "SOLVER.MAX_ITER", "40"])
+    rates = []
+    for there in (False, True):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+        if there:
+            wrapper = OptimWrapper(optimizer)
+            schedulers = [PARAM_SCHEDULERS.build(dict(scheduler, optimizer=wrapper))
+                          for scheduler in schedule_config(cfg)["param_scheduler"]]
+        else:
+            schedulers = [build_lr_scheduler(cfg, optimizer)]
+        curve = []
+        for _ in range(cfg.SOLVER.MAX_ITER):
+            curve.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            for scheduler in schedulers:
+                scheduler.step()
+        rates.append(curve)
+    own, their = rates
+    assert len(set(own)) > 2 and their[exact_from:] == pytest.approx(own[exact_from:], rel=1e-6)
