@@ -198,7 +198,7 @@ def _draw_background(size: tuple[int, int], generator: np.random.Generator) -> t
     for kind, where in zip(kinds, (np.ones(size, dtype=bool), beyond)):
         light = _texture(STUFF[kind], size, generator)[:, :, None]
         first = generator.uniform(40, 215, 3)
-        second = first + generator.choice([-1, 1]) * generator.uniform(20, 45, 3)
+        second = first + generator.choice([-1, 1]) * generator.uniform(50, 90, 3)
         pixels[where] = (first * (1 - light) + second * light)[where]
         stuff[where] = kind
     return pixels, stuff

@@ -53,7 +53,9 @@ class SemSegFPNHead(nn.Module):
                                 "not this or this times a power of two")
             self.add_module(name, _branch(channels[name], conv_dim, int(doublings), norm))
         self.predictor = Conv2d(conv_dim, num_classes, 1)
-        c2_msra_fill(self.predictor)
+        # He initialisation would, of a few classes, begin with logits so large that their gradients drown those of other heads.
+        nn.init.normal_(self.predictor.weight, std=0.01)
+        nn.init.zeros_(self.predictor.bias)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Logits (N, C, H, W) at the size of the padded images, from maps (N, channels, H / stride, W / stride) by name."""
