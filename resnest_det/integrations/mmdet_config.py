@@ -30,7 +30,8 @@ training, where the losses follow other paths:
   - No test-time augmentation (TEST.AUG), no pictures of training (VIS_PERIOD), no check of TEST.EXPECTED_RESULTS.
   - Mask targets are cut from bitmaps, also where INPUT.MASK_FORMAT is polygon: MMDetection leaves out every object with a
     run-length mask if it reads polygons.
-  - The semantic loss is taken at a quarter of the image's size, against every fourth label.
+  - Of panoptic models, images are resized by OpenCV, without antialiasing, since MMDetection cannot resize labels of pixels with
+    Pillow; the semantic loss is taken at a quarter of the image's size, against every fourth label.
   - Objects narrower or lower than a pixel train nothing, and things of a panoptic data set are the segments of its PNG files.
   - While WarmupCosineLR warms up, the rate is the product of the warm-up and the cosine; with SOLVER.BASE_LR_END above 0 it
     stays a trace higher afterwards.

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from fvcore.common.config import CfgNode
 
 from resnest_det.data.coco import Metadata, read_json
-from resnest_det.data.panoptic import PanopticMetadata
 from resnest_det.errors import UserError
 
 _META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
@@ -33,7 +32,7 @@ def data_config(cfg: CfgNode, test: Metadata, train: Sequence[Metadata], num_pro
     if batch % num_processes:
         raise UserError(f"SOLVER.IMS_PER_BATCH {batch} cannot be divided among {num_processes} processes (--num-processes)")
     filter_cfg = dict(filter_empty_gt=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, min_size=0)
-    datasets = [_dataset(cfg, metadata, train_pipeline(cfg, metadata)) | dict(filter_cfg=filter_cfg) for metadata in train]
+    datasets = [_dataset(cfg, metadata, train_pipeline(cfg)) | dict(filter_cfg=filter_cfg) for metadata in train]
     grouping = dict(batch_sampler=dict(type="AspectRatioBatchSampler")) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else {}
     config["train_dataloader"] = dict(
         batch_size=batch // num_processes, **_workers(cfg), sampler=dict(type="InfiniteSampler", shuffle=True), **grouping,
@@ -105,10 +104,10 @@ def test_pipeline(cfg: CfgNode) -> list[dict]:
     return [_load_image(), resize, dict(type="PackDetInputs", meta_keys=_META_KEYS)]
 
 
-def train_pipeline(cfg: CfgNode, metadata: Metadata) -> list[dict]:
+def train_pipeline(cfg: CfgNode) -> list[dict]:
     """Reading and augmenting an image to learn from."""
     given = cfg.INPUT
-    if _is_panoptic(cfg) and isinstance(metadata, PanopticMetadata):
+    if _is_panoptic(cfg):
         annotations = dict(type="LoadPanopticAnnotations")
     else:
         annotations = dict(type="LoadAnnotations", with_bbox=True, with_mask=cfg.MODEL.MASK_ON)
@@ -124,9 +123,11 @@ def train_pipeline(cfg: CfgNode, metadata: Metadata) -> list[dict]:
         sizes = range(sizes[0], sizes[1] + 1)
     if 0 in sizes:
         raise UserError(f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)} cannot be translated to MMDetection; supported: lengths above 0")
+    # With Pillow, MMDetection cannot resize the labels of pixels that it reads.
+    backend = "cv2" if _is_panoptic(cfg) else "pillow"
     steps.append(dict(
         type="RandomChoiceResize", scales=sizes if isinstance(sizes, range) else list(sizes), resize_type="ResizeShortestEdge",
-        max_size=given.MAX_SIZE_TRAIN, backend="pillow"))
+        max_size=given.MAX_SIZE_TRAIN, backend=backend))
     if given.RANDOM_FLIP != "none":
         steps.append(dict(type="RandomFlip", prob=0.5, direction=given.RANDOM_FLIP))
     return [*steps, dict(type="PackDetInputs")]
