@@ -109,8 +109,8 @@ class PanopticComparisonWriter:
                 predicted, segments = output["panoptic_seg"]
                 truth = draw_panoptic(image, read_record_segments(record), self._named(record["segments_info"]))
                 prediction = draw_panoptic(image, predicted.cpu().numpy(), self._named(segments))
-                sheet = side_by_side([(f"truth: {len(record['segments_info'])} segments", truth),
-                                      (f"predicted: {len(segments)} segments", prediction)])
+                sheet = side_by_side([(f"truth, segments: {len(record['segments_info'])}", truth),
+                                      (f"predicted, segments: {len(segments)}", prediction)])
                 stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
                 save_picture(sheet, os.path.join(self.output_dir, f"{stem}_panoptic.png"))
 
