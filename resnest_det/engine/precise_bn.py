@@ -26,10 +26,10 @@ def update_batch_norm_statistics(model: nn.Module, batches: Iterable, count: int
                for norm in get_bn_modules(model)}
 
     def add(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-        x, dims = inputs[0], (0, *range(2, inputs[0].dim()))
-        moments[norm][0] += x.numel() / x.shape[1]
-        moments[norm][1] += x.sum(dims)
-        moments[norm][2] += x.square().sum(dims)
+        x = inputs[0].float()  # sums of half-precision maps overflow
+        variance, mean = torch.var_mean(x, (0, *range(2, x.dim())), correction=0)
+        variance, mean, number = variance.double(), mean.double(), x.numel() // x.shape[1]
+        moments[norm] += number * torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
 
     hooks = [norm.register_forward_pre_hook(add) for norm in moments]
     try:

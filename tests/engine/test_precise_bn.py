@@ -47,6 +47,14 @@ def test_norms_in_evaluation_mode_and_unused_ones_stay():
     assert model[3].bn0.running_mean.any()
 
 
+def test_maps_in_half_precision_do_not_overflow():
+    norm = nn.BatchNorm2d(2)
+    x = 100 + 30 * torch.randn(4, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    update_batch_norm_statistics(norm, [x.half()], 1)
+    torch.testing.assert_close(norm.running_mean, x.mean((0, 2, 3)), rtol=1e-3, atol=0)
+    torch.testing.assert_close(norm.running_var, x.var((0, 2, 3)), rtol=1e-3, atol=0)
+
+
 def _part(folder, norm):
     join_process_group(torch.device("cpu"))
     model = make_model(norm)
