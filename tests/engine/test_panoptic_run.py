@@ -62,7 +62,7 @@ def test_semantic_with_output_stride_16(made, tmp_path):
     main(["--config-file", "semantic_ResNeSt50_FPN", *register, *overrides(name, out), "MODEL.WEIGHTS", "",
           "MODEL.RESNETS.DEPTH", "14", "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.BACKBONE.NAME", "build_resnest_backbone",
           "MODEL.RESNETS.RES5_DILATION", "2",
-          "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res2', 'res5']", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"])
+          "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res2', 'res5']", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "SOLVER.MAX_ITER", "12"])
     assert set(losses_of(out)[0]) == {"total_loss", "loss_sem_seg", "lr"}
     figures = read_metrics(out)[-1]
     assert figures["sem_seg/pACC"] > 0 and not any(key.startswith(("bbox", "panoptic")) for key in figures)
