@@ -193,9 +193,10 @@ class ResNeSt(nn.Module):
     def __init__(self, blocks: tuple[int, ...] = (3, 4, 6, 3), stem_width: int = 32, *, in_channels: int = 3, radix: int = 2,
                  groups: int = 1, reduction_factor: int = 4, bottleneck_width: int = 64, bottleneck_channels: int = 64,
                  res2_out_channels: int = 256, deep_stem: bool = True, avd: bool = True, avd_first: bool = False,
-                 avg_down: bool = True, stride_in_1x1: bool = False, norm: Norm = "BN", output_stride: int = 32, dilation_style: str = "detectron2",
-                 deform_on_per_stage: tuple[bool, ...] = (False,) * 4, deform_modulated: bool = False, deform_groups: int = 1,
-                 freeze_at: int = 0, checkpoint_stages: tuple[str, ...] = (), out_features: tuple[str, ...] = STAGES):
+                 avg_down: bool = True, stride_in_1x1: bool = False, norm: Norm = "BN", output_stride: int = 32,
+                 dilation_style: str = "detectron2", deform_on_per_stage: tuple[bool, ...] = (False,) * 4,
+                 deform_modulated: bool = False, deform_groups: int = 1, freeze_at: int = 0,
+                 checkpoint_stages: tuple[str, ...] = (), out_features: tuple[str, ...] = STAGES):
         super().__init__()
         known = ("stem", *STAGES)
         for stage in (*out_features, *checkpoint_stages):

@@ -12,7 +12,7 @@ from resnest_det.data.coco import Metadata
 from resnest_det.detector.pooler import CANONICAL_LEVEL, CANONICAL_SIZE
 from resnest_det.engine.build_model import resnest_arguments
 from resnest_det.errors import UserError
-from resnest_det.integrations.mmdet_schedule import data_config, runtime_config, schedule_config
+from resnest_det.integrations.mmdet_schedule import data_config, is_panoptic, runtime_config, schedule_config
 
 DIFFERENCES = """\
 what is not the same in MMDetection, and why:
@@ -138,7 +138,7 @@ def _literal(value, indent: str) -> str:
 def _check(cfg: CfgNode) -> None:
     choices = dict(_CHOICES)
     choices |= _RESNEST_CHOICES if cfg.MODEL.BACKBONE.NAME == "build_resnest_fpn_backbone" else _RESNET_CHOICES
-    if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
+    if is_panoptic(cfg):
         choices |= _SEMANTIC_CHOICES
     for key, allowed in choices.items():
         value = cfg
@@ -172,7 +172,7 @@ def _group_width(cfg: CfgNode) -> int:
 
 
 def _model(cfg: CfgNode) -> dict:
-    panoptic, cascade = cfg.MODEL.META_ARCHITECTURE == "PanopticFPN", cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads"
+    panoptic, cascade = is_panoptic(cfg), cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads"
     kind = "PanopticFPN" if panoptic else "CascadeRCNN" if cascade else "MaskRCNN" if cfg.MODEL.MASK_ON else "FasterRCNN"
     roi_head, rcnn_training = _cascade_roi_head(cfg) if cascade else _standard_roi_head(cfg)
     model = dict(
@@ -206,7 +206,7 @@ def _model(cfg: CfgNode) -> dict:
 
 
 def _preprocessor(cfg: CfgNode) -> dict:
-    panoptic = cfg.MODEL.META_ARCHITECTURE == "PanopticFPN"
+    panoptic = is_panoptic(cfg)
     return dict(
         type="DetDataPreprocessor", mean=list(cfg.MODEL.PIXEL_MEAN), std=list(cfg.MODEL.PIXEL_STD),
         bgr_to_rgb=cfg.INPUT.FORMAT == "RGB", pad_size_divisor=32, pad_mask=cfg.MODEL.MASK_ON,
@@ -328,7 +328,7 @@ def _extractor(cfg: CfgNode, section: CfgNode) -> dict:
 
 def _box_head(cfg: CfgNode, weights: Sequence[float]) -> dict:
     box = cfg.MODEL.ROI_BOX_HEAD
-    panoptic = cfg.MODEL.META_ARCHITECTURE == "PanopticFPN"
+    panoptic = is_panoptic(cfg)
     return dict(
         type="ConvFCBBoxHead",
         in_channels=cfg.MODEL.FPN.OUT_CHANNELS,
@@ -349,7 +349,7 @@ def _box_head(cfg: CfgNode, weights: Sequence[float]) -> dict:
 def _mask_branch(cfg: CfgNode) -> dict:
     if not cfg.MODEL.MASK_ON:
         return {}
-    mask, panoptic = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.META_ARCHITECTURE == "PanopticFPN"
+    mask, panoptic = cfg.MODEL.ROI_MASK_HEAD, is_panoptic(cfg)
     weight = cfg.MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT if panoptic else 1.0
     head = dict(
         type="FCNMaskHead", num_convs=mask.NUM_CONV, in_channels=cfg.MODEL.FPN.OUT_CHANNELS, conv_out_channels=mask.CONV_DIM,
@@ -394,7 +394,7 @@ def _proposals(cfg: CfgNode, when: str) -> dict:
 def _detections(cfg: CfgNode) -> dict:
     heads = cfg.MODEL.ROI_HEADS
     score = heads.SCORE_THRESH_TEST
-    if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
+    if is_panoptic(cfg):
         # No worse detection suppresses a better one: leaving them out before or after suppression is the same.
         score = max(score, cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH)
     rcnn = dict(score_thr=score, nms=dict(type="nms", iou_threshold=heads.NMS_THRESH_TEST),

@@ -44,13 +44,14 @@ def _workers(cfg: CfgNode) -> dict:
     return dict(num_workers=cfg.DATALOADER.NUM_WORKERS, persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0)
 
 
-def _is_panoptic(cfg: CfgNode) -> bool:
+def is_panoptic(cfg: CfgNode) -> bool:
+    """Whether it describes a Panoptic FPN."""
     return cfg.MODEL.META_ARCHITECTURE == "PanopticFPN"
 
 
 def _dataset(cfg: CfgNode, metadata: Metadata, pipeline: list[dict]) -> dict:
     images = dict(img=os.path.abspath(metadata.image_root))
-    if _is_panoptic(cfg):
+    if is_panoptic(cfg):
         things, stuff = tuple(metadata.thing_classes), tuple(metadata.stuff_classes[1:])
         ids = [*metadata.thing_dataset_id_to_contiguous_id, *metadata.stuff_dataset_id_to_contiguous_id]
         _check_order(metadata.panoptic_json, ids)
@@ -81,7 +82,7 @@ def _check_order(json_file: str, category_ids: list[int]) -> None:
 
 
 def _evaluator(cfg: CfgNode, metadata: Metadata) -> dict:
-    if _is_panoptic(cfg):
+    if is_panoptic(cfg):
         return dict(type="CocoPanopticMetric", ann_file=os.path.abspath(metadata.panoptic_json),
                     seg_prefix=os.path.abspath(metadata.panoptic_root))
     return dict(type="CocoMetric", ann_file=os.path.abspath(_instances_json(metadata)),
@@ -107,7 +108,7 @@ def test_pipeline(cfg: CfgNode) -> list[dict]:
 def train_pipeline(cfg: CfgNode) -> list[dict]:
     """Reading and augmenting an image to learn from."""
     given = cfg.INPUT
-    if _is_panoptic(cfg):
+    if is_panoptic(cfg):
         annotations = dict(type="LoadPanopticAnnotations")
     else:
         annotations = dict(type="LoadAnnotations", with_bbox=True, with_mask=cfg.MODEL.MASK_ON)
@@ -124,7 +125,7 @@ def train_pipeline(cfg: CfgNode) -> list[dict]:
     if 0 in sizes:
         raise UserError(f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)} cannot be translated to MMDetection; supported: lengths above 0")
     # With Pillow, MMDetection cannot resize the labels of pixels that it reads.
-    backend = "cv2" if _is_panoptic(cfg) else "pillow"
+    backend = "cv2" if is_panoptic(cfg) else "pillow"
     steps.append(dict(
         type="RandomChoiceResize", scales=sizes if isinstance(sizes, range) else list(sizes), resize_type="ResizeShortestEdge",
         max_size=given.MAX_SIZE_TRAIN, backend=backend))
