@@ -71,7 +71,7 @@ def make_samples(count: int, height: int, width: int, cfg: CfgNode) -> list[dict
     return samples
 
 
-def limit_candidates(model: nn.Module, samples: list[dict]) -> float | None:
+def candidates_threshold(model: nn.Module, samples: list[dict]) -> float | None:
     """The score that `CANDIDATES` pairs of region and class exceed: fresh weights put all scores below the usual threshold."""
     if not hasattr(model, "roi_heads"):
         return None
@@ -82,6 +82,14 @@ def limit_candidates(model: nn.Module, samples: list[dict]) -> float | None:
         model.eval()(samples)
     hook.remove()
     return kept[-1].sort(descending=True).values[:CANDIDATES][-1].item()
+
+
+def limit_candidates(model: nn.Module, threshold: float | None) -> None:
+    """Let `model`, of any host, drop what scores below `threshold`; None where it has no such heads."""
+    if threshold is not None:
+        predictors = model.roi_heads.box_predictor
+        for predictor in predictors if isinstance(predictors, nn.ModuleList) else [predictors]:
+            predictor.score_threshold = predictor.test_score_thresh = threshold
 
 
 def build_detectron2(cfg: CfgNode, weights: Mapping) -> tuple[dict[str, nn.Module], Callable]:
@@ -161,7 +169,7 @@ def contenders_of(cfg: CfgNode, samples: list[dict], device: torch.device) -> di
     """For each task (backbone, inference, training step) what runs it once, by contender."""
     model = build_model(cfg)
     check_batch_norm(model, len(samples))
-    threshold = limit_candidates(model, samples[:1])
+    threshold = candidates_threshold(model, samples[:1])
     folded = fold_norms(model).to(memory_format=torch.channels_last)
     models = {OURS: (model, samples), OURS_FOLDED: (folded, samples)}
     detectron2_models, translate = build_detectron2(cfg, model.state_dict())
@@ -172,21 +180,18 @@ def contenders_of(cfg: CfgNode, samples: list[dict], device: torch.device) -> di
         backbones["timm"] = timm_model.to(device)
 
     images = torch.randn(1, *samples[0]["image"].shape, device=device)
-    tasks = {"backbone, one image": {name: _inference(each, images) for name, each in backbones.items()}, "inference, one image": {},
+    tasks = {"backbone, one image": {name: inference_run(each, images) for name, each in backbones.items()}, "inference, one image": {},
              f"training step, batch of {len(samples)}": {}}
     _, inference, training = tasks.values()
     for name, (each, inputs) in models.items():
-        if threshold is not None:
-            predictors = each.roi_heads.box_predictor
-            for predictor in predictors if isinstance(predictors, nn.ModuleList) else [predictors]:
-                predictor.score_threshold = predictor.test_score_thresh = threshold
-        inference[name] = _inference(each, inputs[:1])
+        limit_candidates(each, threshold)
+        inference[name] = inference_run(each, inputs[:1])
         if name != OURS_FOLDED:
-            training[name] = _training_step(each, inputs)
+            training[name] = training_run(each, inputs)
     return tasks
 
 
-def _inference(model: nn.Module, inputs) -> Callable:
+def inference_run(model: nn.Module, inputs) -> Callable:
     @torch.no_grad()
     def run() -> None:
         model.eval()(inputs)
@@ -194,7 +199,7 @@ def _inference(model: nn.Module, inputs) -> Callable:
     return run
 
 
-def _training_step(model: nn.Module, batch: list[dict]) -> Callable:
+def training_run(model: nn.Module, batch: list[dict]) -> Callable:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0, momentum=0.9)
 
     def run() -> None:
@@ -207,22 +212,28 @@ def _training_step(model: nn.Module, batch: list[dict]) -> Callable:
 
 def measure(runs: dict[str, Callable], count: int, device: torch.device) -> dict[str, dict]:
     """Seconds of each run, and memory: the peak of a run above what was held before it, in MiB."""
-    figures = {name: {"memory_mib": peak_memory(run, device), "seconds": []} for name, run in runs.items()}
+    figures = {}
+    for name, run in runs.items():
+        run()  # what is set up only once is no part of the figures
+        figures[name] = {"memory_mib": peak_memory(run, device), "seconds": []}
     for _ in range(count):
         for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            figures[name]["seconds"].append(time.perf_counter() - start)
+            figures[name]["seconds"].append(seconds_of(run, device))
     for each in figures.values():
         each["median_seconds"] = statistics.median(each["seconds"])
     return figures
 
 
-def peak_memory(run: Callable, device: torch.device) -> float | None:
-    """MiB that a second run of `run` needs at its peak above what is held before it; None where the system does not tell."""
+def seconds_of(run: Callable, device: torch.device) -> float:
+    start = time.perf_counter()
     run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_memory(run: Callable, device: torch.device) -> float | None:
+    """MiB that `run` needs at its peak above what is held before it; None where the system does not tell."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

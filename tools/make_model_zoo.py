@@ -1,20 +1,29 @@
 #!/usr/bin/env python
-"""Write MODEL_ZOO.md from the configs, the catalog of published detectors and docs/model_zoo_measurements.json."""
+"""Write MODEL_ZOO.md from the configs, the catalog of published detectors and docs/model_zoo_measurements.json.
+
+    make_model_zoo.py                                          # count, and write the page
+    make_model_zoo.py --measure mask_rcnn_ResNeSt50_FPN ...    # time these first, and write their figures down
+
+Its recipes are timed on the CPU, one after the other; what else runs on the machine is measured too.
+"""
+
+from resnest_det.cli import run_tool  # isort: skip (it has to come before torch)
 
 import argparse
 import json
 import math
 from pathlib import Path
 
+import benchmark
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnest_det.backbone.catalog import TRAINED_DETECTORS, WEIGHT_FILES
-from resnest_det.cli import run_tool
-from resnest_det.engine.build_model import assemble_model
+from resnest_det.engine.build_model import assemble_model, build_model
 from resnest_det.engine.config import SEMANTIC_ARCHITECTURES, load_config
+from resnest_det.engine.evaluate import ready_for_inference
 from resnest_det.engine.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +91,22 @@ def _stages(module: nn.Module) -> list[nn.Module]:
     return list(module) if isinstance(module, nn.ModuleList) else [module]
 
 
+def measure(name: str) -> dict[str, float]:
+    """Seconds of an inference and of a training step, and GiB that the first step takes, for images of `SIZE`."""
+    cpu = torch.device("cpu")
+    cfg = load_config(name, ["MODEL.DEVICE", "cpu"])
+    samples = benchmark.make_samples(2, *SIZE, cfg)
+    model = build_model(cfg)
+    benchmark.limit_candidates(model, benchmark.candidates_threshold(model, samples[:1]))
+    step, infer = benchmark.training_run(model, samples), benchmark.inference_run(ready_for_inference(model), samples[:1])
+    infer()
+    seconds = benchmark.seconds_of(infer, cpu)
+    del infer
+    memory = benchmark.peak_memory(step, cpu)
+    figures = {"inference_seconds": seconds, "training_seconds": benchmark.seconds_of(step, cpu), "training_memory_gib": memory / 1024}
+    return {key: float(f"{figure:.3g}") for key, figure in figures.items()}
+
+
 def page(measurements: dict) -> str:
     """The text of MODEL_ZOO.md."""
     parts = [INTRODUCTION.replace("{setup}", measurements["setup"])]
@@ -123,8 +148,15 @@ def _depth(recipe: str) -> tuple:
 
 
 def main(arguments: list[str]) -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args(arguments)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", nargs="+", default=[], choices=recipes(), metavar="RECIPE", help="recipes to time first")
+    names = parser.parse_args(arguments).measure
     measurements = json.loads(MEASUREMENTS.read_text())
+    for name in names:
+        measurements["recipes"][name] = measure(name)
+        print(name, measurements["recipes"][name], flush=True)
+        with atomic_write(MEASUREMENTS) as file:
+            file.write(json.dumps(measurements, indent=2, sort_keys=True) + "\n")
     with atomic_write(PAGE) as file:
         file.write(page(measurements))
 

@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 def tool():
     spec = importlib.util.spec_from_file_location("make_model_zoo", ROOT / "tools" / "make_model_zoo.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "tools")  # as Python does for a script
+        spec.loader.exec_module(module)
     return module
 
 
@@ -38,6 +40,13 @@ def test_measurements_are_of_recipes_and_in_known_columns(tool):
 def test_measured_figures_are_shown(tool):
     table = tool.table(["mask_rcnn_ResNeSt50_FPN"], {"mask_rcnn_ResNeSt50_FPN": {"inference_seconds": 0.0456}})
     assert "| 42.81 | 38.14 | 0.0456 | not measured | not measured | `resnest://resnest50` |" in table
+
+
+@pytest.mark.parametrize("config", ["cascade_mask_rcnn_ResNeSt14_FPN_dcn_shapes", "panoptic_ResNeSt14_FPN_shapes"])
+def test_a_recipe_is_timed(tool, config, monkeypatch):
+    monkeypatch.setattr(tool, "SIZE", (64, 96))
+    figures = tool.measure(config)
+    assert set(figures) == set(tool.MEASURED) and all(figure > 0 for figure in figures.values())
 
 
 @pytest.mark.parametrize("config", ["cascade_mask_rcnn_ResNeSt14_FPN_dcn_shapes", "panoptic_ResNeSt14_FPN_shapes"])
