@@ -87,7 +87,7 @@ def load_coco_instances(name: str, json_file: str, image_root: str) -> Dataset:
 
 
 def read_json(json_file: str) -> dict:
-    """The object in an annotation file.
+    """The object in an annotation file or one of results.
 
     Raises:
         UserError: the file cannot be read, is not JSON, or holds something else.

@@ -28,7 +28,8 @@ from resnest_det.engine.files import atomic_write, prepare_output_dir
 from resnest_det.engine.launch import claim_gpu, join_process_group, launch, share_cpu_threads
 from resnest_det.engine.train import load_initial_weights, train
 from resnest_det.errors import UserError
-from resnest_det.integrations.detectron2_version import check_detectron2, detectron2_is_installed
+from resnest_det.integrations.detectron2_version import check_detectron2
+from resnest_det.integrations.installed import is_installed
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def choose_engine(wanted: str) -> str:
     """`wanted`, or for "auto" Detectron2 where it is installed and the built-in detector otherwise."""
     if wanted != "auto":
         return wanted
-    return "detectron2" if detectron2_is_installed() else "builtin"
+    return "detectron2" if is_installed("detectron2") else "builtin"
 
 
 def _detectron2_train() -> ModuleType:

@@ -1,26 +1,9 @@
-"""Reading and writing the JSON files of an evaluation, with errors that name the file."""
+"""Writing the files of an evaluation, with errors that name the file."""
 
 import json
 import os
 
 from resnest_det.errors import UserError
-
-
-def read_json(path: str):
-    """The content of a JSON file.
-
-    Raises:
-        UserError: the file is absent, cannot be read or is not JSON.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
 def write_bytes(path: str, content: bytes) -> None:

@@ -4,9 +4,9 @@ import logging
 
 import pycocotools.mask as mask_codec
 
+from resnest_det.data.coco import read_json
 from resnest_det.data.panoptic import with_truth
 from resnest_det.errors import UserError
-from resnest_det.evaluation.files import read_json
 from resnest_det.evaluation.masks import segmentation_to_run_lengths
 
 logger = logging.getLogger(__name__)
@@ -21,8 +21,6 @@ def read_ground_truth(json_file: str, tasks) -> dict:
         UserError: the file is absent or malformed, names the annotation that is; or it has no annotations.
     """
     content = read_json(json_file)
-    if not isinstance(content, dict):
-        raise UserError(f"{json_file} is not a COCO instance file: an object with images, annotations and categories is expected")
     for key in ("images", "categories", "annotations"):
         if not content.get(key):
             raise UserError(f"{json_file} has no {key}: there is nothing to evaluate against")

@@ -14,9 +14,9 @@ from functools import partial
 
 import numpy as np
 
+from resnest_det.data.coco import read_json
 from resnest_det.data.panoptic_png import MAX_SEGMENT_ID, read_segment_ids
 from resnest_det.errors import UserError
-from resnest_det.evaluation.files import read_json
 
 _ID_BITS = 24
 # Below this many images, starting processes takes longer than counting.
@@ -205,7 +205,7 @@ def _segments_by_id(annotation: dict, drawn: np.ndarray, folder: str, json_file:
 
 def _read_panoptic_json(path: str) -> dict:
     content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
+    if not isinstance(content.get("annotations"), list):
         raise UserError(f'{path} is not a COCO panoptic file: it has no list "annotations"')
     for annotation in content["annotations"]:
         missing = {"image_id", "file_name", "segments_info"} - set(annotation)

@@ -1,17 +1,10 @@
 """Whether Detectron2 is there, and new enough."""
 
-import importlib.util
-
 from resnest_det.errors import UserError
+from resnest_det.integrations.installed import is_installed
 
 _HINT = ("install its current main branch as https://detectron2.readthedocs.io/tutorials/install.html says, or use the built-in "
          "detector, which needs nothing more: --engine builtin")
-
-
-def detectron2_is_installed() -> bool:
-    """Whether there is a Detectron2 to import; it is not imported, which takes seconds."""
-    spec = importlib.util.find_spec("detectron2")
-    return spec is not None and spec.origin is not None  # a folder of that name alone is no package
 
 
 def check_detectron2() -> None:
@@ -20,7 +13,7 @@ def check_detectron2() -> None:
     Raises:
         UserError: it is absent, cannot be imported, or is older than what this package needs, and what to do then.
     """
-    if not detectron2_is_installed():
+    if not is_installed("detectron2"):
         raise UserError(f"Detectron2 is not installed; {_HINT}")
     try:
         import detectron2

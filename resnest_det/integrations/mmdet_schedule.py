@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fvcore.common.config import CfgNode
 
 from resnest_det.data.coco import Metadata, read_json
+from resnest_det.engine.build_data import check_batch_size
 from resnest_det.errors import UserError
 
 _META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
@@ -28,14 +29,12 @@ def data_config(cfg: CfgNode, test: Metadata, train: Sequence[Metadata], num_pro
                   test_dataloader=loader, test_evaluator=evaluator, test_cfg=dict(type="TestLoop"))
     if not train:
         return config
-    batch = cfg.SOLVER.IMS_PER_BATCH
-    if batch % num_processes:
-        raise UserError(f"SOLVER.IMS_PER_BATCH {batch} cannot be divided among {num_processes} processes (--num-processes)")
+    check_batch_size(cfg, num_processes)
     filter_cfg = dict(filter_empty_gt=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, min_size=0)
     datasets = [_dataset(cfg, metadata, train_pipeline(cfg)) | dict(filter_cfg=filter_cfg) for metadata in train]
     grouping = dict(batch_sampler=dict(type="AspectRatioBatchSampler")) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else {}
     config["train_dataloader"] = dict(
-        batch_size=batch // num_processes, **_workers(cfg), sampler=dict(type="InfiniteSampler", shuffle=True), **grouping,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // num_processes, **_workers(cfg), sampler=dict(type="InfiniteSampler", shuffle=True), **grouping,
         dataset=datasets[0] if len(datasets) == 1 else dict(type="ConcatDataset", datasets=datasets))
     return config
 

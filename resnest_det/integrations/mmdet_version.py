@@ -9,6 +9,7 @@ import importlib.util
 from types import ModuleType
 
 from resnest_det.errors import UserError
+from resnest_det.integrations.installed import is_installed
 
 # Seen to work together. mmdet 3.3 refuses mmcv 2.2 itself; mmdet 3.5 refuses nothing.
 ORIGINAL = {"mmcv": "2.1", "mmengine": "0.10", "mmdet": "3.3"}
@@ -24,7 +25,7 @@ def check_mmdet() -> None:
         UserError: one of them is absent, cannot be imported, or is of a version that does not work with the others; which, and
             the versions that do.
     """
-    absent = [name for name in ORIGINAL if not _is_installed(name)]
+    absent = [name for name in ORIGINAL if not is_installed(name)]
     if absent:
         raise UserError(f"MMDetection needs {_listed(absent)}, not installed here; {_HINT}")
     versions = {}
@@ -36,11 +37,6 @@ def check_mmdet() -> None:
             _import_operators(versions[name])
     if not any(_fits(release, versions) for release in (ORIGINAL, CONTINUATION)):
         raise UserError(f"mmcv {versions['mmcv']} and mmdet {versions['mmdet']} do not work together; {_HINT}")
-
-
-def _is_installed(name: str) -> bool:
-    spec = importlib.util.find_spec(name)
-    return spec is not None and spec.origin is not None  # a folder of that name alone is no package
 
 
 def _fits(release: dict[str, str], versions: dict[str, str]) -> bool:

@@ -281,10 +281,10 @@ def test_broken_ground_truth_is_named(tmp_path, change, message):
 def test_unreadable_files_are_named(tmp_path):
     dataset = _broken(tmp_path / "truth.json", lambda t: None)
     (tmp_path / "truth.json").write_text("{")
-    with pytest.raises(UserError, match="truth.json is not valid JSON"):
+    with pytest.raises(UserError, match="truth.json: malformed JSON"):
         COCOEvaluator(dataset)
     (tmp_path / "truth.json").unlink()
-    with pytest.raises(UserError, match="truth.json does not exist"):
+    with pytest.raises(UserError, match="truth.json: cannot be read: No such file"):
         COCOEvaluator(dataset)
 
 

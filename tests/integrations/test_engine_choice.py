@@ -1,5 +1,6 @@
 """Which detector runs, and what is said where Detectron2 is wanted and cannot be had."""
 
+import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -10,7 +11,6 @@ import resnest_det
 from resnest_det.engine import train_net
 from resnest_det.engine.defaults import RESNEST_KEYS
 from resnest_det.errors import UserError
-from resnest_det.integrations import detectron2_version
 
 CONFIG = ["--config-file", "mask_rcnn_ResNeSt50_FPN", "--engine", "detectron2"]
 
@@ -22,20 +22,20 @@ def fake_detectron2(monkeypatch):
     package.__version__, package.__path__, modeling.Backbone = "0.6", ["/site-packages/detectron2"], type("Backbone", (), {})
     monkeypatch.setitem(sys.modules, "detectron2", package)
     monkeypatch.setitem(sys.modules, "detectron2.modeling", modeling)
-    monkeypatch.setattr(detectron2_version.importlib.util, "find_spec", lambda name: SimpleNamespace(origin="__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin="__init__.py"))
     return modeling
 
 
 def test_auto_takes_detectron2_where_it_is_installed(monkeypatch):
-    monkeypatch.setattr(train_net, "detectron2_is_installed", lambda: True)
+    monkeypatch.setattr(train_net, "is_installed", lambda name: True)
     assert list(map(train_net.choose_engine, ("auto", "builtin", "detectron2"))) == ["detectron2", "builtin", "detectron2"]
-    monkeypatch.setattr(train_net, "detectron2_is_installed", lambda: False)
+    monkeypatch.setattr(train_net, "is_installed", lambda name: False)
     assert list(map(train_net.choose_engine, ("auto", "builtin", "detectron2"))) == ["builtin", "builtin", "detectron2"]
 
 
 @pytest.mark.parametrize("spec", [None, SimpleNamespace(origin=None)], ids=["absent", "a folder of that name"])
 def test_without_detectron2_the_error_says_how_to_get_it(monkeypatch, spec):
-    monkeypatch.setattr(detectron2_version.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(UserError, match="Detectron2 is not installed; .*install.html.*--engine builtin") as error:
         train_net.main(CONFIG)
     assert "\n" not in str(error.value)

@@ -144,7 +144,7 @@ def test_training_keys():
     rpn, box = config["model"]["rpn_head"], config["model"]["roi_head"]["bbox_head"]
     assert rpn["reg_decoded_bbox"] and rpn["loss_bbox"]["type"] == "GIoULoss"
     assert box["loss_bbox"] == dict(type="SmoothL1Loss", beta=0.5, loss_weight=1.0)
-    with pytest.raises(UserError, match="SOLVER.IMS_PER_BATCH 8 cannot be divided among 3"):
+    with pytest.raises(UserError, match="SOLVER.IMS_PER_BATCH is 8; it must be a multiple of the number of processes, 3"):
         translated(load_config(MASK), num_processes=3)
 
 

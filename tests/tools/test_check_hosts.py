@@ -29,8 +29,8 @@ def hosts(capsys) -> dict[str, list[str]]:
 
 
 def test_hosts_that_are_absent_come_with_the_lines_that_install_them(monkeypatch, capsys):
-    monkeypatch.setattr(detectron2_version, "detectron2_is_installed", lambda: False)
-    monkeypatch.setattr(mmdet_version, "_is_installed", lambda name: name == "mmengine")
+    monkeypatch.setattr(detectron2_version, "is_installed", lambda name: False)
+    monkeypatch.setattr(mmdet_version, "is_installed", lambda name: name == "mmengine")
     said = hosts(capsys)
     assert list(said) == ["built-in detector", "Detectron2", "MMDetection"]
     assert said["Detectron2"][0].startswith("not usable: Detectron2 is not installed")
@@ -61,7 +61,7 @@ def test_detectron2_and_what_its_operators_run_on(monkeypatch, capsys, has_cuda,
     package, modeling = ModuleType("detectron2"), ModuleType("detectron2.modeling")
     package.__version__, package.__path__, modeling.Backbone = "0.6", ["/packages/detectron2"], SimpleNamespace(padding_constraints={})
     package._C = SimpleNamespace(has_cuda=lambda: has_cuda, get_cuda_version=lambda: "12.8")
-    monkeypatch.setattr(detectron2_version, "detectron2_is_installed", lambda: True)
+    monkeypatch.setattr(detectron2_version, "is_installed", lambda name: True)
     monkeypatch.setitem(sys.modules, "detectron2", package)
     monkeypatch.setitem(sys.modules, "detectron2.modeling", modeling)
     assert hosts(capsys)["Detectron2"] == [f"usable: detectron2 0.6 in /packages/detectron2, operators for {operators}"]
