@@ -26,6 +26,20 @@ class Detectron2CascadeRoIHead(CascadeRoIHead):
     predict_mask = StandardRoIHead.predict_mask
     _mask_forward = StandardRoIHead._mask_forward
 
+    def forward(self, x: tuple[Tensor], rpn_results_list: list, batch_data_samples: list) -> tuple:
+        """What the heads compute, before detections are made of it; counters of multiply-adds ask for this.
+
+        Returns:
+            Logits of the scores (R, classes + 1) and box deltas (R, 4) of each image's regions; with masks also their logits for
+            the first 100 regions, (100, classes, height, width).
+        """
+        regions = [results.bboxes for results in rpn_results_list]
+        metainfo = [sample.metainfo for sample in batch_data_samples]
+        regions, logits, deltas = self._refine_roi(x, bbox2roi(regions), metainfo, tuple(map(len, regions)))
+        if not self.with_mask:
+            return logits, deltas
+        return logits, deltas, self._mask_forward(x, torch.cat(regions)[:100])["mask_preds"]
+
     def _bbox_forward(self, stage: int, x: tuple[Tensor], rois: Tensor) -> dict[str, Tensor]:
         extractor = self.bbox_roi_extractor[stage]
         features = extractor(x[:extractor.num_inputs], rois)

@@ -15,6 +15,8 @@ pytest.importorskip("mmdet")
 
 from golden.fill import fill  # noqa: E402
 from mmdet_agreement import matched, own_results, panoptic_figures, same_pixels, their_results  # noqa: E402
+from mmdet.registry import MODELS as REGISTRY  # noqa: E402
+from mmdet.testing import demo_mm_inputs  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.optim import OptimWrapper  # noqa: E402
 from mmengine.registry import PARAM_SCHEDULERS  # noqa: E402
@@ -156,6 +158,23 @@ def test_figures_are_the_same(pair, tmp_path):
         assert expected[task]["AP"] > 50
         for figure, theirs in (("AP", "mAP"), ("AP50", "mAP_50"), ("AP75", "mAP_75")):
             assert 100 * actual[f"coco/{task}_{theirs}"] == pytest.approx(expected[task][figure], abs=0.2), (task, figure)
+
+
+@pytest.mark.parametrize("kind", ["cascade", "cascade mask, deformable"])
+def test_cascades_give_raw_outputs(kind, tmp_path):
+    """As MMDetection's tools/analysis_tools/get_flops.py asks for them."""
+    config_file, keys = MODELS[kind]
+    cfg = load_config(config_file, [*TINY, *keys])
+    torch.save({"model": assemble_model(cfg).state_dict()}, tmp_path / "random.pth")
+    to_mmdet.main(["--config-file", config_file, "--weights", str(tmp_path / "random.pth"), "--out", str(tmp_path), *TINY, *keys])
+    model = REGISTRY.build(Config.fromfile(tmp_path / f"{config_file}.py").model).eval()
+    inputs = model.data_preprocessor(demo_mm_inputs(2, [(3, 96, 128)] * 2), False)
+    with torch.no_grad():
+        logits, deltas, *masks = model(**inputs, mode="tensor")[-1]
+    regions = [len(each) for each in deltas]
+    assert [tuple(each.shape) for each in logits] == [(count, cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1) for count in regions]
+    torch.testing.assert_close(logits[0].exp().sum(1), torch.ones(regions[0]))  # logarithms of mean probabilities
+    assert [tuple(each.shape) for each in masks] == [(100, cfg.MODEL.ROI_HEADS.NUM_CLASSES, 28, 28)] * cfg.MODEL.MASK_ON
 
 
 @pytest.mark.parametrize("kind", ["mask", "cascade mask, deformable"])
