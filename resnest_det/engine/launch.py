@@ -98,6 +98,8 @@ def _rendezvous(num_machines: int, machine_rank: int, dist_url: str) -> dict:
         raise UserError(f"--dist-url {dist_url}: the host {host} is unknown: {error.strerror}") from None
     if machine_rank == 0:
         _check_port(address, dist_url)
+    else:
+        _wait_for_machine_0(address, dist_url)
     configs = {"rank": machine_rank, "timeout": RENDEZVOUS_TIMEOUT}
     return {"rdzv_backend": "static", "rdzv_endpoint": f"{host}:{port}", "rdzv_configs": configs}
 
@@ -111,6 +113,26 @@ def _check_port(address: tuple, dist_url: str) -> None:
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"--dist-url {dist_url}: machine 0 cannot listen there: {reason}; choose another port") from None
+
+
+def _wait_for_machine_0(address: tuple, dist_url: str) -> None:
+    # The launcher waits by itself, but says pages about it, and nothing of what it waits for.
+    family, kind, protocol, _, where = address
+    give_up, told = time.monotonic() + RENDEZVOUS_TIMEOUT, False
+    while True:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.settimeout(max(1, give_up - time.monotonic()))
+            try:
+                return probe.connect(where)
+            except OSError as error:
+                reason = error.strerror or str(error)
+        if time.monotonic() >= give_up:
+            raise UserError(f"--dist-url {dist_url}: machine 0 has not answered there for {RENDEZVOUS_TIMEOUT} s: {reason}; is it "
+                            "started with this address, and is the port open to this machine?")
+        if not told:
+            print(f"waiting up to {RENDEZVOUS_TIMEOUT} s for machine 0 at {dist_url} ({reason})", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(0.5)
 
 
 def _worker(function: Callable, *args: object) -> None:
