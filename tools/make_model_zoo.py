@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnest_det.backbone.catalog import TRAINED_DETECTORS, WEIGHT_FILES
-from resnest_det.engine.build_model import assemble_model, build_model
+from resnest_det.engine.build_model import assemble_model
 from resnest_det.engine.config import SEMANTIC_ARCHITECTURES, load_config
 from resnest_det.engine.evaluate import ready_for_inference
 from resnest_det.engine.files import atomic_write
@@ -96,7 +96,7 @@ def measure(name: str) -> dict[str, float]:
     cpu = torch.device("cpu")
     cfg = load_config(name, ["MODEL.DEVICE", "cpu"])
     samples = benchmark.make_samples(2, *SIZE, cfg)
-    model = build_model(cfg)
+    model = benchmark.build_random_model(cfg)
     benchmark.limit_candidates(model, benchmark.candidates_threshold(model, samples[:1]))
     step, infer = benchmark.training_run(model, samples), benchmark.inference_run(ready_for_inference(model), samples[:1])
     infer()
