@@ -25,6 +25,7 @@ from detectron2.evaluation import (
 )
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -32,6 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from resnest_det.backbone.checkpoint_files import read_checkpoint
 from resnest_det.engine.config import SEMANTIC_ARCHITECTURES, find_config_file, merge_file
 from resnest_det.engine.evaluate import verify_results
+from resnest_det.engine.precise_bn import update_batch_norm_statistics
 from resnest_det.engine.train import check_batch_norm, load_initial_weights
 from resnest_det.errors import UserError
 from resnest_det.evaluation.panoptic import PanopticEvaluator
@@ -144,12 +146,29 @@ def _refused() -> Iterator[None]:
         raise UserError(f"Detectron2 cannot build this configuration: {error}") from error
 
 
+class PreciseBN(hooks.PreciseBN):
+    """Detectron2's hook with statistics that are exact over several processes, too: `update_batch_norm_statistics` says why."""
+
+    def __init__(self, hook: hooks.PreciseBN):
+        super().__init__(hook._period, hook._model, hook._data_loader, hook._num_iter)
+
+    def update_stats(self) -> None:
+        """Give every batch norm its statistics; called by the trainer."""
+        self._data_iter = self._data_iter or iter(self._data_loader)
+        logger.info("Running precise batch norm over %d batches", self._num_iter)
+        with EventStorage():  # what the heads count here is no part of the training
+            update_batch_norm_statistics(self._model, self._data_iter, self._num_iter)
+
+
 class Trainer(DefaultTrainer):
-    """Detectron2's trainer with the evaluators of its own tool, and test-time augmentation at the end where TEST.AUG.ENABLED."""
+    """Detectron2's trainer with the evaluators of its own tool, and test-time augmentation at the end where TEST.AUG.ENABLED.
+
+    Precise batch norm is this package's.
+    """
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
         """What happens between and after the steps."""
-        all_hooks = super().build_hooks()
+        all_hooks = [PreciseBN(hook) if isinstance(hook, hooks.PreciseBN) else hook for hook in super().build_hooks()]
         if self.cfg.TEST.AUG.ENABLED:
             # Before the writer, which is the main process's last, so that the figures reach metrics.json.
             position = len(all_hooks) - int(comm.is_main_process())

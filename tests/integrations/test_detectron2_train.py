@@ -83,7 +83,7 @@ def test_run_writes_the_same_files_and_resumes(tmp_path):
                  "inference/coco_instances_results.json", "inference_TTA/coco_instances_results.json"):
         assert (out / name).exists(), name
     log = (out / "log.txt").read_text()
-    assert "Detectron2 on cpu" in log and "precise-BN" in log and "test-time augmentation" in log
+    assert "Detectron2 on cpu" in log and "Running precise batch norm over 2 batches" in log and "test-time augmentation" in log
 
     longer = ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "(3,)", "TEST.EVAL_PERIOD", "0"]
     main([*arguments[:4], "--resume", *arguments[4:], *keys, *longer])
