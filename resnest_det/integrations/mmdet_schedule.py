@@ -34,8 +34,8 @@ def data_config(cfg: CfgNode, test: Metadata, train: Sequence[Metadata], num_pro
     datasets = [_dataset(cfg, metadata, train_pipeline(cfg)) | dict(filter_cfg=filter_cfg) for metadata in train]
     grouping = dict(batch_sampler=dict(type="AspectRatioBatchSampler")) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else {}
     config["train_dataloader"] = dict(
-        batch_size=cfg.SOLVER.IMS_PER_BATCH // num_processes, **_workers(cfg), sampler=dict(type="InfiniteSampler", shuffle=True), **grouping,
-        dataset=datasets[0] if len(datasets) == 1 else dict(type="ConcatDataset", datasets=datasets))
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // num_processes, **_workers(cfg), sampler=dict(type="InfiniteSampler", shuffle=True),
+        **grouping, dataset=datasets[0] if len(datasets) == 1 else dict(type="ConcatDataset", datasets=datasets))
     return config
 
 
