@@ -73,20 +73,19 @@ def make_samples(count: int, height: int, width: int, cfg: CfgNode) -> list[dict
 
 
 @torch.no_grad()
-def build_random_model(cfg: CfgNode) -> nn.Module:
-    """The model with fresh weights, and with norms whose statistics are those of noise: a deep ResNet overflows otherwise."""
+def build_random_model(cfg: CfgNode, sample: dict) -> nn.Module:
+    """The model with fresh weights, and with norms whose statistics are those of `sample`: a deep ResNet overflows otherwise."""
     model = build_model(cfg)
 
     def take_statistics(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        if inputs[0].shape[-1] > 1:  # not those of two values, inside split attention
+        if inputs[0].shape[-1] > 1:  # not those of one value, inside split attention
             variance, mean = torch.var_mean(inputs[0], (0, 2, 3))
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)
 
     norms = [each for each in model.backbone.modules() if isinstance(each, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d))]
     hooks = [norm.register_forward_pre_hook(take_statistics) for norm in norms]
-    noise = 74 * torch.randn(2, len(cfg.MODEL.PIXEL_MEAN), 256, 256, device=cfg.MODEL.DEVICE)  # as bytes between 0 and 255 vary
-    model.eval().backbone(noise / model.pixel_std)
+    model.eval().backbone((sample["image"][None].to(model.pixel_mean.device) - model.pixel_mean) / model.pixel_std)
     for hook in hooks:
         hook.remove()
     return model
@@ -188,7 +187,7 @@ def build_timm(bottom_up: ResNeSt, cfg: CfgNode) -> nn.Module | None:
 
 def contenders_of(cfg: CfgNode, samples: list[dict], device: torch.device) -> dict[str, dict[str, Callable]]:
     """For each task (backbone, inference, training step) what runs it once, by contender."""
-    model = build_random_model(cfg)
+    model = build_random_model(cfg, samples[0])
     check_batch_norm(model, len(samples))
     threshold = candidates_threshold(model, samples[:1])
     folded = fold_norms(model).to(memory_format=torch.channels_last)

@@ -96,7 +96,7 @@ def measure(name: str) -> dict[str, float]:
     cpu = torch.device("cpu")
     cfg = load_config(name, ["MODEL.DEVICE", "cpu"])
     samples = benchmark.make_samples(2, *SIZE, cfg)
-    model = benchmark.build_random_model(cfg)
+    model = benchmark.build_random_model(cfg, samples[0])
     benchmark.limit_candidates(model, benchmark.candidates_threshold(model, samples[:1]))
     step, infer = benchmark.training_run(model, samples), benchmark.inference_run(ready_for_inference(model), samples[:1])
     infer()
