@@ -18,9 +18,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     # The recipes live in configs/ and travel inside the package, so that they are found by name from any folder.
-    packages=[*find_packages(include=["resnest_det", "resnest_det.*"]), "resnest_det.configs"],
-    package_dir={"resnest_det.configs": "configs"},
-    package_data={"resnest_det.configs": ["*.yaml", "*/*.yaml", "*/*.py"]},
+    # So do the two documents that `resnest-det check-hosts` quotes.
+    packages=[*find_packages(include=["resnest_det", "resnest_det.*"]), "resnest_det.configs", "resnest_det.docs"],
+    package_dir={"resnest_det.configs": "configs", "resnest_det.docs": "docs"},
+    package_data={
+        "resnest_det": ["py.typed"],
+        "resnest_det.configs": ["*.yaml", "*/*.yaml", "*/*.py"],
+        "resnest_det.docs": ["detectron2.md", "mmdetection.md"],
+    },
+    entry_points={"console_scripts": ["resnest-det = resnest_det.commands:main"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

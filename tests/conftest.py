@@ -26,5 +26,5 @@ def pytest_configure(config: pytest.Config) -> None:
 def builtin_engine():
     """Runs are of the built-in detector unless a test says otherwise, where Detectron2 is installed too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resnest_det.engine.train_net.is_installed", lambda name: False)
+        patch.setattr("resnest_det.commands.train_net.is_installed", lambda name: False)
         yield

@@ -7,20 +7,20 @@
 Its recipes are timed on the CPU, one after the other; what else runs on the machine is measured too.
 """
 
-from resnest_det.cli import run_tool  # isort: skip (it has to come before torch)
+from resnest_det.commands import run_tool  # isort: skip (it has to come before torch)
 
 import argparse
 import json
 import math
 from pathlib import Path
 
-import benchmark
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnest_det.backbone.catalog import TRAINED_DETECTORS, WEIGHT_FILES
+from resnest_det.commands import benchmark
 from resnest_det.engine.build_model import assemble_model
 from resnest_det.engine.config import SEMANTIC_ARCHITECTURES, load_config
 from resnest_det.engine.evaluate import ready_for_inference

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Train and evaluate a detector from a configuration file; `--help` lists the flags."""
+"""`resnest-det train`, from a checkout; `--help` lists the flags."""
 
-from resnest_det.engine.train_net import command
+from resnest_det.commands import run
 
 if __name__ == "__main__":
-    command()
+    run("train")

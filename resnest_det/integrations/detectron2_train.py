@@ -64,7 +64,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict:
     """Train, or evaluate where `args.eval_only`, on the processes that have been started.
 
     Args:
-        args: of `resnest_det.engine.train_net.argument_parser`.
+        args: of `resnest_det.commands.train_net.argument_parser`.
 
     Returns:
         results of the evaluation on the main process, task to figures.

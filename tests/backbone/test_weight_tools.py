@@ -1,6 +1,6 @@
 """convert_weights, classify and verify_imagenet as a user runs them."""
 
-import importlib.util
+import importlib
 import os
 import subprocess
 import sys
@@ -21,10 +21,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 
 def run(tool, *arguments):
-    specification = importlib.util.spec_from_file_location(tool, TOOLS / f"{tool}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    module.main([str(argument) for argument in arguments])
+    importlib.import_module(f"resnest_det.commands.{tool}").main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

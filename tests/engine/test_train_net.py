@@ -13,7 +13,7 @@ import torch
 from tiny_run import losses_of, read_metrics, write_tiny_run
 
 from resnest_det.backbone.checkpoint_files import read_checkpoint
-from resnest_det.engine.train_net import main
+from resnest_det.commands.train_net import main
 from resnest_det.errors import UserError
 
 ROOT = Path(__file__).parents[2]

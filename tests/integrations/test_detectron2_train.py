@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 
 from resnest_det.data.shapes import write_shapes  # noqa: E402
 from resnest_det.engine.evaluate import flatten_results  # noqa: E402
-from resnest_det.engine.train_net import main, run  # noqa: E402
+from resnest_det.commands.train_net import main, run  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 
 # Enough to find the rectangles of the training images again, whatever the seed: AP has to be more than 0 to be compared.
@@ -29,7 +29,7 @@ def results_of(arguments, engine: str, keys) -> dict[str, float]:
         results.update(run(cfg_args))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resnest_det.engine.train_net.run", keep)
+        patch.setattr("resnest_det.commands.train_net.run", keep)
         main([*arguments[:2], "--engine", engine, *arguments[2:], *keys])
     return flatten_results(results)
 

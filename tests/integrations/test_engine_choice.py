@@ -8,7 +8,7 @@ import pytest
 from fvcore.common.config import CfgNode
 
 import resnest_det
-from resnest_det.engine import train_net
+from resnest_det.commands import train_net
 from resnest_det.engine.defaults import RESNEST_KEYS
 from resnest_det.errors import UserError
 

@@ -1,23 +1,19 @@
 """Translating configurations and checkpoints to MMDetection and back, as far as that can be seen without MMDetection."""
 
-import importlib.util
 import json
 
 import pytest
 import torch
 from golden.fill import fill
 
+from resnest_det.commands import to_mmdet
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.shapes import write_shapes
 from resnest_det.engine.build_model import assemble_model
-from resnest_det.engine.config import config_folder, load_config
+from resnest_det.engine.config import load_config
 from resnest_det.errors import UserError
 from resnest_det.integrations.mmdet_checkpoint import from_mmdet_names, to_mmdet_names
 from resnest_det.integrations.mmdet_config import config_text, mmdet_config
-
-_spec = importlib.util.spec_from_file_location("to_mmdet", config_folder().parent / "tools" / "to_mmdet.py")
-to_mmdet = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(to_mmdet)
 
 MASK, PANOPTIC = "mask_rcnn_ResNeSt14_FPN_shapes", "panoptic_ResNeSt14_FPN_shapes"
 CASCADE = "cascade_mask_rcnn_ResNeSt14_FPN_dcn_shapes"

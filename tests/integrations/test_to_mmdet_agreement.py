@@ -4,7 +4,6 @@ Their parameters are not trained but filled so that a hundred detections an imag
 images is what the built-in detector finds, so that average precision is high where the translation finds the same.
 """
 
-import importlib.util
 import json
 
 import pytest
@@ -22,17 +21,14 @@ from mmengine.optim import OptimWrapper  # noqa: E402
 from mmengine.registry import PARAM_SCHEDULERS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
+from resnest_det.commands import to_mmdet  # noqa: E402
 from resnest_det.data.catalog import get_dataset, register_coco  # noqa: E402
 from resnest_det.data.shapes import write_shapes  # noqa: E402
 from resnest_det.engine.build_model import assemble_model  # noqa: E402
 from resnest_det.engine.build_solver import build_lr_scheduler  # noqa: E402
-from resnest_det.engine.config import config_folder, load_config  # noqa: E402
+from resnest_det.engine.config import load_config  # noqa: E402
 from resnest_det.evaluation.coco import COCOEvaluator, detections_to_coco  # noqa: E402
 from resnest_det.integrations.mmdet_schedule import schedule_config  # noqa: E402
-
-_spec = importlib.util.spec_from_file_location("to_mmdet", config_folder().parent / "tools" / "to_mmdet.py")
-to_mmdet = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(to_mmdet)
 
 # The longer side of some images is what limits their size.
 TINY = [

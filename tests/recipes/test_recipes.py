@@ -10,10 +10,10 @@ import torch
 from resnest_det import model_zoo
 from resnest_det.backbone.catalog import TRAINED_DETECTORS
 from resnest_det.backbone.weights import resolve_weights
+from resnest_det.commands.train_net import main
 from resnest_det.data.shapes import write_shapes
 from resnest_det.engine.build_model import assemble_model
 from resnest_det.engine.config import config_folder, load_config
-from resnest_det.engine.train_net import main
 from resnest_det.errors import UserError
 
 RECIPES = sorted(path.stem for path in config_folder().glob("*.yaml") if not path.stem.startswith("Base-"))

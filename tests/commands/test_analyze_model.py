@@ -1,20 +1,17 @@
-"""tools/analyze_model.py, against fvcore on timm's models, published figures, and counts done by hand."""
+"""The command analyze_model, against fvcore on timm's models, published figures, and counts done by hand."""
 
 import json
-import runpy
 import warnings
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 
+from resnest_det.commands.analyze_model import main
 from resnest_det.engine.build_model import build_model
 from resnest_det.engine.config import load_config
 from resnest_det.errors import UserError
-
-main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "analyze_model.py"))["main"]
 
 # Parameters and 10^9 multiply-adds. The figures of two models with three decimals, 13.322 and 4.330, were rounded twice.
 FAMILY = {

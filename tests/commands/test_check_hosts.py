@@ -1,19 +1,15 @@
-"""tools/check_hosts.py: what it says of hosts that can be used, and of those that cannot."""
+"""The command check_hosts: what it says of hosts that can be used, and of those that cannot."""
 
-import runpy
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 import torchvision
 
+from resnest_det.commands.check_hosts import main
 from resnest_det.integrations import detectron2_version, mmdet_version
-
-ROOT = Path(__file__).parents[2]
-main = runpy.run_path(str(ROOT / "tools" / "check_hosts.py"))["main"]
 
 
 def hosts(capsys) -> dict[str, list[str]]:

@@ -1,15 +1,11 @@
-"""tools/export_model.py."""
-
-import runpy
-from pathlib import Path
+"""The command export_model."""
 
 import pytest
 import torch
 
 from resnest_det.backbone.variants import create_model
+from resnest_det.commands.export_model import main
 from resnest_det.errors import UserError
-
-main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "export_model.py"))["main"]
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """The command `train_net`: training and evaluating a detector from a configuration file."""
 
-from resnest_det.cli import run_tool  # isort: skip (it has to come before torch)
-
 import argparse
 import importlib
 import logging
@@ -205,12 +203,3 @@ def evaluate_only(cfg: CfgNode, *, last_checkpoint: bool) -> dict:
     if is_main_process():
         verify_results(cfg.TEST.EXPECTED_RESULTS, results)
     return results
-
-
-def command() -> None:
-    """Entry point of the installed command."""
-    run_tool(main)
-
-
-if __name__ == "__main__":
-    command()

@@ -18,9 +18,7 @@ ROOT = Path(__file__).parents[2]
 def tool():
     spec = importlib.util.spec_from_file_location("make_model_zoo", ROOT / "tools" / "make_model_zoo.py")
     module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "tools")  # as Python does for a script
-        spec.loader.exec_module(module)
+    spec.loader.exec_module(module)
     return module
 
 

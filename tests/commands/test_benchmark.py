@@ -1,14 +1,11 @@
-"""tools/benchmark.py."""
+"""The command benchmark."""
 
 import json
-import runpy
-from pathlib import Path
 
 import pytest
 
+from resnest_det.commands.benchmark import main
 from resnest_det.errors import UserError
-
-main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "benchmark.py"))["main"]
 
 
 def test_backbone_inference_and_training_are_timed_beside_timm(tmp_path, capsys):

@@ -1,0 +1,107 @@
+"""What the installed command `resnest-det` and the scripts in `tools/` do, a module for each.
+
+This file finds the command by its name and decides how it ends: bad input in one line and status 2, a traceback only with
+`--debug`. It imports nothing large, so that `--help` is quick and the settings of the process are made before torch is loaded.
+"""
+
+import ctypes
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from resnest_det import __version__
+from resnest_det.errors import UserError
+
+# name: (module of this folder with a `main(arguments)`, what it does)
+COMMANDS = {
+    "train": ("train_net", "train and evaluate a detector from a configuration file"),
+    "classify": ("classify", "name what is in images: the most probable ImageNet classes"),
+    "verify": ("verify_imagenet", "measure a classifier's accuracy on ImageNet's validation images"),
+    "convert": ("convert_weights", "translate a checkpoint into another library's parameter names"),
+    "to-mmdet": ("to_mmdet", "translate a configuration and its checkpoint to MMDetection, or a checkpoint back"),
+    "export": ("export_model", "write a classifier or feature extractor for ONNX, OpenVINO, TorchScript or torch.export"),
+    "analyze": ("analyze_model", "count parameters, multiply-adds and activations, part by part"),
+    "benchmark": ("benchmark", "time a detector and its backbone beside other implementations"),
+    "check-hosts": ("check_hosts", "say which detectors the backbone can be used in here"),
+    "prepare-panoptic-fpn": ("prepare_panoptic_fpn", "write the semantic PNG files that Detectron2's Panoptic FPN reads"),
+}
+
+# Compute threads that spin for long while they wait take the cores from data workers and other processes: on a busy machine
+# steps get many times slower. Those that never spin cost a tenth of a step on an idle one. Read when torch is first
+# imported, which is after this module, since every command is
+# imported through it.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the large blocks that it frees; elsewhere nothing.
+
+    Otherwise every activation map goes back to the system and comes again page by page: a tenth of a training step on CPUs.
+    """
+    threshold_of_mmap, threshold_of_trim = -3, -1  # names of malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(threshold_of_mmap, 2**30)
+    mallopt(threshold_of_trim, 2**31 - 1)
+
+
+def run_tool(main: Callable[[list[str]], object]) -> None:
+    """Run `main(arguments)` and leave the process with a status that says how it went.
+
+    `UserError` and `OSError` (a full disk, a folder that cannot be written) become one line `error: ...` on
+    standard error and status 2; Ctrl-C becomes status 130. With `--debug` among the arguments, which is taken
+    out before `main` sees them, the traceback is shown instead.
+    """
+    keep_freed_memory()
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    if debug:
+        arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        main(arguments)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except (UserError, OSError) as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def main() -> None:
+    """The installed command: `resnest-det COMMAND ...`, `--help` or `--version`."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(help_text())
+    elif name == "--version":
+        print(f"resnest-det {__version__}")
+    elif name in COMMANDS:
+        sys.argv = [f"resnest-det {name}", *arguments]
+        run(name)
+    else:
+        near = get_close_matches(name, COMMANDS, n=1)
+        meant = f", perhaps you mean {near[0]!r}" if near else ""
+        print(f"error: there is no command {name!r}{meant}; `resnest-det --help` lists them", file=sys.stderr)
+        sys.exit(2)
+
+
+def help_text() -> str:
+    """The commands, with a line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join([
+        "usage: resnest-det COMMAND [...]", "", "commands:", *lines, "",
+        "`resnest-det COMMAND --help` lists the flags of one; `resnest-det --version` prints the version."])
+
+
+def run(name: str) -> None:
+    """Run the command of that name on the arguments of this process, and end the process."""
+    module, _ = COMMANDS[name]
+    run_tool(lambda arguments: importlib.import_module(f"{__name__}.{module}").main(arguments))
