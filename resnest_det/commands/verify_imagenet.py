@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import pil_loader
 from tqdm import tqdm
 
 from resnest_det import create_model, transforms_for
 from resnest_det.backbone.variants import IMAGENET_CLASSES, find_variant
+from resnest_det.data.image import open_image
 from resnest_det.errors import UserError
 
 
@@ -27,7 +27,8 @@ class ClassFolders(ImageFolder):
     def __getitem__(self, index):
         path, label = self.samples[index]
         try:
-            return self.transform(pil_loader(path)), label
+            with open_image(path) as image:  # not turned upright, as the published accuracies were measured
+                return self.transform(image.convert("RGB")), label
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
             return UserError(f"image {path} cannot be read, it is damaged or not an image ({type(error).__name__})")
 

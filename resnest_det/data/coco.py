@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ def load_coco_instances(name: str, json_file: str, image_root: str) -> Dataset:
     categories = by_id(content["categories"], "category", json_file)
     if not categories:
         raise UserError(f'{json_file}: the list "categories" is empty')
-    names = {i: require(categories[i], "name", f"{json_file}: category {i}") for i in sorted(categories)}
+    names = {i: category_name(categories[i], f"{json_file}: category {i}") for i in sorted(categories)}
     contiguous = {category_id: index for index, category_id in enumerate(names)}
 
     records = {}
@@ -133,6 +134,23 @@ def by_id(entries: list, kind: str, json_file: str) -> dict[int, dict]:
             raise UserError(f"{json_file}: {kind} id {entry_id} occurs more than once")
         result[entry_id] = entry
     return result
+
+
+def category_name(category: dict, where: str) -> str:
+    """The name of a category: text, or a whole number, which becomes text.
+
+    Raises:
+        UserError: there is none, it is something else, or it has a control character, a line break or half a surrogate pair. Such
+            names break terminals, logs and the files of other tools that they are written to. The message begins with `where`.
+    """
+    name = require(category, "name", where)
+    if isinstance(name, int) and not isinstance(name, bool):
+        name = str(name)
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"{where}: the name must be text, not {str(name)[:80]!r}")
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+        raise UserError(f"{where}: the name {ascii(name)[:80]} has a control character, a line break or broken Unicode in it")
+    return name
 
 
 def image_entry(image: dict, image_root: str, where: str) -> dict:

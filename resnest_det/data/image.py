@@ -1,9 +1,15 @@
 """Reading images as COCO's tools see them: upright, in the channel order asked for, of the size the annotations say."""
 
+import os
+
 import numpy as np
 from PIL import Image
 
 from resnest_det.errors import UserError
+
+# Pillow goes by what is in a file, not by its name, and runs other programs for some formats: Ghostscript for EPS. These are decoded
+# in this process. A phone's JPEG may be an MPO.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 _EXIF_ORIENTATION = 274
 # EXIF 2.3, tag 274: how the stored rows and columns have to be turned to stand upright.
@@ -16,27 +22,43 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED_SIDEWAYS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
 
-def read_image(file_name: str, image_format: str) -> np.ndarray:
+def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
+    """`Image.open` for regular files of formats that are decoded in this process (AVIF where this Pillow has it).
+
+    Raises:
+        OSError: the file is missing, is no regular file, or of none of these formats.
+    """
+    if os.path.exists(file_name) and not os.path.isfile(file_name):
+        raise OSError("not a regular file")  # opening a pipe would wait for ever
+    Image.init()
+    return Image.open(file_name, formats=[each for each in formats if each in Image.OPEN])
+
+
+def read_image(file_name: str, image_format: str, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read an image file of any mode (grayscale, palette, CMYK, ...), turned upright by its EXIF orientation.
 
     Args:
         image_format: "BGR", "RGB" or "L".
+        size: (height, width) that the upright image has to have. Looked at in the file's header, before anything is decoded.
 
     Returns:
         (H, W, C) uint8, C = 1 for "L" and 3 otherwise.
 
     Raises:
-        UserError: the file is missing, is not an image, or is damaged; the message names it.
+        UserError: the file is missing, is not an image, or is damaged, or has another size; the message names it.
     """
     try:
-        with Image.open(file_name) as image:
+        with open_image(file_name) as image:
+            if size is not None:
+                _check_size(file_name, image, size)
             image = _turn_upright(image)
             image = image.convert("L" if image_format == "L" else "RGB")
     except FileNotFoundError as error:
         raise UserError(f"image {file_name} does not exist") from error
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     # Pillow's decoders raise nearly anything on damaged data: OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
@@ -54,21 +76,26 @@ def read_record_image(record: dict, image_format: str) -> np.ndarray:
     Raises:
         UserError: see `read_image`; also when the image's size is not the record's.
     """
-    pixels = read_image(record["file_name"], image_format)
-    height, width = pixels.shape[:2]
-    if (height, width) != (record["height"], record["width"]):
-        raise UserError(
-            f"image {record['file_name']} is {width} x {height} pixels (width x height), but its annotations say "
-            f"{record['width']} x {record['height']}"
-        )
-    return pixels
+    return read_image(record["file_name"], image_format, (record["height"], record["width"]))
+
+
+def _check_size(file_name: str, image: Image.Image, size: tuple[int, int]) -> None:
+    width, height = image.size
+    if _upright_method(image) in _TURNED_SIDEWAYS:
+        width, height = height, width
+    if (height, width) != size:
+        raise UserError(f"image {file_name} is {width} x {height} pixels (width x height), but its annotations say "
+                        f"{size[1]} x {size[0]}")
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
+    method = _upright_method(image)
+    return image if method is None else image.transpose(method)
+
+
+def _upright_method(image: Image.Image) -> Image.Transpose | None:
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
+        return _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION))
     # Real photographs carry EXIF blocks that do not parse; their pixels are good.
     except Exception:
-        return image
-    method = _UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(method)
+        return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pycocotools.mask as mask_util
 
-from resnest_det.data.coco import Dataset, Metadata, by_id, image_entry, load_coco_instances, read_json, require
+from resnest_det.data.coco import Dataset, Metadata, by_id, category_name, image_entry, load_coco_instances, read_json, require
 from resnest_det.data.panoptic_png import MAX_SEGMENT_ID, read_segment_ids
 from resnest_det.errors import UserError
 
@@ -186,7 +186,7 @@ def _metadata(name: str, categories: list, panoptic_json: str, panoptic_root: st
         color = category.get("color", _color(category_id))
         if not (isinstance(color, (list, tuple)) and len(color) == 3 and all(c in range(256) for c in color)):
             raise UserError(f"{where}: color must be three whole numbers from 0 to 255, not {color!r}")
-        (things if isthing else stuff)[category_id] = (require(category, "name", where), tuple(color))
+        (things if isthing else stuff)[category_id] = (category_name(category, where), tuple(color))
     if not things and not stuff:
         raise UserError(f'{panoptic_json}: the list "categories" is empty')
     if len(stuff) >= UNLABELLED:

@@ -5,6 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from resnest_det.data.image import open_image
 from resnest_det.errors import UserError
 
 MAX_SEGMENT_ID = 2**24 - 1
@@ -17,7 +18,7 @@ def read_segment_ids(path: str) -> np.ndarray:
         UserError: the file is missing, damaged or not an RGB image.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path, ("PNG",)) as image:
             if image.mode != "RGB":
                 raise UserError(f"{path} is not a panoptic PNG: its pixels are {image.mode}, segment ids need RGB")
             width, height = image.size

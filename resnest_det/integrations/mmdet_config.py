@@ -4,6 +4,9 @@ The same weights give the same detections there: anchors, box coding, sampling o
 the same. `DIFFERENCES` says what is not, and why.
 """
 
+import ast
+import keyword
+import math
 from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
@@ -111,10 +114,46 @@ def mmdet_config(cfg: CfgNode, *, test: Metadata, train: Sequence[Metadata], num
 
 
 def config_text(config: dict, title: str) -> str:
-    """The configuration as the Python file that MMEngine reads."""
+    """The configuration as the Python file that MMEngine reads, which holds nothing but literals.
+
+    MMEngine runs that file, and names of classes come from data: the text is parsed again and has to give `config`.
+
+    Raises:
+        UserError: a value that cannot be written as a literal, or that MMEngine would replace before it reads the file.
+    """
+    title = "".join(character if character.isprintable() else "?" for character in title)
     lines = [_HEADER.format(title=title)]
-    lines += [f"{name} = {_literal(value, '')}\n" for name, value in config.items()]
-    return "".join(lines)
+    lines += [f"{_identifier(name)} = {_literal(value, '')}\n" for name, value in config.items()]
+    text = "".join(lines)
+    if "{{" in text:
+        raise UserError(f"{title}: a name or path holds '{{{{', which MMEngine replaces before it reads the file; choose another")
+    if _read_back(text) != config:
+        raise UserError(f"{title}: what was written for MMDetection does not read as the same configuration")
+    return text
+
+
+def _read_back(text: str) -> dict:
+    """What the text assigns, without running it: literals, dict(name=literal) and list(range(literal, literal))."""
+
+    def value(node: ast.expr):
+        match node:
+            case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords):
+                return {each.arg: value(each.value) for each in keywords}
+            case ast.Call(func=ast.Name(id="list"), args=[ast.Call(func=ast.Name(id="range"), args=ends, keywords=[])], keywords=[]):
+                return range(*map(value, ends))
+            case ast.List(elts=items):
+                return [value(item) for item in items]
+            case ast.Tuple(elts=items):
+                return tuple(value(item) for item in items)
+        return ast.literal_eval(node)
+
+    return {statement.targets[0].id: value(statement.value) for statement in ast.parse(text).body}
+
+
+def _identifier(name) -> str:
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise UserError(f"{ascii(name)} cannot be the name of a setting in MMDetection's configuration")
+    return name
 
 
 def _literal(value, indent: str) -> str:
@@ -122,13 +161,15 @@ def _literal(value, indent: str) -> str:
     if isinstance(value, range):
         return f"list({value!r})"
     if isinstance(value, dict):
-        items, open_, close = [f"{key}={_literal(item, indent + '    ')}" for key, item in value.items()], "dict(", ")"
+        items, open_, close = [f"{_identifier(key)}={_literal(item, indent + '    ')}" for key, item in value.items()], "dict(", ")"
     elif isinstance(value, (list, tuple)):
         items, open_, close = [_literal(item, indent + "    ") for item in value], *("[]" if isinstance(value, list) else "()")
         if isinstance(value, tuple) and len(items) == 1:
             close = ",)"
-    else:
+    elif value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
         return repr(value)
+    else:
+        raise UserError(f"{ascii(value)[:80]} cannot be written into MMDetection's configuration: it is no plain, finite value")
     short = open_ + ", ".join(items) + close
     if "\n" not in short and len(indent) + len(short) <= 100:
         return short

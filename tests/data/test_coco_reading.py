@@ -163,3 +163,21 @@ def test_unreadable_files_are_refused(tmp_path):
         read((tmp_path / "binary.json", tmp_path))
     with pytest.raises(UserError, match="absent.json.*No such file"):
         read((tmp_path / "absent.json", tmp_path))
+
+
+@pytest.mark.parametrize("name, expected", [
+    ({"__import__('os').system('touch x'), x": 1}, "must be text"),
+    (None, "must be text"), (["x"], "must be text"), (True, "must be text"), (float("nan"), "must be text"), (" ", "must be text"),
+    ("a\nb", r"'a\\nb' has a control character"), ("\x1b[2J", "control character"), ("\ud800", "control character"),
+    ("a\u2028b", "control character"), ("\x00", "control character"),
+])
+def test_category_names_that_are_no_plain_text_are_refused(write_coco, name, expected):
+    paths = write_coco([(1, 10, 10)], [], [(4, name)])
+    with pytest.raises(UserError, match=f"category 4: .*{expected}") as error:
+        read(paths)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("name, expected", [("chat à l'eau", "chat à l'eau"), ("猫\u3000犬", "猫\u3000犬"), (1, "1")])
+def test_category_names_of_any_language_and_whole_numbers(write_coco, name, expected):
+    assert read(write_coco([(1, 10, 10)], [], [(4, name)])).metadata.thing_classes == [expected]

@@ -1,5 +1,7 @@
 """Reading image files: every mode and orientation, and what is wrong with bad ones."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -89,3 +91,29 @@ def test_missing_and_foreign_files_are_named(tmp_path):
         read_image(tmp_path / "text.jpg", "RGB")
     with pytest.raises(UserError, match="cannot be read"):
         read_image(tmp_path, "RGB")
+
+
+def test_formats_that_pillow_runs_programs_for_are_not_opened(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments, **settings: started.append(arguments))
+    Image.fromarray(photograph()).save(tmp_path / "photo.eps")
+    os.rename(tmp_path / "photo.eps", tmp_path / "photo.jpg")
+    with pytest.raises(UserError, match=r"photo\.jpg cannot be read"):
+        read_image(tmp_path / "photo.jpg", "RGB")
+    assert not started
+
+
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match=r"pipe\.jpg cannot be read.*not a regular file"):
+        read_image(tmp_path / "pipe.jpg", "RGB")
+
+
+def test_size_is_refused_before_anything_is_decoded(tmp_path, monkeypatch):
+    Image.fromarray(photograph()).save(tmp_path / "a.png")
+    record = {"file_name": str(tmp_path / "a.png"), "height": 24, "width": 41}
+    monkeypatch.setattr(Image.Image, "convert", lambda *arguments: pytest.fail("decoded"))
+    with pytest.raises(UserError, match=r"a\.png is 40 x 24 pixels .* annotations say 41 x 24"):
+        read_record_image(record, "RGB")

@@ -106,6 +106,23 @@ def test_text_is_the_configuration(name):
     assert {key: scope[key] for key in config} == config
 
 
+@pytest.mark.parametrize("config, expected", [
+    ({"a": {"print(1), x": 1}}, "cannot be the name of a setting"), ({"import": 1}, "cannot be the name of a setting"),
+    ({"a": {1: 2}}, "cannot be the name of a setting"),
+    ({"a": float("nan")}, "cannot be written"), ({"a": [float("inf")]}, "cannot be written"), ({"a": {1, 2}}, "cannot be written"),
+    ({"a": ["{{ fileDirname }}"]}, "MMEngine replaces"),
+])
+def test_only_literals_are_written(config, expected):
+    with pytest.raises(UserError, match=expected):
+        config_text(config, "a.yaml")
+
+
+def test_a_file_name_with_a_line_break_stays_a_comment():
+    scope = {}
+    exec(config_text({"a": "x\n'\"\\"}, "m\nb = 1\r\u2028#.yaml"), scope)
+    assert scope["a"] == "x\n'\"\\" and "b" not in scope
+
+
 def test_values_that_the_recipes_share():
     cfg = load_config("mask_rcnn_ResNeSt50_FPN", ["DATASETS.TEST", "('shapes_val',)"])
     model = translated(cfg)["model"]
