@@ -7,6 +7,7 @@ program that may call any function; here it may only rebuild tensors, arrays and
 
 import codecs
 import collections
+import math
 import os
 import pickle
 import re
@@ -43,28 +44,66 @@ def _bytes_from_text(text, encoding):
     return codecs.latin_1_encode(text)[0]
 
 
-def _numpy_parts() -> dict[str, object]:
-    array = np.zeros(0)
-    reconstruct = array.__reduce__()[0]
-    scalar = np.float32(0).__reduce__()[0]
-    parts = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
-    for core in ("numpy.core", "numpy._core"):
-        parts[f"{core}.multiarray._reconstruct"] = reconstruct
-        parts[f"{core}.multiarray.scalar"] = scalar
-    return parts
+class _DType:
+    """Stands for `numpy.dtype`: a number's kind and size, taken from text, never from the flags in a file.
+
+    NumPy's own believes them: a dtype of objects whose flags are cleared turns bytes of the file into pointers.
+    """
+
+    def __init__(self, code, *_):
+        if not isinstance(code, str) or not re.fullmatch("b1|[iu][1248]|f[248]", code):
+            raise _Refused(f"numpy values of type {ascii(code)[:40]}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state):
+        _, byte_order, subdtype, names, *_ = state
+        if byte_order not in ("<", ">", "|", "=") or subdtype is not None or names is not None:
+            raise _Refused("numpy values of a type that is no plain number")
+        if byte_order in "<>":
+            self.dtype = self.dtype.newbyteorder(byte_order)
+
+    def read(self, raw, shape: tuple, order: str = "C") -> np.ndarray:
+        """An array over as many bytes as it needs, neither more nor fewer."""
+        raw = raw.encode("latin1") if isinstance(raw, str) else raw  # how Python 2 wrote them
+        if not isinstance(raw, bytes) or not isinstance(shape, tuple) or len(shape) > 32:
+            raise pickle.UnpicklingError("an array of numpy is not as numpy writes it")
+        if not all(type(side) is int and side >= 0 for side in shape) or math.prod(shape) * self.dtype.itemsize != len(raw):
+            raise pickle.UnpicklingError(f"an array of shape {str(shape)[:80]} has {len(raw)} bytes")
+        return np.frombuffer(raw, self.dtype).reshape(shape, order=order)
 
 
-def _dtype_classes() -> dict[str, type]:
-    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdFDSU"}
-    return {f"{kind.__module__}.{kind.__qualname__}": kind for kind in kinds}
+class _Array:
+    """Stands for `numpy.ndarray`, which would give memory that nothing was written to, or read past the end of a file's bytes."""
 
+    def __setstate__(self, state):
+        _, shape, dtype, fortran_order, raw = state
+        if not isinstance(dtype, _DType):
+            raise pickle.UnpicklingError("an array of numpy has no dtype")
+        self.value = dtype.read(raw, shape, "F" if fortran_order else "C")
+
+
+def _empty_array(kind, *_):
+    if kind is not _Array:
+        raise pickle.UnpicklingError("numpy is asked for an array that is none")
+    return _Array()
+
+
+def _scalar(dtype, raw):
+    if not isinstance(dtype, _DType):
+        raise pickle.UnpicklingError("a number of numpy has no dtype")
+    return dtype.read(raw, ())[()]
+
+
+_NUMPY_STAND_INS = {"numpy.ndarray": _Array, "numpy.dtype": _DType}
+for _core in ("numpy.core", "numpy._core"):
+    _NUMPY_STAND_INS |= {f"{_core}.multiarray._reconstruct": _empty_array, f"{_core}.multiarray.scalar": _scalar}
 
 # MMEngine keeps logged scalars in every checkpoint it writes: objects of one class, whose pickles ask for some of its
 # methods through getattr. Both are replaced, so that the weights beside them can be read.
 _STAND_INS = {"mmengine.logging.history_buffer.HistoryBuffer": _Inert, "builtins.getattr": _nothing}
 
 _PLAIN_PICKLE = {
-    **_numpy_parts(),
+    **_NUMPY_STAND_INS,
     "collections.OrderedDict": collections.OrderedDict,
     "__builtin__.bytes": bytes,
     "__builtin__.set": set,
@@ -137,11 +176,13 @@ def _read(path: Path, head: bytes):
 def _read_torch(path: Path, is_zip: bool):
     if is_zip:
         _check_archive(path)
-    allowed = {**_numpy_parts(), **_dtype_classes(), **_STAND_INS}
+    allowed = {**_NUMPY_STAND_INS, **_STAND_INS}
     # An open file, not the path: torch would choose a reader by a path's suffix.
     with torch.serialization.safe_globals([(value, name) for name, value in allowed.items()]), path.open("rb") as file:
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return _arrays_to_tensors(torch.load(file, map_location="cpu", weights_only=True))
+        except _Refused:
+            raise
         except pickle.UnpicklingError as error:
             # PyTorch wraps its reason in advice about switching the protection off, the last thing to repeat here.
             reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
@@ -164,6 +205,8 @@ def _check_archive(path: Path) -> None:
 
 def _refusal(message: str) -> _Refused | None:
     """The refusal in PyTorch's message, or None when the pickle is merely damaged."""
+    if kind := re.search("numpy values of .*", message):
+        return _Refused(kind.group())
     asked = re.search(r"(?:GLOBAL|unrecognized function|but got) (\S+)", message)
     forbidden = ("nsupported global", "unsupported GLOBAL", "unrecognized function", "Can only")
     if any(phrase in message for phrase in forbidden):
@@ -189,18 +232,21 @@ def _read_safetensors(path: Path):
 def _read_pickle(path: Path):
     try:
         with path.open("rb") as file:
-            data = _DataUnpickler(file, encoding="latin1").load()
+            return _arrays_to_tensors(_DataUnpickler(file, encoding="latin1").load())
     except (_Refused, OSError):
         raise
     except Exception as error:  # a damaged pickle program can raise anything at all
         raise UserError(f"checkpoint {path} is truncated, damaged or not a checkpoint: {_first_line(error)}") from None
-    return _arrays_to_tensors(data)
 
 
 def _arrays_to_tensors(value):
     if isinstance(value, dict):
-        return type(value)((key, _arrays_to_tensors(item)) for key, item in value.items())
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        # A copy in native byte order: unpickled arrays can be read-only views of the pickle's bytes.
-        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
+        for key in value:  # in place, since a state has attributes beside its items, and a Counter is made from other things
+            value[key] = _arrays_to_tensors(value[key])
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(map(_arrays_to_tensors, value))
+    if isinstance(value, _Array):
+        # A copy in native byte order: the array is a read-only view of the pickle's bytes.
+        return torch.from_numpy(np.array(value.value, dtype=value.value.dtype.newbyteorder("="), order="C"))
     return value

@@ -7,8 +7,8 @@ from PIL import Image
 
 from resnest_det.errors import UserError
 
-# Pillow goes by what is in a file, not by its name, and runs other programs for some formats: Ghostscript for EPS. These are decoded
-# in this process. A phone's JPEG may be an MPO.
+# Pillow goes by what is in a file, not by its name, and runs other programs for some formats: Ghostscript for EPS. These are
+# decoded in this process. A phone's JPEG may be an MPO.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 _EXIF_ORIENTATION = 274

@@ -139,7 +139,9 @@ def _read_back(text: str) -> dict:
         match node:
             case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords):
                 return {each.arg: value(each.value) for each in keywords}
-            case ast.Call(func=ast.Name(id="list"), args=[ast.Call(func=ast.Name(id="range"), args=ends, keywords=[])], keywords=[]):
+            case ast.Call(
+                func=ast.Name(id="list"), args=[ast.Call(func=ast.Name(id="range"), args=ends, keywords=[])], keywords=[]
+            ):
                 return range(*map(value, ends))
             case ast.List(elts=items):
                 return [value(item) for item in items]
@@ -161,7 +163,8 @@ def _literal(value, indent: str) -> str:
     if isinstance(value, range):
         return f"list({value!r})"
     if isinstance(value, dict):
-        items, open_, close = [f"{_identifier(key)}={_literal(item, indent + '    ')}" for key, item in value.items()], "dict(", ")"
+        items = [f"{_identifier(key)}={_literal(item, indent + '    ')}" for key, item in value.items()]
+        open_, close = "dict(", ")"
     elif isinstance(value, (list, tuple)):
         items, open_, close = [_literal(item, indent + "    ") for item in value], *("[]" if isinstance(value, list) else "()")
         if isinstance(value, tuple) and len(items) == 1:

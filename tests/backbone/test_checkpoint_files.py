@@ -177,3 +177,72 @@ def test_absent_and_folder(tmp_path):
         read_checkpoint(tmp_path / "none.pth")
     with pytest.raises(UserError, match="is a folder"):
         read_checkpoint(tmp_path)
+
+
+def _text(value):
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def _call(function, *arguments):
+    return b"c" + function.replace(" ", "\n").encode() + b"\n(" + b"".join(arguments) + b"tR"
+
+
+RAW = _call("_codecs encode", _text("A" * 8), _text("latin1"))
+RECONSTRUCT, SCALAR = "numpy._core.multiarray _reconstruct", "numpy._core.multiarray scalar"
+# A dtype of objects that says of itself that it has none.
+OBJECTS = _call("numpy dtype", _text("O8"), b"\x89\x88") + b"(K\x03" + _text("|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+
+
+def _array(shape, dtype):
+    empty = _call(RECONSTRUCT, b"cnumpy\nndarray\n", b"(K\x00t", RAW)
+    sides = b"".join(b"J" + side.to_bytes(4, "little", signed=True) for side in shape)
+    return empty + b"(K\x01(" + sides + b"t" + dtype + b"\x89" + RAW + b"tb"
+
+
+def _number(code):
+    byte_order = b"(K\x03" + _text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    return _call("numpy dtype", _text(code), b"\x89\x88") + byte_order
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pth"])
+@pytest.mark.parametrize("value, expected", [
+    (_call(SCALAR, OBJECTS, RAW), "refused"),
+    (_array((1,), OBJECTS), "refused"),
+    (_call("numpy ndarray", b"(K\x01t", _text("O"), RAW), "refused|damaged"),
+    (_call("numpy ndarray", b"(K\x04t", _text("f4")), "refused|damaged"),
+    (_array((900_000_000,), _number("f4")), "damaged"),
+    (_array((2, -1), _number("f4")), "damaged"),
+    (_array((1,), _number("V8")), "refused"),
+    (_call(SCALAR, _number("f4"), RAW), "damaged"),
+])
+def test_numpy_is_not_asked_for_memory(tmp_path, suffix, value, expected):
+    path = tmp_path / f"x.{suffix}"
+    write_pickle(path, value)
+    with pytest.raises(UserError, match=f"x.{suffix} .*({expected})"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pth"])
+def test_the_same_program_with_honest_numbers_is_read(tmp_path, suffix):
+    write_pickle(tmp_path / f"x.{suffix}", _array((2,), _number("f4")))
+    expected = torch.from_numpy(np.frombuffer(b"A" * 8, np.float32).copy())
+    assert torch.equal(read_checkpoint(tmp_path / f"x.{suffix}")["w"], expected)
+
+
+def write_pickle(path, value):
+    program = b"\x80\x02}" + _text("w") + value + b"s."
+    if path.suffix == ".pkl":
+        path.write_bytes(program)
+        return
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {"data.pkl": program, "byteorder": "little", "version": "3\n"}.items():
+            archive.writestr(f"archive/{name}", content)
+
+
+def test_numpy_in_torch_files_and_what_torch_keeps_beside_a_state(tmp_path):
+    state = torch.nn.BatchNorm2d(2).state_dict()
+    content = {"model": state, "list": [np.arange(3)], "milestones": collections.Counter([4, 4, 9]), "lr": np.float64(0.5)}
+    torch.save(content, tmp_path / "x.pth")
+    checkpoint = read_checkpoint(tmp_path / "x.pth")
+    assert torch.equal(checkpoint["list"][0], torch.arange(3)) and checkpoint["lr"] == 0.5
+    assert checkpoint["milestones"] == content["milestones"] and checkpoint["model"]._metadata == state._metadata
