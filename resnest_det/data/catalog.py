@@ -47,7 +47,7 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
     """Make a dataset in COCO's instance format known under `name`; its files are not touched yet.
 
     Raises:
-        UserError: another dataset has this name.
+        UserError: another dataset has this name, or it cannot be part of a file's name.
     """
     paths = (str(json_file), str(image_root))
     _check_free(name, _registered, paths)
@@ -64,7 +64,7 @@ def register_panoptic(
         instances_json: instance annotations of the same images; without it the thing segments are the instances.
 
     Raises:
-        UserError: another dataset has this name.
+        UserError: another dataset has this name, or it cannot be part of a file's name.
     """
     paths = (str(panoptic_json), str(panoptic_root), str(image_root), None if instances_json is None else str(instances_json))
     _check_free(name, _registered_panoptic, paths)
@@ -72,6 +72,11 @@ def register_panoptic(
 
 
 def _check_free(name: str, registered: dict[str, tuple], paths: tuple) -> None:
+    # Files in OUTPUT_DIR are named after it.
+    if not name.isprintable() or ".." in name or any(character in name for character in "/\\"):
+        raise UserError(
+            f"dataset name {ascii(name)[:80]}: it becomes part of file names, so it must have no '/', '\\' or '..' and no control "
+            "character in it")
     others = {*_builtin(), *_registered, *_registered_panoptic} - set(registered)
     if name in others or registered.get(name, paths) != paths:
         raise UserError(f"a dataset named {name} exists already; register yours under another name")

@@ -89,3 +89,12 @@ def test_shapes_are_generated_on_first_use(tmp_path, monkeypatch):
     written = (tmp_path / "root/shapes/annotations/instances_train.json").stat().st_mtime_ns
     assert len(catalog.get_dataset("shapes_val").records) == 1
     assert (tmp_path / "root/shapes/annotations/instances_train.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", "..", "a\nb", "\x1b[2J"])
+def test_names_that_would_lead_out_of_a_folder_or_into_a_terminal_are_refused(name):
+    registrations = [(catalog.register_coco, ("a.json", "images")), (catalog.register_panoptic, ("a.json", "png", "images"))]
+    for register, paths in registrations:
+        with pytest.raises(UserError, match="dataset name") as error:
+            register(name, *paths)
+        assert str(error.value).isprintable()
