@@ -75,7 +75,7 @@ def _check_free(name: str, registered: dict[str, tuple], paths: tuple) -> None:
     # Files in OUTPUT_DIR are named after it.
     if not name.isprintable() or ".." in name or any(character in name for character in "/\\"):
         raise UserError(
-            f"dataset name {ascii(name)[:80]}: it becomes part of file names, so it must have no '/', '\\' or '..' and no control "
+            f"dataset name {ascii(name)[:80]}: it becomes part of file names; it must have no '/', '\\' or '..' and no control "
             "character in it")
     others = {*_builtin(), *_registered, *_registered_panoptic} - set(registered)
     if name in others or registered.get(name, paths) != paths:
