@@ -24,7 +24,7 @@ from resnest_det.commands import benchmark
 from resnest_det.engine.build_model import assemble_model
 from resnest_det.engine.config import SEMANTIC_ARCHITECTURES, load_config
 from resnest_det.engine.evaluate import ready_for_inference
-from resnest_det.engine.files import atomic_write
+from resnest_det.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "MODEL_ZOO.md"

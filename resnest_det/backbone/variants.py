@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnest_det.backbone.catalog import ALIASES, IMAGENET_MEAN, IMAGENET_STD, VARIANTS, Variant
-from resnest_det.backbone.checkpoint_files import read_checkpoint
-from resnest_det.backbone.parameter_names import state_dict_of, to_own_names
 from resnest_det.backbone.resnest import STAGES, ResNeSt
 from resnest_det.backbone.weights import errors_naming, load_state, resolve_weights
 from resnest_det.errors import UserError
+from resnest_det.weights.checkpoint_files import read_checkpoint
+from resnest_det.weights.names import state_dict_of, to_own_names
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from resnest_det.backbone.catalog import IMAGENET_MEAN, IMAGENET_STD, VARIANTS
-from resnest_det.backbone.checkpoint_files import read_checkpoint
 from resnest_det.backbone.downloads import resolve_weights
-from resnest_det.backbone.parameter_names import find_backbone, state_dict_of, to_own_names
 from resnest_det.errors import UserError
+from resnest_det.weights.checkpoint_files import read_checkpoint
+from resnest_det.weights.names import find_backbone, state_dict_of, to_own_names
 
 __all__ = ["LoadReport", "check_input_matches", "errors_naming", "load_state", "load_weights", "looks_like", "resolve_weights"]
 

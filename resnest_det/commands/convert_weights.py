@@ -13,11 +13,11 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from resnest_det.backbone.checkpoint_files import read_checkpoint
-from resnest_det.backbone.parameter_names import LAYOUTS, from_own_names, state_dict_of, to_own_names
 from resnest_det.backbone.weights import errors_naming, looks_like, resolve_weights
-from resnest_det.engine.files import atomic_write
 from resnest_det.errors import UserError
+from resnest_det.files import atomic_write
+from resnest_det.weights.checkpoint_files import read_checkpoint
+from resnest_det.weights.names import LAYOUTS, from_own_names, state_dict_of, to_own_names
 
 SUFFIXES = (".pth", ".safetensors", ".pkl")
 

@@ -16,8 +16,8 @@ from resnest_det.data.catalog import get_dataset, register_from_argument, regist
 from resnest_det.engine.build_data import check_classes
 from resnest_det.engine.build_solver import scale_to_world_size
 from resnest_det.engine.config import load_config
-from resnest_det.engine.files import atomic_write, prepare_output_dir
 from resnest_det.errors import UserError
+from resnest_det.files import atomic_write, prepare_output_dir
 from resnest_det.integrations.mmdet_checkpoint import read_for_mmdet, read_from_mmdet
 from resnest_det.integrations.mmdet_config import DIFFERENCES, config_text, mmdet_config
 

@@ -22,10 +22,10 @@ from resnest_det.engine.config import load_config
 from resnest_det.engine.environment import environment_summary
 from resnest_det.engine.evaluate import Evaluation, verify_results
 from resnest_det.engine.events import setup_logging
-from resnest_det.engine.files import atomic_write, prepare_output_dir
 from resnest_det.engine.launch import claim_gpu, join_process_group, launch, share_cpu_threads
 from resnest_det.engine.train import load_initial_weights, train
 from resnest_det.errors import UserError
+from resnest_det.files import atomic_write, prepare_output_dir
 from resnest_det.integrations.detectron2_version import check_detectron2
 from resnest_det.integrations.installed import is_installed
 

@@ -9,9 +9,9 @@ import torch
 from fvcore.common.checkpoint import Checkpointer, PeriodicCheckpointer
 from torch import nn
 
-from resnest_det.backbone.checkpoint_files import read_checkpoint
-from resnest_det.engine.files import atomic_write
 from resnest_det.errors import UserError
+from resnest_det.files import atomic_write
+from resnest_det.weights.checkpoint_files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 

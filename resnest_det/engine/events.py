@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
 
-from resnest_det.engine.files import atomic_write
+from resnest_det.files import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from resnest_det.data.coco import Dataset
 from resnest_det.data.panoptic import read_semantic_labels
-from resnest_det.engine.files import atomic_write, remove_unfinished
+from resnest_det.files import atomic_write, remove_unfinished
 
 
 def write_semantic_pngs(dataset: Dataset, folder: str, processes: int) -> int:

@@ -23,11 +23,11 @@ from resnest_det.engine.build_solver import build_gradient_clipper, build_lr_sch
 from resnest_det.engine.checkpoint import DetectionCheckpointer, periodic_checkpointer, restore_optimizer
 from resnest_det.engine.evaluate import Evaluation, flatten_results, verify_results
 from resnest_det.engine.events import TrainingLog, keep_earlier_metrics
-from resnest_det.engine.files import remove_unfinished
 from resnest_det.engine.picture import training_picture
 from resnest_det.engine.precise_bn import update_batch_norm_statistics
 from resnest_det.engine.trainer import seed_everything, train_loop
 from resnest_det.errors import UserError
+from resnest_det.files import remove_unfinished
 
 logger = logging.getLogger(__name__)
 

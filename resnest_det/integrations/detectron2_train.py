@@ -30,7 +30,6 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resnest_det.backbone.checkpoint_files import read_checkpoint
 from resnest_det.engine.config import SEMANTIC_ARCHITECTURES, find_config_file, merge_file
 from resnest_det.engine.evaluate import verify_results
 from resnest_det.engine.precise_bn import update_batch_norm_statistics
@@ -39,6 +38,7 @@ from resnest_det.errors import UserError
 from resnest_det.evaluation.panoptic import PanopticEvaluator
 from resnest_det.integrations.detectron2 import add_resnest_config
 from resnest_det.integrations.detectron2_data import have_run_length_masks, register_datasets
+from resnest_det.weights.checkpoint_files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 

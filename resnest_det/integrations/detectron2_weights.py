@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from iopath.common.file_io import PathHandler
 
-from resnest_det.backbone.checkpoint_files import read_checkpoint
 from resnest_det.backbone.downloads import cache_folder, resolve_weights
-from resnest_det.backbone.parameter_names import state_dict_of, to_own_names
 from resnest_det.backbone.weights import errors_naming
-from resnest_det.engine.files import atomic_write
+from resnest_det.files import atomic_write
+from resnest_det.weights.checkpoint_files import read_checkpoint
+from resnest_det.weights.names import state_dict_of, to_own_names
 
 
 def weights_for_detectron2(spec: str) -> str:

@@ -2,7 +2,7 @@
 
 | part | here, as in Detectron2 | MMDetection |
 |---|---|---|
-| backbone | `backbone.bottom_up.` | `backbone.`, see `resnest_det.backbone.parameter_names` |
+| backbone | `backbone.bottom_up.` | `backbone.`, see `resnest_det.weights.names` |
 | pyramid | `backbone.fpn_lateral2`, `backbone.fpn_output2` | `neck.lateral_convs.0`, `neck.fpn_convs.0` |
 | proposals | `proposal_generator.rpn_head.objectness_logits` | `rpn_head.rpn_cls` |
 | box head | `roi_heads.box_head.fc1`, `roi_heads.box_predictor.cls_score` | `roi_head.bbox_head.shared_fcs.0`, `.fc_cls` |
@@ -18,12 +18,12 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from resnest_det.backbone.checkpoint_files import read_checkpoint
 from resnest_det.backbone.downloads import resolve_weights
-from resnest_det.backbone.parameter_names import find_backbone, from_own_names, state_dict_of, to_own_names
 from resnest_det.backbone.weights import errors_naming, load_state
 from resnest_det.engine.build_model import assemble_model
 from resnest_det.errors import UserError
+from resnest_det.weights.checkpoint_files import read_checkpoint
+from resnest_det.weights.names import find_backbone, from_own_names, state_dict_of, to_own_names
 
 BACKBONE = "backbone.bottom_up."
 NOT_PARAMETERS = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors")

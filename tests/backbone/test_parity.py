@@ -6,7 +6,7 @@ import torch
 
 from resnest_det import create_model
 from resnest_det.backbone.catalog import ALIASES, VARIANTS
-from resnest_det.backbone.parameter_names import from_own_names
+from resnest_det.weights.names import from_own_names
 from tests.backbone.timm_reference import images, timm_model, with_weights_of
 
 BIG = ("resnest200", "resnest269")

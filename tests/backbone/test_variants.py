@@ -13,7 +13,7 @@ import resnest_det
 from resnest_det import UserError, create_model, list_models, transforms_for
 from resnest_det.backbone import variants
 from resnest_det.backbone.catalog import ALIASES, VARIANTS
-from resnest_det.backbone.parameter_names import from_own_names
+from resnest_det.weights.names import from_own_names
 from tests.backbone.timm_reference import images, randomise, timm_model, with_weights_of
 
 PARAMETERS = {

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from resnest_det import UserError, create_model, transforms_for
-from resnest_det.backbone.checkpoint_files import read_checkpoint
-from resnest_det.backbone.parameter_names import from_own_names
+from resnest_det.weights.checkpoint_files import read_checkpoint
+from resnest_det.weights.names import from_own_names
 from tests.backbone.timm_reference import randomise
 
 TOOLS = Path(__file__).parents[2] / "tools"

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from resnest_det import UserError, create_model, load_weights
-from resnest_det.backbone.parameter_names import from_own_names, state_dict_of, to_own_names
 from resnest_det.backbone.resnest import ResNeSt
 from resnest_det.backbone.weights import check_input_matches, looks_like
+from resnest_det.weights.names import from_own_names, state_dict_of, to_own_names
 from tests.backbone.timm_reference import images, randomise, timm_model
 
 SMALL = dict(blocks=(1, 1, 1, 1), stem_width=8, bottleneck_channels=16, res2_out_channels=32)

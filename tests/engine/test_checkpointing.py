@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from resnest_det.backbone.checkpoint_files import read_checkpoint
 from resnest_det.engine.checkpoint import DetectionCheckpointer, periodic_checkpointer, restore_optimizer
 from resnest_det.errors import UserError
+from resnest_det.weights.checkpoint_files import read_checkpoint
 
 
 def _trained(width=4):

@@ -12,9 +12,9 @@ import pytest
 import torch
 from tiny_run import losses_of, read_metrics, write_tiny_run
 
-from resnest_det.backbone.checkpoint_files import read_checkpoint
 from resnest_det.commands.train_net import main
 from resnest_det.errors import UserError
+from resnest_det.weights.checkpoint_files import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 NO_EVALUATION = ["TEST.PRECISE_BN.ENABLED", "False", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]

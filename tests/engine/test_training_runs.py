@@ -7,10 +7,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import losses_of, read_metrics, write_tiny_run
 
-from resnest_det.backbone.checkpoint_files import read_checkpoint
 from resnest_det.commands.train_net import main
 from resnest_det.engine.config import load_config
 from resnest_det.errors import UserError
+from resnest_det.weights.checkpoint_files import read_checkpoint
 
 
 @pytest.fixture(scope="module")

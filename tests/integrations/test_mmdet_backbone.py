@@ -179,7 +179,7 @@ def test_initialisation():
 
 @pytest.mark.parametrize("layout", ["mmdet", "own", "timm"])
 def test_pretrained_weights_of_any_layout(layout, tmp_path):
-    from resnest_det.backbone.parameter_names import from_own_names
+    from resnest_det.weights.names import from_own_names
 
     path = tmp_path / "weights.pth"
     model = create_model("resnest14")

@@ -8,8 +8,8 @@ import textwrap
 
 import pytest
 
-from resnest_det.engine.files import atomic_write, prepare_output_dir, remove_unfinished
 from resnest_det.errors import UserError
+from resnest_det.files import atomic_write, prepare_output_dir, remove_unfinished
 
 
 def test_content_replaces_the_old_one(tmp_path):
@@ -36,7 +36,7 @@ def test_a_killed_writer_leaves_the_old_one(tmp_path):
     path.write_text("old")
     program = textwrap.dedent("""
         import os, signal, sys
-        from resnest_det.engine.files import atomic_write
+        from resnest_det.files import atomic_write
         with atomic_write(sys.argv[1]) as file:
             file.write("half")
             file.flush()

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from resnest_det.backbone.checkpoint_files import read_checkpoint
 from resnest_det.errors import UserError
+from resnest_det.weights.checkpoint_files import read_checkpoint
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.num_batches_tracked": torch.tensor(7)}
 
