@@ -86,7 +86,8 @@ def _published(name: str) -> WeightFile:
 def _web_file(url: str) -> WeightFile:
     parts = urllib.parse.urlsplit(url)
     path = urllib.parse.unquote(parts.path).strip("/")
-    if not parts.hostname or not path or ".." in path.split("/"):
+    # Both become folders of the cache.
+    if not parts.hostname or not parts.hostname.strip(".") or not path or ".." in path.split("/"):
         raise UserError(f"weights {url}: not the address of a file")
     published = _PUBLISHED_FILES.get(path.rsplit("/", 1)[-1])
     if published is not None:

@@ -271,3 +271,10 @@ def test_catalog_is_complete():
         "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1/resnest50-528c19ca.pth")
     assert WEIGHT_FILES["resnest200_detectron"].mirrors == (
         "https://s3.us-west-1.wasabisys.com/resnest/detectron/resnest200_detectron-02644020.pth",)
+
+
+@pytest.mark.parametrize("address", ["https://../x.pth", "https://./x.pth", "https://.../x.pth"])
+def test_a_host_of_dots_is_no_folder_beside_the_cache(address):
+    with pytest.raises(UserError) as error:
+        resolve_weights(address)
+    assert address in str(error.value) and "mirror" not in str(error.value)
