@@ -1,5 +1,6 @@
 """Files that are either the old or the new whole, whatever happens while they are written."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,25 +14,49 @@ TEMPORARY_SUFFIX = ".unfinished"
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+def atomic_write(path: str | os.PathLike, mode: str = "w", *, sync: bool = True) -> Iterator[IO]:
     """A file object whose content takes the place of `path` in one step once the block ends without an error.
 
     The content is on the disk before the name points at it, so neither a killed process nor a power cut
     leaves a torn file. On an error the earlier file stays and the unfinished one is removed.
+
+    Args:
+        sync: wait for the disk. Without it a power cut, but no killed process, can cost the file.
     """
     path = Path(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
     try:
         with os.fdopen(handle, mode) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if sync:
+        _sync_folder(path.parent)
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Write one of an evaluation's files, of which there may be thousands: atomically, its folder made, not waiting for the disk.
+
+    Raises:
+        UserError: the folder cannot be made or the file cannot be written; an earlier file of that name is as it was.
+    """
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with atomic_write(path, "wb", sync=False) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def write_json(path: str, value) -> None:
+    """Write `value` as JSON, as `write_bytes` does."""
+    write_bytes(path, json.dumps(value).encode())
 
 
 def _umask() -> int:

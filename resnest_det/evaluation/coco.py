@@ -9,9 +9,9 @@ import torch
 from resnest_det.distributed import gather_objects, is_main_process
 from resnest_det.errors import UserError
 from resnest_det.evaluation.average_precision import coco_figures
-from resnest_det.evaluation.files import write_json
 from resnest_det.evaluation.ground_truth import ground_truth_of_segments, read_ground_truth, with_run_lengths
 from resnest_det.evaluation.masks import encode_masks
+from resnest_det.files import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from resnest_det.data.coco import read_json
 from resnest_det.data.panoptic_png import encode_segment_ids
 from resnest_det.distributed import gather_objects, is_main_process
 from resnest_det.errors import UserError
-from resnest_det.evaluation.files import write_bytes, write_json
 from resnest_det.evaluation.panoptic_quality import panoptic_quality
+from resnest_det.files import write_bytes, write_json
 
 _SUFFIXES = {"All": "", "Things": "_th", "Stuff": "_st"}
 

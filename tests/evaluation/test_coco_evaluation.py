@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import errno
 import io
 import json
 import math
@@ -302,14 +303,19 @@ def test_impossible_outputs_are_named(tmp_path):
         evaluator.process([{"image_id": 3}], [{k: v for k, v in good.items() if k != "masks"}])
 
 
-def test_results_that_cannot_be_written_leave_the_earlier_file(tmp_path):
+def test_results_that_cannot_be_written_leave_the_earlier_file(tmp_path, monkeypatch):
     evaluator = COCOEvaluator(_broken(tmp_path / "truth.json", lambda t: None), output_dir=str(tmp_path / "out"))
     evaluator.evaluate()
     before = (tmp_path / "out" / "coco_instances_results.json").read_text()
-    (tmp_path / "out" / f"coco_instances_results.json.{os.getpid()}.tmp").mkdir()
+
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(UserError, match="coco_instances_results.json cannot be written"):
         evaluator.evaluate()
     assert (tmp_path / "out" / "coco_instances_results.json").read_text() == before
+    assert os.listdir(tmp_path / "out") == ["coco_instances_results.json"]
 
 
 def test_masks_are_encoded_as_pycocotools_encodes_them():
