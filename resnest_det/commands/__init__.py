@@ -30,8 +30,7 @@ COMMANDS = {
 
 # Compute threads that spin for long while they wait take the cores from data workers and other processes: on a busy machine
 # steps get many times slower. Those that never spin cost a tenth of a step on an idle one. Read when torch is first
-# imported, which is after this module, since every command is
-# imported through it.
+# imported, which is after this module, since every command is imported through it.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 

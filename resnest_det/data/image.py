@@ -52,9 +52,12 @@ def read_image(file_name: str, image_format: str, size: tuple[int, int] | None =
     """
     try:
         with open_image(file_name) as image:
-            if size is not None:
-                _check_size(file_name, image, size)
-            image = _turn_upright(image)
+            turn = _turn_that_stands_upright(image)
+            width, height = reversed(image.size) if turn in _TURNED_SIDEWAYS else image.size
+            if size is not None and (height, width) != size:
+                raise UserError(f"image {file_name} is {width} x {height} pixels (width x height), but its annotations say "
+                                f"{size[1]} x {size[0]}")
+            image = image if turn is None else image.transpose(turn)
             image = image.convert("L" if image_format == "L" else "RGB")
     except FileNotFoundError as error:
         raise UserError(f"image {file_name} does not exist") from error
@@ -79,21 +82,7 @@ def read_record_image(record: dict, image_format: str) -> np.ndarray:
     return read_image(record["file_name"], image_format, (record["height"], record["width"]))
 
 
-def _check_size(file_name: str, image: Image.Image, size: tuple[int, int]) -> None:
-    width, height = image.size
-    if _upright_method(image) in _TURNED_SIDEWAYS:
-        width, height = height, width
-    if (height, width) != size:
-        raise UserError(f"image {file_name} is {width} x {height} pixels (width x height), but its annotations say "
-                        f"{size[1]} x {size[0]}")
-
-
-def _turn_upright(image: Image.Image) -> Image.Image:
-    method = _upright_method(image)
-    return image if method is None else image.transpose(method)
-
-
-def _upright_method(image: Image.Image) -> Image.Transpose | None:
+def _turn_that_stands_upright(image: Image.Image) -> Image.Transpose | None:
     try:
         return _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION))
     # Real photographs carry EXIF blocks that do not parse; their pixels are good.

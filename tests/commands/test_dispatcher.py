@@ -14,13 +14,16 @@ import resnest_det
 from resnest_det import commands
 
 ROOT = Path(__file__).parents[2]
-# In a process of its own, as sys.argv and the settings of the process are meant.
-PROGRAM = [sys.executable, "-c", "from resnest_det.commands import main; main()"]
+
+
+def run_python(*arguments, folder=ROOT):
+    """In a process of its own, as sys.argv and the settings of the process are meant."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=folder, env=environment)
 
 
 def resnest_det_command(*arguments, folder=ROOT):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, cwd=folder, env=environment)
+    return run_python("-c", "from resnest_det.commands import main; main()", *arguments, folder=folder)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
@@ -38,7 +41,7 @@ def test_version():
 def test_unknown_command_is_one_line_with_the_nearest_one():
     done = resnest_det_command("trian")
     assert done.returncode == 2 and not done.stdout
-    assert done.stderr == ("error: there is no command 'trian', perhaps you mean 'train'; `resnest-det --help` lists them\n")
+    assert done.stderr == "error: there is no command 'trian', perhaps you mean 'train'; `resnest-det --help` lists them\n"
 
 
 def test_bad_input_is_one_line_and_status_2():
@@ -50,8 +53,7 @@ def test_bad_input_is_one_line_and_status_2():
 @pytest.mark.parametrize("name", commands.COMMANDS)
 def test_every_command_is_also_a_script_in_tools_with_the_same_help(name, tmp_path):
     module, _ = commands.COMMANDS[name]
-    script = subprocess.run([sys.executable, ROOT / "tools" / f"{module}.py", "--help"], capture_output=True, text=True,
-                            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    script = run_python(ROOT / "tools" / f"{module}.py", "--help", folder=tmp_path)
     installed = resnest_det_command(name, "--help", folder=tmp_path)
     assert script.returncode == installed.returncode == 0, script.stderr + installed.stderr
     # They differ in how the program is called, which moves the line breaks of its usage.
@@ -62,7 +64,7 @@ def test_every_command_is_also_a_script_in_tools_with_the_same_help(name, tmp_pa
 
 def test_the_package_and_its_help_do_not_load_torch():
     code = "import sys, resnest_det, resnest_det.commands as c; c.help_text(); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = run_python("-c", code)
     assert done.stdout == "False\n", done.stderr
 
 

@@ -189,8 +189,15 @@ def _call(function, *arguments):
 
 RAW = _call("_codecs encode", _text("A" * 8), _text("latin1"))
 RECONSTRUCT, SCALAR = "numpy._core.multiarray _reconstruct", "numpy._core.multiarray scalar"
-# A dtype of objects that says of itself that it has none.
-OBJECTS = _call("numpy dtype", _text("O8"), b"\x89\x88") + b"(K\x03" + _text("|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+
+
+def _dtype(code, byte_order="<"):
+    """With flags of 0: one of objects says of itself that it has none."""
+    state = b"(K\x03" + _text(byte_order) + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    return _call("numpy dtype", _text(code), b"\x89\x88") + state
+
+
+OBJECTS = _dtype("O8", "|")
 
 
 def _array(shape, dtype):
@@ -199,21 +206,16 @@ def _array(shape, dtype):
     return empty + b"(K\x01(" + sides + b"t" + dtype + b"\x89" + RAW + b"tb"
 
 
-def _number(code):
-    byte_order = b"(K\x03" + _text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-    return _call("numpy dtype", _text(code), b"\x89\x88") + byte_order
-
-
 @pytest.mark.parametrize("suffix", ["pkl", "pth"])
 @pytest.mark.parametrize("value, expected", [
     (_call(SCALAR, OBJECTS, RAW), "refused"),
     (_array((1,), OBJECTS), "refused"),
     (_call("numpy ndarray", b"(K\x01t", _text("O"), RAW), "refused|damaged"),
     (_call("numpy ndarray", b"(K\x04t", _text("f4")), "refused|damaged"),
-    (_array((900_000_000,), _number("f4")), "damaged"),
-    (_array((2, -1), _number("f4")), "damaged"),
-    (_array((1,), _number("V8")), "refused"),
-    (_call(SCALAR, _number("f4"), RAW), "damaged"),
+    (_array((900_000_000,), _dtype("f4")), "damaged"),
+    (_array((2, -1), _dtype("f4")), "damaged"),
+    (_array((1,), _dtype("V8")), "refused"),
+    (_call(SCALAR, _dtype("f4"), RAW), "damaged"),
 ])
 def test_numpy_is_not_asked_for_memory(tmp_path, suffix, value, expected):
     path = tmp_path / f"x.{suffix}"
@@ -224,7 +226,7 @@ def test_numpy_is_not_asked_for_memory(tmp_path, suffix, value, expected):
 
 @pytest.mark.parametrize("suffix", ["pkl", "pth"])
 def test_the_same_program_with_honest_numbers_is_read(tmp_path, suffix):
-    write_pickle(tmp_path / f"x.{suffix}", _array((2,), _number("f4")))
+    write_pickle(tmp_path / f"x.{suffix}", _array((2,), _dtype("f4")))
     expected = torch.from_numpy(np.frombuffer(b"A" * 8, np.float32).copy())
     assert torch.equal(read_checkpoint(tmp_path / f"x.{suffix}")["w"], expected)
 
