@@ -150,18 +150,18 @@ def _worker(function: Callable, *args: object) -> None:
 
 def _failure(error) -> Exception:
     rank, failure = error.get_first_failure()
+    # What a process said of itself comes first: after it has failed, torch's threads can still abort it on its way out.
+    if isinstance(failure.message, dict):
+        text = failure.message.get("message", "")
+        if text.startswith(f"{UserError.__name__}: "):
+            return UserError(text.partition(": ")[2])
+        return RuntimeError(f"process {rank} failed:\n{failure.message.get('extraInfo', {}).get('py_callstack', text)}")
     if failure.exitcode < 0:
         out_of_memory = " (out of memory is the usual reason)" if failure.exitcode == -signal.SIGKILL else ""
         return UserError(
             f"process {rank} (pid {failure.pid}) was killed by {failure.signal_name()}{out_of_memory}, so the run was stopped; "
             "--resume goes on from the last checkpoint"
         )
-    message = failure.message
-    if isinstance(message, dict):
-        text = message.get("message", "")
-        if text.startswith(f"{UserError.__name__}: "):
-            return UserError(text.partition(": ")[2])
-        return RuntimeError(f"process {rank} failed:\n{message.get('extraInfo', {}).get('py_callstack', text)}")
     return RuntimeError(f"process {rank} (pid {failure.pid}) ended with status {failure.exitcode}")
 
 

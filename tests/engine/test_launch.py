@@ -1,5 +1,6 @@
 """Many processes: results of one, a process that dies, addresses that do not work."""
 
+import atexit
 import os
 import signal
 import socket
@@ -81,6 +82,17 @@ def _bug():
 def test_other_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="(?s)process [01] failed:.*in _bug.*a mistake in the program"):
         launch(_bug, num_processes=2)
+
+
+def _fails_and_is_aborted_on_its_way_out():
+    atexit.register(os.abort)
+    raise UserError("the reason")
+
+
+@pytest.mark.slow
+def test_a_reason_is_told_though_the_process_is_aborted_after_it():
+    with pytest.raises(UserError, match="^the reason$"):
+        launch(_fails_and_is_aborted_on_its_way_out, num_processes=2)
 
 
 def test_one_process_runs_here():
