@@ -2,7 +2,7 @@
 
 dependencies = ["torch", "torchvision", "fvcore", "iopath", "huggingface_hub", "safetensors", "tqdm"]
 
-from resnest_det.backbone.variants import create_model as _create_model  # noqa: E402
+from resnest_det.backbone.classifier import create_model as _create_model  # noqa: E402
 from resnest_det.backbone.variants import list_models as _list_models  # noqa: E402
 
 

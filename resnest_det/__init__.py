@@ -13,12 +13,12 @@ warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated", ca
 __version__ = "0.1.0"
 
 _LAZY = {
-    "create_model": "resnest_det.backbone.variants",
+    "create_model": "resnest_det.backbone.classifier",
     "list_models": "resnest_det.backbone.variants",
-    "transforms_for": "resnest_det.backbone.variants",
-    "load_weights": "resnest_det.backbone.weights",
-    "resolve_weights": "resnest_det.backbone.weights",
-    "add_resnest_config": "resnest_det.engine.defaults",
+    "transforms_for": "resnest_det.backbone.classifier",
+    "load_weights": "resnest_det.backbone.loading",
+    "resolve_weights": "resnest_det.weights.downloads",
+    "add_resnest_config": "resnest_det.configuration.defaults",
     "UserError": "resnest_det.errors",
 }
 __all__ = ["__version__", *_LAZY]

@@ -4,14 +4,54 @@
 >>> model = model_zoo.get("mask_rcnn_ResNeSt50_FPN", trained=True).eval()
 """
 
+from dataclasses import dataclass
+
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from resnest_det.backbone.catalog import TRAINED_DETECTORS
-from resnest_det.backbone.weights import load_weights, resolve_weights
-from resnest_det.engine.build_model import build_model
-from resnest_det.engine.config import find_config_file, load_config
+from resnest_det.backbone.loading import load_weights
+from resnest_det.configuration.model import build_model
+from resnest_det.configuration.reading import find_config_file, load_config, with_values
 from resnest_det.errors import UserError
+from resnest_det.weights.downloads import resolve_weights
+
+
+@dataclass(frozen=True)
+class TrainedDetector:
+    """A detector that the authors trained: its weights, a name in `WEIGHT_FILES`, and what they published (COCO val2017, %)."""
+
+    weights: str
+    box_ap: float
+    mask_ap: float | None = None
+    panoptic_quality: float | None = None
+
+
+# By recipe.
+TRAINED_DETECTORS: dict[str, TrainedDetector] = {
+    "faster_rcnn_ResNet50_FPN": TrainedDetector("faster_rcnn_R_50_FPN_syncbn_range-scale_1x", 39.25),
+    "faster_rcnn_ResNet101_FPN": TrainedDetector("faster_rcnn_R_101_FPN_syncbn_range-scale_1x", 41.37),
+    "faster_rcnn_ResNeSt50_FPN": TrainedDetector("faster_rcnn_ResNeSt_50_FPN_syncbn_range-scale_1x", 42.33),
+    "faster_rcnn_ResNeSt50_FPN_dcn": TrainedDetector("faster_rcnn_ResNeSt_50_FPN_dcn_syncbn_range-scale_1x", 44.11),
+    "faster_rcnn_ResNeSt101_FPN": TrainedDetector("faster_rcnn_ResNeSt_101_FPN_syncbn_range-scale_1x", 44.72),
+    "cascade_rcnn_ResNet50_FPN": TrainedDetector("faster_cascade_rcnn_R_50_FPN_syncbn_range-scale_1x", 42.52),
+    "cascade_rcnn_ResNet101_FPN": TrainedDetector("faster_cascade_rcnn_R_101_FPN_syncbn_range-scale_1x", 44.03),
+    "cascade_rcnn_ResNeSt50_FPN": TrainedDetector("faster_cascade_rcnn_ResNeSt_50_FPN_syncbn_range-scale-1x", 45.41),
+    "cascade_rcnn_ResNeSt101_FPN": TrainedDetector("faster_cascade_rcnn_ResNeSt_101_FPN_syncbn_range-scale_1x", 47.50),
+    "cascade_rcnn_ResNeSt200_FPN": TrainedDetector("faster_cascade_rcnn_ResNeSt_200_FPN_syncbn_range-scale_1x", 49.03),
+    "mask_rcnn_ResNet50_FPN": TrainedDetector("mask_rcnn_R_50_FPN_syncbn_1x", 39.97, 36.05),
+    "mask_rcnn_ResNet101_FPN": TrainedDetector("mask_rcnn_R_101_FPN_syncbn_1x", 41.78, 37.51),
+    "mask_rcnn_ResNeSt50_FPN": TrainedDetector("mask_rcnn_ResNeSt_50_FPN_syncBN_1x", 42.81, 38.14),
+    "mask_rcnn_ResNeSt101_FPN": TrainedDetector("mask_rcnn_ResNeSt_101_FPN_syncBN_1x", 45.75, 40.65),
+    "cascade_mask_rcnn_ResNet50_FPN": TrainedDetector("mask_cascade_rcnn_R_50_FPN_syncbn_1x", 43.06, 37.19),
+    "cascade_mask_rcnn_ResNet101_FPN": TrainedDetector("mask_cascade_rcnn_R_101_FPN_syncbn_1x", 44.79, 38.52),
+    "cascade_mask_rcnn_ResNeSt50_FPN": TrainedDetector("mask_cascade_rcnn_ResNeSt_50_FPN_syncBN_1x", 46.19, 39.55),
+    "cascade_mask_rcnn_ResNeSt101_FPN": TrainedDetector("mask_cascade_rcnn_ResNeSt_101_FPN_syncBN_1x", 48.30, 41.56),
+    "cascade_mask_rcnn_ResNeSt200_FPN_3x": TrainedDetector(
+        "mask_cascade_rcnn_ResNeSt_200_FPN_syncBN_all_tricks_3x", 50.54, 44.21),
+    "cascade_mask_rcnn_ResNeSt200_FPN_dcn_3x": TrainedDetector(
+        "mask_cascade_rcnn_ResNeSt_200_FPN_dcn_syncBN_all_tricks_3x", 50.91, 44.50),
+    "panoptic_cascade_ResNeSt200_FPN_3x": TrainedDetector("panoptic_ResNeSt_200_FPN_syncBN_tricks_3x", 51.00, 43.68, 47.90),
+}
 
 
 def get_config_file(name: str) -> str:
@@ -53,9 +93,8 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     Raises:
         UserError: as `get_config`; also where the weights cannot be had or do not fit.
     """
-    cfg = get_config(name, trained).clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
+    cfg = get_config(name, trained)
+    cfg = with_values(cfg, {"MODEL.DEVICE": device or cfg.MODEL.DEVICE})
     model = build_model(cfg)
     if trained:
         load_weights(model, resolve_weights(cfg.MODEL.WEIGHTS))

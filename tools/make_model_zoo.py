@@ -19,12 +19,14 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnest_det.backbone.catalog import TRAINED_DETECTORS, WEIGHT_FILES
 from resnest_det.commands import benchmark
-from resnest_det.engine.build_model import assemble_model
-from resnest_det.engine.config import SEMANTIC_ARCHITECTURES, load_config
-from resnest_det.engine.evaluate import ready_for_inference
+from resnest_det.configuration.model import assemble_model
+from resnest_det.configuration.reading import load_config
+from resnest_det.configuration.tables import tasks_of
 from resnest_det.files import atomic_write
+from resnest_det.inference.evaluating import ready_for_inference
+from resnest_det.model_zoo import TRAINED_DETECTORS
+from resnest_det.weights.published import WEIGHT_FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "MODEL_ZOO.md"
@@ -123,7 +125,7 @@ def page(measurements: dict) -> str:
 def table(names: list[str], measured: dict[str, dict]) -> str:
     configs = {name: load_config(name) for name in names}
     masks = any(cfg.MODEL.MASK_ON for cfg in configs.values())
-    panoptic = any(cfg.MODEL.META_ARCHITECTURE in SEMANTIC_ARCHITECTURES for cfg in configs.values())
+    panoptic = any(tasks_of(cfg).pixels for cfg in configs.values())
     headings = ["recipe", "params, M", "GMACs", "box AP", *(["mask AP"] if masks else []), *(["PQ"] if panoptic else []),
                 *MEASURED.values(), "weights", "trained"]
     rows = [headings, ["---"] * len(headings)]

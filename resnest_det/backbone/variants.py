@@ -1,90 +1,57 @@
-"""The named models: `create_model`, `list_models`, and the input transform that belongs to a model."""
+"""The family: the table of architectures, and what is looked up in it."""
 
-import difflib
 import fnmatch
-import logging
-import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from resnest_det.backbone.catalog import ALIASES, IMAGENET_MEAN, IMAGENET_STD, VARIANTS, Variant
-from resnest_det.backbone.resnest import STAGES, ResNeSt
-from resnest_det.backbone.weights import errors_naming, load_state, resolve_weights
-from resnest_det.errors import UserError
-from resnest_det.weights.checkpoint_files import read_checkpoint
-from resnest_det.weights.names import state_dict_of, to_own_names
-
-logger = logging.getLogger(__name__)
-
-IMAGENET_CLASSES = 1000
-_FEATURES = ("stem", *STAGES)  # out_indices 0 ... 4
+from resnest_det.errors import UserError, nearest
+from resnest_det.weights.published import ALIASES, IMAGENET_WEIGHTS, ImageNetWeights
 
 
-class Classifier(ResNeSt):
-    """ResNeSt with global average pooling, dropout and a linear layer (`linear`).
-
-    Args:
-        num_classes: outputs; 0 leaves the linear layer away, and the output is the embedding.
-        drop_rate: dropout before the linear layer, in training.
-        pretrained_cfg: what belongs to the published weights, see `create_model`.
-        arguments: of `ResNeSt`.
+@dataclass(frozen=True)
+class Variant:
+    """A member of the family: the shape of the network, and its published weights.
 
     Attributes:
-        num_features: channels of the last feature map and of the embedding.
+        name: the authors' name.
+        blocks, stem_width, radix, groups, bottleneck_width, avd_first: see `resnest.ResNeSt`.
     """
 
-    def __init__(self, num_classes: int, drop_rate: float, pretrained_cfg: dict, **arguments):
-        super().__init__(**arguments)
-        self.num_classes = num_classes
-        self.num_features = self.out_feature_channels["res5"]
-        self.drop_rate = drop_rate
-        self.pretrained_cfg = pretrained_cfg
-        self.linear = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        if num_classes:
-            nn.init.normal_(self.linear.weight, std=0.01)  # arXiv:1706.02677, section 5.1
-            nn.init.zeros_(self.linear.bias)
+    name: str
+    blocks: tuple[int, int, int, int]
+    stem_width: int = 64
+    radix: int = 2
+    groups: int = 1
+    bottleneck_width: int = 64
+    avd_first: bool = False
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last feature map, (N, num_features, H / output_stride, W / output_stride), of images (N, in_chans, H, W)."""
-        return super().forward(x)["res5"]
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (N, num_classes) from the last feature map; with `pre_logits` the embedding (N, num_features)."""
-        x = F.dropout(F.adaptive_avg_pool2d(x, 1).flatten(1), self.drop_rate, self.training)
-        return x if pre_logits else self.linear(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, num_classes) for normalised images (N, in_chans, H, W)."""
-        return self.forward_head(self.forward_features(x))
+    @property
+    def published(self) -> ImageNetWeights:
+        """The ImageNet weights, their file and their input."""
+        return IMAGENET_WEIGHTS[self.name]
 
 
-class FeatureExtractor(ResNeSt):
-    """ResNeSt whose `forward` gives a list of feature maps, the first of them at stride 2, before the max pooling.
+def _fast(setting: str, *, radix: int, groups: int, width: int) -> Variant:
+    return Variant(f"resnest50_fast_{setting}", (3, 4, 6, 3), stem_width=32, radix=radix, groups=groups, bottleneck_width=width,
+                   avd_first=True)
 
-    Attributes:
-        out_feature_channels, out_feature_strides: of each map, by stage, in the order of the list.
-    """
 
-    def __init__(self, out_indices: Sequence[int], pretrained_cfg: dict, **arguments):
-        super().__init__(out_features=tuple(_FEATURES[index] for index in out_indices), **arguments)
-        self.pretrained_cfg = pretrained_cfg
-        if "stem" in self.out_features:
-            self.out_feature_strides["stem"] = 2
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps (N, channels, H / stride, W / stride), from the largest to the smallest, for images (N, in_chans, H, W)."""
-        x = self.stem.convolutions(x)
-        maps = [x] if "stem" in self.out_features else []
-        x = self.stem.pool(x)
-        for name in self.parts[1:]:
-            x = getattr(self, name)(x)
-            if name in self.out_features:
-                maps.append(x)
-        return maps
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in (
+    Variant("resnest14", (1, 1, 1, 1), stem_width=32),
+    Variant("resnest26", (2, 2, 2, 2), stem_width=32),
+    Variant("resnest50", (3, 4, 6, 3), stem_width=32),
+    Variant("resnest101", (3, 4, 23, 3)),
+    Variant("resnest200", (3, 24, 36, 3)),
+    Variant("resnest269", (3, 30, 48, 8)),
+    _fast("1s1x64d", radix=1, groups=1, width=64),
+    _fast("2s1x64d", radix=2, groups=1, width=64),
+    _fast("4s1x64d", radix=4, groups=1, width=64),
+    _fast("1s2x40d", radix=1, groups=2, width=40),
+    _fast("2s2x40d", radix=2, groups=2, width=40),
+    _fast("4s2x40d", radix=4, groups=2, width=40),
+    _fast("1s4x24d", radix=1, groups=4, width=24),
+)}
 
 
 def find_variant(name: str) -> Variant:
@@ -95,7 +62,7 @@ def find_variant(name: str) -> Variant:
     """
     name = ALIASES.get(name, name)
     if name not in VARIANTS:
-        near = difflib.get_close_matches(name, [*VARIANTS, *ALIASES], n=3, cutoff=0.5)
+        near = nearest(name, [*VARIANTS, *ALIASES])
         raise UserError(f"unknown model {name!r}; nearest: {', '.join(near)}" if near
                         else f"unknown model {name!r}; known: {', '.join(VARIANTS)}")
     return VARIANTS[name]
@@ -109,137 +76,26 @@ def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
         pretrained: only those with published weights.
     """
     return [variant.name for variant in VARIANTS.values()
-            if (not filter or any(fnmatch.fnmatchcase(name, filter) for name in (variant.name, *variant.aliases)))
-            and (not pretrained or variant.weights.mirrors)]
+            if (not filter or any(fnmatch.fnmatchcase(name, filter) for name in (variant.name, *variant.published.aliases)))
+            and (not pretrained or variant.published.file.mirrors)]
 
 
-def create_model(name: str, pretrained: bool = False, num_classes: int = IMAGENET_CLASSES, in_chans: int = 3,
-                 features_only: bool = False, out_indices: Sequence[int] = (0, 1, 2, 3, 4), output_stride: int = 32,
-                 drop_rate: float = 0.0, norm: str = "BN", checkpoint_path: str | None = None) -> Classifier | FeatureExtractor:
-    """Build a ResNeSt by name.
+def looks_like(backbone: dict[str, Tensor]) -> list[str]:
+    """Names of the variants that have parameters of these shapes, under this package's names without a prefix.
 
-    Args:
-        name: see `list_models`; timm's names (`resnest101e`, `resnest101e.in1k`) are known too.
-        pretrained: load the published ImageNet weights, downloaded on first use. With a `num_classes` other than 1000 the
-            linear layer stays freshly initialised. With other than 3 channels the first convolution is adapted: its
-            weights are summed for 1 channel, else repeated and scaled so that the expected response stays the same.
-        num_classes: outputs; 0 for embeddings (N, num_features).
-        in_chans: channels of the images.
-        features_only: return a model that gives feature maps instead of logits.
-        out_indices: with `features_only`, which of the maps of stride 2, 4, 8, 16, 32; negative ones count from the last.
-        output_stride: 32, or 16 or 8 with dilation in place of the last strides, as timm dilates.
-        drop_rate: dropout before the linear layer.
-        norm: "BN", "SyncBN", "FrozenBN", "GN" or "".
-        checkpoint_path: load this file (or address, see `resolve_weights`) instead; all of it has to fit.
-
-    Returns:
-        The model in training mode. `model.pretrained_cfg` says what the published weights expect: `input_size`, `mean`,
-        `std`, `crop_pct`, `interpolation`, and where they come from (`source`).
-
-    Raises:
-        UserError: unknown name, an argument that makes no such network, weights that cannot be had or do not fit.
+    There may be two: resnest50 and resnest50_fast_2s1x64d differ only in where they pool.
     """
-    variant = find_variant(name)
-    if num_classes < 0:
-        raise UserError(f"num_classes is {num_classes}, expected at least 0 (0 gives embeddings)")
-    if in_chans < 1:
-        raise UserError(f"in_chans is {in_chans}, expected at least 1")
-    if not 0 <= drop_rate < 1:
-        raise UserError(f"drop_rate is {drop_rate}, expected at least 0 and less than 1")
-    if pretrained and checkpoint_path:
-        raise UserError("pretrained and checkpoint_path are both given: choose one")
-    arguments = dict(
-        blocks=variant.blocks, stem_width=variant.stem_width, in_channels=in_chans, radix=variant.radix, groups=variant.groups,
-        bottleneck_width=variant.bottleneck_width, avd_first=variant.avd_first, norm=norm, output_stride=output_stride,
-        dilation_style="timm")
-    if features_only:
-        model = FeatureExtractor(_checked_indices(out_indices), _pretrained_cfg(variant), **arguments)
-    else:
-        model = Classifier(num_classes, drop_rate, _pretrained_cfg(variant), out_features=("res5",), **arguments)
-    if pretrained:
-        path = resolve_weights(f"resnest://{variant.name}")
-        _load(model, variant, path, adapt_to=in_chans, with_head=num_classes == IMAGENET_CLASSES)
-    elif checkpoint_path:
-        _load(model, variant, resolve_weights(checkpoint_path))
-    return model
-
-
-def _checked_indices(out_indices: Sequence[int]) -> list[int]:
-    count = len(_FEATURES)
-    if isinstance(out_indices, int):
-        raise UserError(f"out_indices is {out_indices}, expected a list of indices of feature maps such as (1, 2, 3, 4)")
-    wrong = [index for index in out_indices if not -count <= index < count]
-    if wrong or not out_indices:
-        raise UserError(f"out_indices {list(out_indices)} are not possible: there are {count} feature maps, 0 to {count - 1}")
-    positive = sorted(index % count for index in out_indices)
-    if len(set(positive)) < len(positive):
-        raise UserError(f"out_indices {list(out_indices)} name a feature map twice")
-    return positive
-
-
-def _pretrained_cfg(variant: Variant) -> dict:
-    return {
-        "architecture": variant.name,
-        "num_classes": IMAGENET_CLASSES,
-        "input_size": (3, variant.image_size, variant.image_size),
-        "crop_pct": variant.crop,
-        "interpolation": variant.interpolation,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "first_conv": "stem.conv1_1",
-        "classifier": "linear",
-        "source": variant.weights.mirrors,
-        "license": "apache-2.0",
-    }
-
-
-def _load(model: nn.Module, variant: Variant, path: str, adapt_to: int = 3, with_head: bool = True) -> None:
-    # Two variants have parameters of the same shapes: published files are told apart by their names.
-    other = next((each for each in VARIANTS.values() if each.weights.filename == Path(path).name), variant)
-    if other is not variant:
-        raise UserError(f"weights {path}: they are of {other.name}, the model is {variant.name}")
-    checkpoint = read_checkpoint(path)
-    with errors_naming(path):
-        state, *_ = to_own_names(state_dict_of(checkpoint))
-        if not with_head:
-            state = {name: value for name, value in state.items() if not name.startswith("linear.")}
-        first = "stem.conv1_1.weight"
-        if first in state and adapt_to != 3:
-            state[first] = _adapted(state[first], adapt_to)
-        report = load_state(model, state, path)
-    unexpected = [name for name in report.fresh if with_head or not name.startswith("linear.")]
-    if unexpected:
-        logger.warning("%s has nothing for %s: freshly initialised", path, ", ".join(unexpected))
-
-
-def _adapted(weight: Tensor, channels: int) -> Tensor:
-    """First convolution (C, 3, 3, 3) for images of other channels, as timm does it: (C, channels, 3, 3)."""
-    if channels == 1:
-        return weight.sum(1, keepdim=True)
-    known = weight.shape[1]
-    return weight.repeat(1, math.ceil(channels / known), 1, 1)[:, :channels] * (known / channels)
-
-
-def transforms_for(model: nn.Module) -> Callable:
-    """The torchvision transform from a PIL image (RGB) to the normalised tensor (3, H, W) that a model's weights expect.
-
-    It is the transform of the published evaluation: resize the short side, crop the centre, normalise.
-
-    Raises:
-        UserError: the model was not made by `create_model`, or does not take three channels.
-    """
-    from torchvision import transforms
-
-    if not hasattr(model, "pretrained_cfg"):
-        raise UserError(f"a {type(model).__name__} has no pretrained_cfg: transforms_for takes what create_model returns")
-    channels = model.stem.conv1_1.in_channels
-    if channels != 3:
-        raise UserError(f"the model takes {channels} channels; the published mean and std are of the 3 of RGB")
-    cfg = model.pretrained_cfg
-    size = cfg["input_size"][-1]
-    return transforms.Compose([
-        transforms.Resize(math.floor(size / cfg["crop_pct"]), transforms.InterpolationMode(cfg["interpolation"])),
-        transforms.CenterCrop(size),
-        transforms.ToTensor(),
-        transforms.Normalize(torch.tensor(cfg["mean"]), torch.tensor(cfg["std"])),
-    ])
+    try:
+        first, split = backbone["res2.0.conv1.weight"], backbone["res2.0.conv2.conv.weight"]
+        stem_width = backbone["stem.conv1_1.weight"].shape[0]
+    except KeyError:
+        return []
+    width = first.shape[0]
+    radix = split.shape[0] // width
+    groups = width // max(split.shape[1] * radix, 1)
+    blocks = [len({name.split(".")[1] for name in backbone if name.startswith(f"res{stage}.")}) for stage in (2, 3, 4, 5)]
+    return [variant.name for variant in VARIANTS.values()
+            if (variant.radix, variant.groups, variant.stem_width) == (radix, groups, stem_width)
+            and variant.bottleneck_width * variant.groups == width
+            # A model can end before the last stages; a file of it is still of this variant.
+            and all(count in (0, expected) for count, expected in zip(blocks, variant.blocks))]

@@ -9,10 +9,9 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 
 from resnest_det import __version__
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, nearest
 
 # name: (module of this folder with a `main(arguments)`, what it does)
 COMMANDS = {
@@ -85,7 +84,7 @@ def main() -> None:
         sys.argv = [f"resnest-det {name}", *arguments]
         run(name)
     else:
-        near = get_close_matches(name, COMMANDS, n=1)
+        near = nearest(name, COMMANDS, count=1)
         meant = f", perhaps you mean {near[0]!r}" if near else ""
         print(f"error: there is no command {name!r}{meant}; `resnest-det --help` lists them", file=sys.stderr)
         sys.exit(2)

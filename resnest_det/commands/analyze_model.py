@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from resnest_det.backbone.analysis import Counts, count_classifier, total
+from resnest_det.backbone.classifier import create_model
 from resnest_det.backbone.folding import fold_norms
-from resnest_det.backbone.variants import create_model, list_models
+from resnest_det.backbone.variants import list_models
 from resnest_det.errors import UserError
 
 DETECTOR_SIZE = (800, 1216)  # a 2:3 photograph resized to a short side of 800 pixels, padded to a multiple of 32
@@ -58,9 +59,9 @@ def analyze_classifier(name: str, size: tuple[int, int] | None, fold: bool) -> d
 
 def analyze_detector(config_file: str, overrides: list[str], size: tuple[int, int] | None, fold: bool) -> dict:
     # Only here, so that looking at a classifier needs nothing of the detector.
+    from resnest_det.configuration.model import build_model
+    from resnest_det.configuration.reading import load_config
     from resnest_det.detector.analysis import count_detector
-    from resnest_det.engine.build_model import build_model
-    from resnest_det.engine.config import load_config
 
     cfg = load_config(config_file, [*overrides, "MODEL.DEVICE", "cpu"])
     proposals, detections = cfg.MODEL.RPN.POST_NMS_TOPK_TEST, cfg.TEST.DETECTIONS_PER_IMAGE

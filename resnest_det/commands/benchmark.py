@@ -24,12 +24,11 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from resnest_det.backbone.catalog import VARIANTS
 from resnest_det.backbone.folding import fold_norms
 from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, ResNeSt
-from resnest_det.engine.build_model import build_model, resolve_device
-from resnest_det.engine.config import load_config
-from resnest_det.engine.train import check_batch_norm
+from resnest_det.backbone.variants import VARIANTS
+from resnest_det.configuration.model import build_model, check_batch_norm, resolve_device
+from resnest_det.configuration.reading import load_config
 from resnest_det.errors import UserError
 
 OURS = "resnest_det"
@@ -176,9 +175,9 @@ def build_timm(bottom_up: ResNeSt, cfg: CfgNode) -> nn.Module | None:
     for variant in VARIANTS.values():
         same = variant.blocks == BLOCKS_PER_STAGE[resnets.DEPTH] and shape == (
             variant.radix, variant.groups, variant.bottleneck_width, variant.avd_first)
-        if same and variant.aliases and not any(resnets.DEFORM_ON_PER_STAGE):
+        if same and variant.published.aliases and not any(resnets.DEFORM_ON_PER_STAGE):
             indices = [i for i, name in enumerate(("stem", "res2", "res3", "res4", "res5")) if name in bottom_up.out_features]
-            return timm.create_model(variant.aliases[0], features_only=True, out_indices=indices)
+            return timm.create_model(variant.published.aliases[0], features_only=True, out_indices=indices)
     return None
 
 

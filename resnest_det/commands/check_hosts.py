@@ -22,7 +22,7 @@ def builtin_detector() -> str:
     import torch
     import torchvision
 
-    import resnest_det.engine.build_model  # noqa: F401 (the rest that it needs)
+    import resnest_det.configuration.model  # noqa: F401 (the rest that it needs)
 
     torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -13,11 +13,12 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from resnest_det.backbone.weights import errors_naming, looks_like, resolve_weights
+from resnest_det.backbone.variants import looks_like
 from resnest_det.errors import UserError
 from resnest_det.files import atomic_write
-from resnest_det.weights.checkpoint_files import read_checkpoint
-from resnest_det.weights.names import LAYOUTS, from_own_names, state_dict_of, to_own_names
+from resnest_det.weights.downloads import resolve_weights
+from resnest_det.weights.names import LAYOUTS, from_own_names
+from resnest_det.weights.weights import errors_naming, read_weights
 
 SUFFIXES = (".pth", ".safetensors", ".pkl")
 
@@ -54,18 +55,16 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{options.out.parent} is not a folder")
 
     path = resolve_weights(options.source)
-    checkpoint = read_checkpoint(path)
+    weights = read_weights(path)
     with errors_naming(path):
-        state = state_dict_of(checkpoint)
-        backbone, origin, layout, _ = to_own_names(state)
-        translated = from_own_names(backbone, options.to)
+        translated = from_own_names(weights.backbone, options.to)
     heads = tuple(f"{head}." for head in ("linear", "fc"))
     translated = {name if name.startswith(heads) else options.prefix + name: value for name, value in translated.items()}
     write(translated, options.out, options.to)
 
-    variant = " or ".join(looks_like(backbone)) or "a network that is none of the family"
-    print(f"{path}: {layout} layout, {variant}")
-    left = sorted(state.keys() - set(origin.values()))
+    variant = " or ".join(looks_like(weights.backbone)) or "a network that is none of the family"
+    print(f"{path}: {weights.layout} layout, {variant}")
+    left = sorted(weights.rest)
     if left:
         some = ", ".join(left[:3]) + (" ..." if len(left) > 3 else "")
         print(f"left out: {len(left)} parameters that are not a part of the backbone ({some})")

@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 from resnest_det import create_model, resolve_weights
-from resnest_det.backbone.export import FORMATS, INPUT_NAME, DeployedModel, check_path, export_model, require_back_end
-from resnest_det.backbone.variants import IMAGENET_CLASSES
+from resnest_det.backbone.classifier import IMAGENET_CLASSES
+from resnest_det.inference.export import FORMATS, INPUT_NAME, DeployedModel, check_path, export_model, require_back_end
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:

@@ -11,8 +11,9 @@ the same on the fly and needs none of them. Files that are there already are lef
 import argparse
 import os
 
-from resnest_det.data.catalog import get_dataset, register_panoptic_from_argument
-from resnest_det.engine.semantic_files import write_semantic_pngs
+from resnest_det.commands.register import add_register_flags, registered_datasets
+from resnest_det.data.catalog import get_dataset, register
+from resnest_det.data.semantic_files import write_semantic_pngs
 from resnest_det.errors import UserError
 
 COCO = ("coco_2017_val_panoptic_stuffonly", "coco_2017_train_panoptic_stuffonly")
@@ -21,9 +22,7 @@ COCO = ("coco_2017_val_panoptic_stuffonly", "coco_2017_train_panoptic_stuffonly"
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*", default=COCO, help="panoptic datasets (default: %(default)s)")
-    parser.add_argument("--register-panoptic", action="append", default=[],
-                        metavar="NAME=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR[,INSTANCES.json]",
-                        help="a panoptic dataset of your own")
+    add_register_flags(parser, instances=False)
     parser.add_argument("--output-dir", help="folder of the PNG files of one dataset (default: beside the panoptic ones, with "
                         "panoptic_ in its name replaced by panoptic_stuff_, which is where Detectron2 looks)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="how many share the work (default: %(default)s)")
@@ -41,8 +40,8 @@ def default_folder(panoptic_root: str) -> str:
 
 def main(arguments: list[str]) -> None:
     options = parse_arguments(arguments)
-    for argument in options.register_panoptic:
-        register_panoptic_from_argument(argument)
+    for name, files in registered_datasets(options).items():
+        register(name, files)
     if options.output_dir and len(options.datasets) > 1:
         raise UserError(f"--output-dir {options.output_dir} is for one dataset, not for {len(options.datasets)}")
     for name in options.datasets:

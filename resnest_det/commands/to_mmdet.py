@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from resnest_det.data.catalog import get_dataset, register_from_argument, register_panoptic_from_argument
-from resnest_det.engine.build_data import check_classes
-from resnest_det.engine.build_solver import scale_to_world_size
-from resnest_det.engine.config import load_config
+from resnest_det.commands.register import add_register_flags, registered_datasets
+from resnest_det.configuration.data import check_classes
+from resnest_det.configuration.reading import load_config
+from resnest_det.configuration.solver import scale_to_world_size
+from resnest_det.data.catalog import get_dataset, register
 from resnest_det.errors import UserError
 from resnest_det.files import atomic_write, prepare_output_dir
 from resnest_det.integrations.mmdet_checkpoint import read_for_mmdet, read_from_mmdet
@@ -25,7 +26,7 @@ from resnest_det.integrations.mmdet_config import DIFFERENCES, config_text, mmde
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=DIFFERENCES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML file, or the name of one that comes along")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML file, or the name of a bundled recipe")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", metavar="FILE", help="checkpoint of the built-in detector or Detectron2, to translate")
     source.add_argument("--from", dest="theirs", metavar="FILE", help="checkpoint of MMDetection, to translate back")
@@ -33,21 +34,15 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace files in DIR")
     parser.add_argument("--num-processes", type=int, default=1, metavar="N",
                         help="that will train, with SOLVER.IMS_PER_BATCH images divided among them (default: 1)")
-    parser.add_argument("--register", action="append", default=[], metavar="NAME=ANNOTATIONS.json,IMAGE_DIR",
-                        help="a data set in COCO's format")
-    parser.add_argument("--register-panoptic", action="append", default=[],
-                        metavar="NAME=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR[,INSTANCES.json]",
-                        help="a data set in COCO's panoptic format")
+    add_register_flags(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, after all flags")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> None:
     args = parse_arguments(arguments)
-    for argument in args.register:
-        register_from_argument(argument)
-    for argument in args.register_panoptic:
-        register_panoptic_from_argument(argument)
+    for name, files in registered_datasets(args).items():
+        register(name, files)
     if args.num_processes < 1:
         raise UserError(f"--num-processes {args.num_processes}: at least 1 is needed")
     cfg = scale_to_world_size(load_config(args.config_file, args.opts), args.num_processes)

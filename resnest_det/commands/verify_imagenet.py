@@ -16,7 +16,8 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from resnest_det import create_model, transforms_for
-from resnest_det.backbone.variants import IMAGENET_CLASSES, find_variant
+from resnest_det.backbone.classifier import IMAGENET_CLASSES
+from resnest_det.backbone.variants import find_variant
 from resnest_det.data.image import open_image
 from resnest_det.errors import UserError
 

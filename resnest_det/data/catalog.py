@@ -1,15 +1,15 @@
 """Names of datasets and where they live; nothing is read before a dataset is asked for."""
 
-import difflib
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from resnest_det.data import shapes
 from resnest_det.data.coco import Dataset, load_coco_instances
 from resnest_det.data.panoptic import load_coco_panoptic
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, nearest
 
 # name: (image folder, annotation file), below the datasets root, and the archives to unpack there
 _COCO = {
@@ -28,9 +28,32 @@ _COCO_PANOPTIC = {
         "coco/panoptic_val2017_100", "coco/annotations/panoptic_val2017_100.json", "coco_2017_val_100"),
 }
 
-# Arguments of `_load`, or of `_load_panoptic`, that follow the name.
-_registered: dict[str, tuple[str, str]] = {}
-_registered_panoptic: dict[str, tuple[str, str, str, str | None]] = {}
+@dataclass(frozen=True)
+class CocoFiles:
+    """Where a dataset in COCO's instance format lives."""
+
+    json_file: str
+    image_root: str
+
+
+@dataclass(frozen=True)
+class PanopticFiles:
+    """Where a dataset in COCO's panoptic format lives.
+
+    Attributes:
+        panoptic_root: folder of the PNG files.
+        instances_json: instance annotations of the same images; without it the thing segments are the instances.
+        stuff_only: leave instances out.
+    """
+
+    panoptic_json: str
+    panoptic_root: str
+    image_root: str
+    instances_json: str | None = None
+    stuff_only: bool = False
+
+
+_registered: dict[str, CocoFiles | PanopticFiles] = {}
 
 
 def datasets_root() -> Path:
@@ -40,7 +63,7 @@ def datasets_root() -> Path:
 
 def dataset_names() -> list[str]:
     """Every name that get_dataset knows, sorted."""
-    return sorted([*_builtin(), *_registered, *_registered_panoptic])
+    return sorted([*_builtin(), *_registered])
 
 
 def register_coco(name: str, json_file: str, image_root: str) -> None:
@@ -49,9 +72,7 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
     Raises:
         UserError: another dataset has this name, or it cannot be part of a file's name.
     """
-    paths = (str(json_file), str(image_root))
-    _check_free(name, _registered, paths)
-    _registered[name] = paths
+    register(name, CocoFiles(str(json_file), str(image_root)))
 
 
 def register_panoptic(
@@ -60,69 +81,47 @@ def register_panoptic(
     """Make a dataset in COCO's panoptic format known under `name`; its files are not touched yet.
 
     Args:
-        panoptic_root: folder of the PNG files.
-        instances_json: instance annotations of the same images; without it the thing segments are the instances.
+        panoptic_root, instances_json: see `PanopticFiles`.
 
     Raises:
         UserError: another dataset has this name, or it cannot be part of a file's name.
     """
-    paths = (str(panoptic_json), str(panoptic_root), str(image_root), None if instances_json is None else str(instances_json))
-    _check_free(name, _registered_panoptic, paths)
-    _registered_panoptic[name] = paths
+    instances = None if instances_json is None else str(instances_json)
+    register(name, PanopticFiles(str(panoptic_json), str(panoptic_root), str(image_root), instances))
 
 
-def _check_free(name: str, registered: dict[str, tuple], paths: tuple) -> None:
+def register(name: str, files: CocoFiles | PanopticFiles) -> None:
+    """`register_coco` or `register_panoptic`, by the kind of `files`; the same twice does nothing.
+
+    Raises:
+        UserError: another dataset has this name, or it cannot be part of a file's name.
+    """
     # Files in OUTPUT_DIR are named after it.
     if not name.isprintable() or ".." in name or any(character in name for character in "/\\"):
         raise UserError(
             f"dataset name {ascii(name)[:80]}: it becomes part of file names; it must have no '/', '\\' or '..' and no control "
             "character in it")
-    others = {*_builtin(), *_registered, *_registered_panoptic} - set(registered)
-    if name in others or registered.get(name, paths) != paths:
+    if name in _builtin() or _registered.get(name, files) != files:
         raise UserError(f"a dataset named {name} exists already; register yours under another name")
+    _registered[name] = files
 
 
-def register_from_argument(argument: str) -> None:
-    """Register from the text of a command-line option, "NAME=ANNOTATIONS.json,IMAGE_DIR".
-
-    Raises:
-        UserError: the text has another form, or the name is taken.
-    """
-    name, _, paths = argument.partition("=")
-    json_file, _, image_root = paths.partition(",")
-    if not (name.strip() and json_file.strip() and image_root.strip()):
-        raise UserError(f"--register {argument}: expected NAME=ANNOTATIONS.json,IMAGE_DIR")
-    register_coco(name.strip(), os.path.expanduser(json_file.strip()), os.path.expanduser(image_root.strip()))
-
-
-def register_panoptic_from_argument(argument: str) -> None:
-    """Register from the text of a command-line option, "NAME=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR[,INSTANCES.json]".
-
-    Raises:
-        UserError: the text has another form, or the name is taken.
-    """
-    name, _, paths = argument.partition("=")
-    parts = [os.path.expanduser(path.strip()) for path in paths.split(",")]
-    if not name.strip() or not all(parts) or len(parts) not in (3, 4):
-        raise UserError(f"--register-panoptic {argument}: expected NAME=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR[,INSTANCES.json]")
-    register_panoptic(name.strip(), *parts)
-
-
-def get_dataset(name: str) -> Dataset:
+def get_dataset(name: str, *, keep_truth: bool = False) -> Dataset:
     """Read the dataset of that name; shapes_train and shapes_val are generated on first use.
+
+    Args:
+        keep_truth: see `resnest_det.data.coco.load_coco_instances`.
 
     Raises:
         UserError: the name is unknown, files are absent (the message says which, and how to get them), or see
             `resnest_det.data.coco.load_coco_instances` and `resnest_det.data.panoptic.load_coco_panoptic`.
     """
     if name in _registered:
-        return _load(name, *_registered[name], hint="")
-    if name in _registered_panoptic:
-        return _load_panoptic(name, *_registered_panoptic[name], hint="")
+        return _load(name, _registered[name], "", keep_truth)
     builtin = _builtin()
     if name in builtin:
-        return builtin[name]()
-    near = difflib.get_close_matches(name, dataset_names(), n=3, cutoff=0.4) or dataset_names()
+        return _load(name, *builtin[name](), keep_truth)
+    near = nearest(name, dataset_names(), cutoff=0.4) or dataset_names()
     raise UserError(
         f"unknown dataset {name!r}; nearest known names: {', '.join(near)}; "
         f"a COCO-format dataset of your own is made known by --register {name}=ANNOTATIONS.json,IMAGE_DIR, a panoptic one "
@@ -130,70 +129,64 @@ def get_dataset(name: str) -> Dataset:
     )
 
 
-def _builtin() -> dict[str, Callable[[], Dataset]]:
-    loaders: dict[str, Callable[[], Dataset]] = {name: partial(_load_known_coco, name) for name in _COCO}
+def _builtin() -> dict[str, Callable[[], tuple[CocoFiles | PanopticFiles, str]]]:
+    """Of each dataset known by name a function that gives its files and a hint at how to get them."""
+    known: dict[str, Callable] = {name: partial(_known_coco, name) for name in _COCO}
     for prefix in _COCO_PANOPTIC:
-        loaders[f"{prefix}_separated"] = partial(_load_known_coco_panoptic, prefix, "separated")
-        loaders[f"{prefix}_stuffonly"] = partial(_load_known_coco_panoptic, prefix, "stuffonly")
+        known[f"{prefix}_separated"] = partial(_known_coco_panoptic, prefix, stuff_only=False)
+        known[f"{prefix}_stuffonly"] = partial(_known_coco_panoptic, prefix, stuff_only=True)
     for split in shapes.SPLITS:
-        loaders[f"shapes_{split}"] = partial(_load_shapes, split)
-        loaders[f"shapes_{split}_panoptic"] = partial(_load_shapes_panoptic, split)
-    return loaders
+        known[f"shapes_{split}"] = partial(_shapes, split)
+        known[f"shapes_{split}_panoptic"] = partial(_shapes_panoptic, split)
+    return known
 
 
-def _load_known_coco(name: str) -> Dataset:
+def _known_coco(name: str) -> tuple[CocoFiles, str]:
     image_root, json_file, archive = _COCO[name]
-    year = archive[-4:]
+    root, year = datasets_root(), archive[-4:]
     hint = (
         f"; unpack http://images.cocodataset.org/zips/{archive}.zip and "
-        f"http://images.cocodataset.org/annotations/annotations_trainval{year}.zip into {datasets_root() / 'coco'}, or set "
+        f"http://images.cocodataset.org/annotations/annotations_trainval{year}.zip into {root / 'coco'}, or set "
         f"DETECTRON2_DATASETS to the folder that holds coco/, or use the generated shapes_train and shapes_val"
     )
-    return _load(name, str(datasets_root() / json_file), str(datasets_root() / image_root), hint)
+    return CocoFiles(str(root / json_file), str(root / image_root)), hint
 
 
-def _load_known_coco_panoptic(prefix: str, form: str) -> Dataset:
+def _known_coco_panoptic(prefix: str, stuff_only: bool) -> tuple[PanopticFiles, str]:
     panoptic_root, panoptic_json, instances_name = _COCO_PANOPTIC[prefix]
     image_root, instances_json, archive = _COCO[instances_name]
-    stuff_only = form == "stuffonly"
     root = datasets_root()
     hint = (
         f"; unpack http://images.cocodataset.org/annotations/panoptic_annotations_trainval2017.zip, the archives in it and "
         f"http://images.cocodataset.org/zips/{archive}.zip into {root / 'coco'}, or set DETECTRON2_DATASETS to the folder "
         f"that holds coco/, or use the generated shapes_train_panoptic and shapes_val_panoptic"
     )
-    return _load_panoptic(
-        f"{prefix}_{form}", str(root / panoptic_json), str(root / panoptic_root), str(root / image_root),
-        None if stuff_only else str(root / instances_json), hint, stuff_only=stuff_only)
+    instances = None if stuff_only else str(root / instances_json)
+    return PanopticFiles(str(root / panoptic_json), str(root / panoptic_root), str(root / image_root), instances, stuff_only), hint
 
 
-def _load_shapes(split: str) -> Dataset:
+def _shapes(split: str) -> tuple[CocoFiles, str]:
     folder = shapes.ensure_shapes(datasets_root())
-    return _load(f"shapes_{split}", str(folder / shapes.instances_json(split)), str(folder / split), hint="")
+    return CocoFiles(str(folder / shapes.instances_json(split)), str(folder / split)), ""
 
 
-def _load_shapes_panoptic(split: str) -> Dataset:
+def _shapes_panoptic(split: str) -> tuple[PanopticFiles, str]:
     folder = shapes.ensure_shapes(datasets_root())
-    return _load_panoptic(
-        f"shapes_{split}_panoptic", str(folder / shapes.panoptic_json(split)), str(folder / f"panoptic_{split}"),
-        str(folder / split), str(folder / shapes.instances_json(split)), hint="")
+    return PanopticFiles(str(folder / shapes.panoptic_json(split)), str(folder / f"panoptic_{split}"), str(folder / split),
+                         str(folder / shapes.instances_json(split))), ""
 
 
-def _load(name: str, json_file: str, image_root: str, hint: str) -> Dataset:
-    _check_there(name, [json_file], {"images": image_root}, hint)
-    return load_coco_instances(name, json_file, image_root)
+def _load(name: str, files: CocoFiles | PanopticFiles, hint: str, keep_truth: bool) -> Dataset:
+    if isinstance(files, CocoFiles):
+        _check_files_exist(name, [files.json_file], {"images": files.image_root}, hint)
+        return load_coco_instances(name, files.json_file, files.image_root, keep_truth=keep_truth)
+    annotations = [file for file in (files.panoptic_json, files.instances_json) if file is not None]
+    _check_files_exist(name, annotations, {"panoptic PNG files": files.panoptic_root, "images": files.image_root}, hint)
+    return load_coco_panoptic(name, files.panoptic_json, files.panoptic_root, files.image_root, files.instances_json,
+                              stuff_only=files.stuff_only, keep_truth=keep_truth)
 
 
-def _load_panoptic(
-    name: str, panoptic_json: str, panoptic_root: str, image_root: str, instances_json: str | None, hint: str,
-    stuff_only: bool = False,
-) -> Dataset:
-    files = [panoptic_json] if instances_json is None else [panoptic_json, instances_json]
-    _check_there(name, files, {"panoptic PNG files": panoptic_root, "images": image_root}, hint)
-    return load_coco_panoptic(name, panoptic_json, panoptic_root, image_root, instances_json, stuff_only=stuff_only)
-
-
-def _check_there(name: str, files: list[str], folders: dict[str, str], hint: str) -> None:
+def _check_files_exist(name: str, files: list[str], folders: dict[str, str], hint: str) -> None:
     for file in files:
         if not os.path.isfile(file):
             raise UserError(f"dataset {name}: expected its annotations at {os.path.abspath(file)}, which does not exist{hint}")

@@ -37,19 +37,25 @@ class Dataset:
     A record is one image: {"file_name", "height", "width", "image_id", "annotations"}; an annotation is
     {"id", "bbox" (x, y, width, height in pixels), "category_id" (contiguous), "iscrowd", "segmentation"}, where the
     segmentation is a list of polygons [x0, y0, x1, y1, ...] or a compressed run-length dict, and may be absent.
+    `truth` and `panoptic_truth` are the content of the instance and of the panoptic file where it was kept to evaluate against.
     """
 
     name: str
     records: list[dict]
     metadata: Metadata
+    truth: dict | None = None
+    panoptic_truth: dict | None = None
 
 
-def load_coco_instances(name: str, json_file: str, image_root: str) -> Dataset:
+def load_coco_instances(name: str, json_file: str, image_root: str, *, keep_truth: bool = False) -> Dataset:
     """Read a COCO instance JSON file (https://cocodataset.org/#format-data).
 
     Records are sorted by image id; category ids become contiguous in the order of the ids. Left out, and counted in one
     log line: boxes with no area inside their image, objects none of whose polygons has three points, and annotations of
     images that the file does not list.
+
+    Args:
+        keep_truth: keep what the file says as `Dataset.truth`. AP counts what is left out here, too.
 
     Raises:
         UserError: the file cannot be read, is not JSON, lacks a key, repeats an id, refers to a category it does not
@@ -84,7 +90,7 @@ def load_coco_instances(name: str, json_file: str, image_root: str) -> Dataset:
         logger.warning("%s: left out %s", json_file, ", ".join(f"{count} {what}" for what, count in dropped.items()))
 
     metadata = Metadata(name, str(json_file), str(image_root), list(names.values()), contiguous)
-    return Dataset(name, list(records.values()), metadata)
+    return Dataset(name, list(records.values()), metadata, truth=content if keep_truth else None)
 
 
 def read_json(json_file: str) -> dict:

@@ -32,8 +32,8 @@ class PackedRecords:
 
 
 class _TrainingSamples:
-    def __init__(self, records: list[dict], make_sample: Callable[[dict, np.random.Generator], dict], seed: int):
-        self._records = PackedRecords(records)
+    def __init__(self, records: PackedRecords, make_sample: Callable[[dict, np.random.Generator], dict], seed: int):
+        self._records = records
         self._make_sample = make_sample
         self._seed = seed
 
@@ -46,7 +46,7 @@ class _TrainingSamples:
             return error
 
 
-class _TestSamples:
+class _InferenceSamples:
     def __init__(self, records: list[dict], make_sample: Callable[[dict], dict]):
         self._records = PackedRecords(records)
         self._make_sample = make_sample
@@ -62,7 +62,7 @@ class _TestSamples:
 
 
 def training_batches(
-    records: list[dict],
+    records: PackedRecords,
     make_sample: Callable[[dict, np.random.Generator], dict],
     global_batches: Iterator[list[Draw]],
     *,
@@ -84,16 +84,14 @@ def training_batches(
     return _load(_TrainingSamples(records, make_sample, seed), shares, num_workers)
 
 
-class TestBatches:
+class InferenceBatches:
     """The samples of some images, in order, one a batch; may be gone through again. `len` is the number of batches.
 
     Going through it raises UserError as `training_batches` does.
     """
 
-    __test__ = False
-
     def __init__(self, records: list[dict], make_sample: Callable[[dict], dict], num_workers: int):
-        self._samples = _TestSamples(records, make_sample)
+        self._samples = _InferenceSamples(records, make_sample)
         self._num_workers = min(num_workers, len(records))
 
     def __len__(self) -> int:
@@ -103,7 +101,7 @@ class TestBatches:
         return _load(self._samples, ([index] for index in range(len(self))), self._num_workers)
 
 
-def _load(samples: _TrainingSamples | _TestSamples, batch_sampler: Iterator[list], num_workers: int) -> Iterator[list[dict]]:
+def _load(samples: _TrainingSamples | _InferenceSamples, batch_sampler: Iterator[list], num_workers: int) -> Iterator[list[dict]]:
     # A generator of its own, because starting workers draws from it, and the run's randomness must not notice.
     loader = DataLoader(
         samples, batch_sampler=batch_sampler, num_workers=num_workers, collate_fn=_as_list, generator=torch.Generator()

@@ -73,7 +73,7 @@ def training_sample(
     return _sample(record, pixels) | {"seed": seed, "target": target}
 
 
-def test_sample(record: dict, *, short_side: int, max_side: int, image_format: str) -> dict:
+def inference_sample(record: dict, *, short_side: int, max_side: int, image_format: str) -> dict:
     """Read and resize one image for inference (a short side of 0 keeps its size); a training sample without the target.
 
     Raises:

@@ -39,7 +39,7 @@ class PanopticMetadata(Metadata):
 
 def load_coco_panoptic(
     name: str, panoptic_json: str, panoptic_root: str, image_root: str, instances_json: str | None = None, *,
-    stuff_only: bool = False,
+    stuff_only: bool = False, keep_truth: bool = False,
 ) -> Dataset:
     """Read a COCO panoptic JSON file; of the PNG files only the names are looked at.
 
@@ -52,6 +52,7 @@ def load_coco_panoptic(
         instances_json: instance annotations of the same images. Without it, `annotations` are the thing segments and have
             neither "bbox" nor "segmentation" before `with_truth` reads the PNG file.
         stuff_only: no instances at all: `annotations` are empty and `thing_classes` too.
+        keep_truth: keep what the files say as `Dataset.truth` and `Dataset.panoptic_truth`.
 
     Raises:
         UserError: see `resnest_det.data.coco.load_coco_instances`; also a category without "isthing", a segment id that is
@@ -80,7 +81,7 @@ def load_coco_panoptic(
     if len(records) < len(images):
         logger.warning("%s: left out %d images without annotation", panoptic_json, len(images) - len(records))
 
-    records = dict(sorted(records.items()))
+    records, truth = dict(sorted(records.items())), None
     if stuff_only:
         for record in records.values():
             record["annotations"] = []
@@ -88,8 +89,10 @@ def load_coco_panoptic(
             "thing_classes": [], "thing_colors": [], "thing_dataset_id_to_contiguous_id": {}})
     elif instances_json is not None:
         metadata = PanopticMetadata(**vars(metadata) | {"json_file": str(instances_json)})
-        _add_instances(records, metadata, load_coco_instances(name, instances_json, image_root))
-    return Dataset(name, list(records.values()), metadata)
+        instances = load_coco_instances(name, instances_json, image_root, keep_truth=keep_truth)
+        _add_instances(records, metadata, instances)
+        truth = instances.truth
+    return Dataset(name, list(records.values()), metadata, truth, content if keep_truth else None)
 
 
 def read_record_segments(record: dict) -> np.ndarray:

@@ -68,7 +68,7 @@ def batches(draws: Iterator[Draw], batch_size: int, landscape: list[bool] | None
             filling[kind] = []
 
 
-def test_indices(num_images: int, rank: int, world_size: int) -> range:
+def inference_indices(num_images: int, rank: int, world_size: int) -> range:
     """The images that one process evaluates: consecutive shares, the first ones larger by one where it does not divide."""
     share, left = divmod(num_images, world_size)
     begin = rank * share + min(rank, left)

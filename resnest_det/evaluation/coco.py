@@ -9,7 +9,7 @@ import torch
 from resnest_det.distributed import gather_objects, is_main_process
 from resnest_det.errors import UserError
 from resnest_det.evaluation.average_precision import coco_figures
-from resnest_det.evaluation.ground_truth import ground_truth_of_segments, read_ground_truth, with_run_lengths
+from resnest_det.evaluation.ground_truth import checked_ground_truth, ground_truth_of_segments, with_run_lengths
 from resnest_det.evaluation.masks import encode_masks
 from resnest_det.files import write_json
 
@@ -20,8 +20,8 @@ class COCOEvaluator:
     """COCO average precision of boxes and masks.
 
     Args:
-        dataset: `name` and `metadata` with `json_file` and `thing_dataset_id_to_contiguous_id`; the ground truth is read from
-            the file. A panoptic data set whose `json_file` is None has its thing segments as ground truth.
+        dataset: `name`, `metadata` with `json_file` and `thing_dataset_id_to_contiguous_id`, and `truth`, the content of that
+            file; None reads it. A panoptic dataset whose `json_file` is None has its thing segments as ground truth.
         tasks: any of "bbox" and "segm".
         output_dir: where `coco_instances_results.json` goes (COCO's result format); None writes nothing.
         max_detections: detections of one image and category that count. As in Detectron2, where this is not 100 it takes
@@ -43,7 +43,7 @@ class COCOEvaluator:
         if self.json_file is None:
             self.image_ids = {record["image_id"] for record in dataset.records}
         else:
-            self.ground_truth = read_ground_truth(self.json_file, self.tasks)
+            self.ground_truth = checked_ground_truth(dataset.truth, self.json_file, self.tasks)
             self.image_ids = {image["id"] for image in self.ground_truth["images"]}
         self.reset()
 

@@ -12,15 +12,15 @@ from resnest_det.evaluation.masks import segmentation_to_run_lengths
 logger = logging.getLogger(__name__)
 
 
-def read_ground_truth(json_file: str, tasks) -> dict:
-    """Content of a COCO instance file, with the `iscrowd` and `area` that some data sets leave out filled in.
+def checked_ground_truth(content: dict | None, json_file: str, tasks) -> dict:
+    """`content` of a COCO instance file (None reads it), with the `iscrowd` and `area` that some data sets leave out filled in.
 
     An absent `iscrowd` is 0. An absent `area` is that of the segmentation, or of the box where there is none.
 
     Raises:
         UserError: the file is absent or malformed, names the annotation that is; or it has no annotations.
     """
-    content = read_json(json_file)
+    content = content or read_json(json_file)
     for key in ("images", "categories", "annotations"):
         if not content.get(key):
             raise UserError(f"{json_file} has no {key}: there is nothing to evaluate against")

@@ -5,6 +5,9 @@ import datetime
 import logging
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from tqdm import tqdm
@@ -17,7 +20,41 @@ _WARM_UP_BATCHES = 5
 _SECONDS_BETWEEN_LOG_LINES = 30
 
 
-def inference_on_dataset(model, loader, evaluators: list) -> dict[str, dict[str, float]]:
+class Evaluator(Protocol):
+    """What counts the outputs of a model."""
+
+    def reset(self) -> None:
+        """Forget everything processed so far."""
+
+    def process(self, batch: list[dict], outputs: list[dict]) -> None:
+        """Take the outputs of some samples."""
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Figures by task on the main process, once all of them have processed theirs; None on the others."""
+
+
+class PictureWriter(Protocol):
+    """What draws some of the outputs of a model."""
+
+    def process(self, batch: list[dict], outputs: list[dict]) -> None:
+        """Draw those of these samples that were chosen."""
+
+    def report(self) -> None:
+        """Log where the pictures are."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A dataset to evaluate on: its name, its batches (with a length), and what counts and draws the outputs."""
+
+    name: str
+    batches: Sequence[list[dict]]
+    evaluators: Sequence[Evaluator]
+    writers: Sequence[PictureWriter] = ()
+
+
+def inference_on_dataset(model, loader, evaluators: Sequence[Evaluator],
+                         writers: Sequence[PictureWriter] = ()) -> dict[str, dict[str, float]]:
     """Predict every batch of `loader` and evaluate.
 
     The model is in eval mode meanwhile and as before afterwards. Logs seconds an image, with and without loading and
@@ -26,8 +63,6 @@ def inference_on_dataset(model, loader, evaluators: list) -> dict[str, dict[str,
     Args:
         model: called with a batch (list of samples), returns one output for each.
         loader: has a length; gives batches.
-        evaluators: objects with `reset()`, `process(batch, outputs)` and `evaluate()`, which returns a dict (task to figures)
-            on the main process and None on the others.
 
     Returns:
         what the evaluators returned, in one dict; empty on other processes than the main one.
@@ -45,7 +80,7 @@ def inference_on_dataset(model, loader, evaluators: list) -> dict[str, dict[str,
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             clock.predicted()
-            for evaluator in evaluators:
+            for evaluator in (*evaluators, *writers):
                 evaluator.process(batch, outputs)
             clock.processed(len(batch), log=bar.disable)
             bar.update()
@@ -54,6 +89,8 @@ def inference_on_dataset(model, loader, evaluators: list) -> dict[str, dict[str,
     results = {}
     for evaluator in evaluators:
         results.update(evaluator.evaluate() or {})
+    for writer in writers:
+        writer.report()
     return results
 
 

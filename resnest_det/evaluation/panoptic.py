@@ -8,7 +8,7 @@ from resnest_det.data.coco import read_json
 from resnest_det.data.panoptic_png import encode_segment_ids
 from resnest_det.distributed import gather_objects, is_main_process
 from resnest_det.errors import UserError
-from resnest_det.evaluation.panoptic_quality import panoptic_quality
+from resnest_det.evaluation.panoptic_quality import PanopticSide, compare
 from resnest_det.files import write_bytes, write_json
 
 _SUFFIXES = {"All": "", "Things": "_th", "Stuff": "_st"}
@@ -19,7 +19,7 @@ class PanopticEvaluator:
 
     Args:
         dataset: `name` and `metadata` with `panoptic_json`, `panoptic_root`, `thing_dataset_id_to_contiguous_id` and
-            `stuff_dataset_id_to_contiguous_id`.
+            `stuff_dataset_id_to_contiguous_id`, and `panoptic_truth`, the content of the JSON file; None reads it.
         output_dir: where `panoptic_predictions.json` and the PNG files of the folder `panoptic_predictions` go, in the form that
             COCO's panoptic API reads; None keeps nothing.
         processes: how many count at the end; None takes one for each CPU.
@@ -36,7 +36,7 @@ class PanopticEvaluator:
             True: {contiguous: category for category, contiguous in metadata.thing_dataset_id_to_contiguous_id.items()},
             False: {contiguous: category for category, contiguous in metadata.stuff_dataset_id_to_contiguous_id.items()},
         }
-        self.truth = read_json(self.panoptic_json)
+        self.truth = dataset.panoptic_truth or read_json(self.panoptic_json)
         self.output_dir = output_dir
         self.processes = processes
         self.reset()
@@ -80,18 +80,19 @@ class PanopticEvaluator:
             processes than the main one.
 
         Raises:
-            UserError: a prediction is broken or missing, see `panoptic_quality`.
+            UserError: a prediction is broken or missing, see `compare`.
         """
         gathered = gather_objects(self.predictions)
         if not is_main_process():
             return None
         predictions = dict(itertools.chain.from_iterable(part.items() for part in gathered))
         with tempfile.TemporaryDirectory(prefix="panoptic") as scratch:
-            json_file, folder = self._write(predictions, self.output_dir or scratch)
-            quality = panoptic_quality(self.panoptic_json, self.panoptic_root, json_file, folder, self.processes)
+            prediction = self._write(predictions, self.output_dir or scratch)
+            truth = PanopticSide(self.truth, self.panoptic_json, self.panoptic_root)
+            quality = compare(truth, prediction, self.processes)
         return {"panoptic_seg": panoptic_figures(quality, {c["id"]: c["name"] for c in self.truth["categories"]})}
 
-    def _write(self, predictions: dict, output_dir: str) -> tuple[str, str]:
+    def _write(self, predictions: dict, output_dir: str) -> PanopticSide:
         folder = os.path.join(output_dir, "panoptic_predictions")
         annotations = []
         for image_id, (png, segments) in sorted(predictions.items()):
@@ -100,13 +101,13 @@ class PanopticEvaluator:
             write_bytes(os.path.join(folder, file_name), png)
             annotations.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
         content = {key: self.truth[key] for key in ("info", "licenses", "images", "categories") if key in self.truth}
-        json_file = f"{folder}.json"
-        write_json(json_file, {**content, "annotations": annotations})
-        return json_file, folder
+        content["annotations"] = annotations
+        write_json(f"{folder}.json", content)
+        return PanopticSide(content, f"{folder}.json", folder)
 
 
 def panoptic_figures(quality: dict[str, dict], class_names: dict[int, str]) -> dict[str, float]:
-    """The result of `panoptic_quality` in percent, under the names that Detectron2 gives them, and of each class."""
+    """The result of `compare` in percent, under the names that Detectron2 gives them, and of each class."""
     figures = {}
     for part, suffix in _SUFFIXES.items():
         figures.update({f"{name}{suffix}": 100 * quality[part][name.lower()] for name in ("PQ", "SQ", "RQ")})

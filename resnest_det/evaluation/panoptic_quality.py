@@ -49,13 +49,30 @@ class ImageCounts:
     false_negatives: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class PanopticSide:
+    """The truth or the prediction: `content` of its file in COCO's panoptic format, the path of that file, and the PNG folder."""
+
+    content: dict
+    json_file: str
+    folder: str
+
+
 def panoptic_quality(truth_json: str, truth_dir: str, prediction_json: str, prediction_dir: str,
                      processes: int | None = None) -> dict[str, dict]:
-    """Panoptic, segmentation and recognition quality of all images of the truth.
+    """`compare` of files in COCO's panoptic format.
+
+    Raises:
+        UserError: a file cannot be read, or see `compare`.
+    """
+    truth = PanopticSide(read_json(truth_json), truth_json, truth_dir)
+    return compare(truth, PanopticSide(read_json(prediction_json), prediction_json, prediction_dir), processes)
+
+
+def compare(truth: PanopticSide, prediction: PanopticSide, processes: int | None = None) -> dict[str, dict]:
+    """Panoptic, segmentation and recognition quality of all images of the truth, whose categories are those of both.
 
     Args:
-        truth_json, prediction_json: in COCO's panoptic format; the categories are those of the truth.
-        truth_dir, prediction_dir: folders of the PNG files that the JSON files name.
         processes: how many share the work; None takes one for each CPU. The result does not depend on it.
 
     Returns:
@@ -64,16 +81,16 @@ def panoptic_quality(truth_json: str, truth_dir: str, prediction_json: str, pred
         the order of the truth, so the numbers are those of the panoptic API in one process to the last digit.
 
     Raises:
-        UserError: a file is missing or damaged, PNG and JSON disagree, a size, category or id is wrong, an image has no
+        UserError: a PNG file is missing or damaged, PNG and JSON disagree, a size, category or id is wrong, an image has no
             prediction or two; the message names the file and the segment.
     """
-    truth = _read_panoptic_json(truth_json)
-    prediction = _read_panoptic_json(prediction_json)
-    categories = {category["id"]: category for category in truth.get("categories") or ()}
+    for side in (truth, prediction):
+        _check_panoptic(side.content, side.json_file)
+    categories = {category["id"]: category for category in truth.content.get("categories") or ()}
     if not categories:
-        raise UserError(f"{truth_json} has no categories")
-    jobs = _pair_images(truth, truth_json, prediction, prediction_json)
-    files = (truth_json, truth_dir, prediction_json, prediction_dir)
+        raise UserError(f"{truth.json_file} has no categories")
+    jobs = _pair_images(truth.content, truth.json_file, prediction.content, prediction.json_file)
+    files = (truth.json_file, truth.folder, prediction.json_file, prediction.folder)
     count = partial(_count_files, files=files, categories=frozenset(categories))
 
     processes = processes or _available_cpus()
@@ -203,8 +220,7 @@ def _segments_by_id(annotation: dict, drawn: np.ndarray, folder: str, json_file:
     return segments
 
 
-def _read_panoptic_json(path: str) -> dict:
-    content = read_json(path)
+def _check_panoptic(content: dict, path: str) -> None:
     if not isinstance(content.get("annotations"), list):
         raise UserError(f'{path} is not a COCO panoptic file: it has no list "annotations"')
     for annotation in content["annotations"]:
@@ -215,7 +231,6 @@ def _read_panoptic_json(path: str) -> dict:
             missing = {"id", "category_id"} - set(segment)
             if missing:
                 raise UserError(f"{path}: image {annotation['image_id']}, segment {segment.get('id')} has no {min(missing)}")
-    return content
 
 
 def _pair_images(truth: dict, truth_json: str, prediction: dict, prediction_json: str) -> list[tuple]:

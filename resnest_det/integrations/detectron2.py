@@ -25,8 +25,8 @@ from torch import nn  # noqa: E402
 
 from resnest_det.backbone.layers import Norm  # noqa: E402
 from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, ResNeSt  # noqa: E402
-from resnest_det.engine.build_model import resnest_arguments  # noqa: E402
-from resnest_det.engine.defaults import RESNEST_KEYS, add_resnest_config  # noqa: E402
+from resnest_det.configuration.defaults import RESNEST_KEYS, add_resnest_config  # noqa: E402
+from resnest_det.configuration.model import resnest_arguments  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.integrations.detectron2_weights import WeightsHandler  # noqa: E402
 

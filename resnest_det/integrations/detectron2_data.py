@@ -6,12 +6,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from fvcore.common.config import CfgNode
 
+from resnest_det.configuration.data import check_classes
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
 from resnest_det.data.panoptic import PanopticMetadata, with_truth
+from resnest_det.data.semantic_files import write_semantic_pngs
 from resnest_det.distributed import is_main_process, synchronize
-from resnest_det.engine.build_data import check_classes
-from resnest_det.engine.semantic_files import write_semantic_pngs
 from resnest_det.errors import UserError
 
 _ours: set[str] = set()

@@ -1,6 +1,5 @@
 """Training and evaluating with Detectron2's own trainer and evaluators: `train_net --engine detectron2`."""
 
-import argparse
 import copy
 import importlib.util
 import logging
@@ -30,14 +29,17 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resnest_det.engine.config import SEMANTIC_ARCHITECTURES, find_config_file, merge_file
-from resnest_det.engine.evaluate import verify_results
+from resnest_det.configuration.model import check_batch_norm
+from resnest_det.configuration.reading import find_config_file, merge_file, with_values
+from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, Architecture
+from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.engine.precise_bn import update_batch_norm_statistics
-from resnest_det.engine.train import check_batch_norm, load_initial_weights
 from resnest_det.errors import UserError
 from resnest_det.evaluation.panoptic import PanopticEvaluator
+from resnest_det.inference.evaluating import verify_results
 from resnest_det.integrations.detectron2 import add_resnest_config
 from resnest_det.integrations.detectron2_data import have_run_length_masks, register_datasets
+from resnest_det.training.process import RunOptions
 from resnest_det.weights.checkpoint_files import read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     MODEL.DEVICE is "auto" unless it is set, and MODEL.WEIGHTS_ALLOW_MISMATCH is known as to the built-in detector.
 
     Raises:
-        UserError: see `resnest_det.engine.config.merge_file`.
+        UserError: see `resnest_det.configuration.reading.merge_file`.
     """
     cfg = get_cfg()
     add_resnest_config(cfg)
@@ -60,11 +62,8 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     return cfg
 
 
-def run(cfg: CfgNode, args: argparse.Namespace) -> dict:
-    """Train, or evaluate where `args.eval_only`, on the processes that have been started.
-
-    Args:
-        args: of `resnest_det.commands.train_net.argument_parser`.
+def run(cfg: CfgNode, options: RunOptions) -> dict:
+    """Train, or evaluate only, on the processes that have been started.
 
     Returns:
         results of the evaluation on the main process, task to figures.
@@ -75,25 +74,22 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict:
     if comm.get_world_size() > 1:
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_det", abbrev_name="resnest_det")
-    args = copy.copy(args)
-    args.config_file = str(find_config_file(args.config_file))
-    default_setup(cfg, args)
-    logger.info("Detectron2 on %s; config %s; overrides %s", cfg.MODEL.DEVICE, args.config_file, " ".join(args.opts) or "none")
-    registered = [argument.partition("=")[0].strip() for argument in (*args.register, *args.register_panoptic)]
-    register_datasets(cfg, registered, only_test=args.eval_only)
-    if args.eval_only:
-        return _evaluate(cfg, args.resume)
+    config_file, overrides = str(find_config_file(options.config_file)), list(options.overrides)
+    # What Detectron2's tools have of their command line.
+    default_setup(cfg, SimpleNamespace(
+        config_file=config_file, opts=overrides, eval_only=options.eval_only, resume=options.resume))
+    logger.info("Detectron2 on %s; config %s; overrides %s", cfg.MODEL.DEVICE, config_file, " ".join(overrides) or "none")
+    register_datasets(cfg, list(options.datasets), only_test=options.eval_only)
+    if options.eval_only:
+        return _evaluate(cfg, options.resume)
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon" and have_run_length_masks(cfg.DATASETS.TRAIN):
         logger.info("DATASETS.TRAIN has run-length masks, which Detectron2 reads with INPUT.MASK_FORMAT 'bitmask' only: set so")
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.INPUT.MASK_FORMAT = "bitmask"
-        cfg.freeze()
-    return _train(cfg, args.resume)
+        cfg = with_values(cfg, {"INPUT.MASK_FORMAT": "bitmask"})
+    return _train(cfg, options.resume)
 
 
 def _evaluate(cfg: CfgNode, last_checkpoint: bool) -> dict:
-    with _refused():
+    with _as_user_error():
         model = Trainer.build_model(cfg)
     checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
     weights = checkpointer.get_checkpoint_file() if last_checkpoint and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
@@ -109,7 +105,7 @@ def _evaluate(cfg: CfgNode, last_checkpoint: bool) -> dict:
 
 
 def _train(cfg: CfgNode, resume: bool) -> dict:
-    with _refused():
+    with _as_user_error():
         trainer = Trainer(cfg)
     check_batch_norm(trainer.model, trainer.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
     if resume and trainer.checkpointer.has_checkpoint():
@@ -126,17 +122,14 @@ def _train(cfg: CfgNode, resume: bool) -> dict:
 
 def _load(cfg: CfgNode, model: nn.Module, weights: str, whole: bool = False) -> None:
     model = model.module if isinstance(model, DistributedDataParallel) else model
-    if "resne" in cfg.MODEL.BACKBONE.NAME:
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = weights
-        load_initial_weights(cfg, model, whole=whole)
+    if cfg.MODEL.BACKBONE.NAME in (*BACKBONES, "build_retinanet_resnest_fpn_backbone", "build_retinanet_resnet_fpn_backbone"):
+        load_initial_weights(with_values(cfg, {"MODEL.WEIGHTS": weights}), model, whole=whole)
     else:  # Detectron2's other backbones
         DetectionCheckpointer(model).load(weights)
 
 
 @contextmanager
-def _refused() -> Iterator[None]:
+def _as_user_error() -> Iterator[None]:
     """Say in one line why Detectron2 cannot build what the configuration describes."""
     try:
         yield
@@ -197,11 +190,13 @@ class Trainer(DefaultTrainer):
             return LVISEvaluator(dataset_name, output_dir=folder)
         evaluators = []
         architecture = cfg.MODEL.META_ARCHITECTURE
-        if kind in ("coco", "coco_panoptic_seg") and architecture != "SemanticSegmentor":
+        # Detectron2's other architectures find objects.
+        row = ARCHITECTURES.get(architecture, Architecture(objects=True, pixels=False))
+        if kind in ("coco", "coco_panoptic_seg") and row.objects:
             evaluators.append(COCOEvaluator(dataset_name, output_dir=folder))
-        if kind in ("sem_seg", "coco_panoptic_seg") and architecture in SEMANTIC_ARCHITECTURES and not only_objects:
+        if kind in ("sem_seg", "coco_panoptic_seg") and row.pixels and not only_objects:
             evaluators.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=folder))
-        fuses = architecture == "PanopticFPN" and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED
+        fuses = row.objects and row.pixels and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED
         if kind == "coco_panoptic_seg" and fuses and not only_objects:
             evaluators.append(_panoptic_evaluator(dataset_name, folder))
         if not evaluators:
@@ -233,4 +228,4 @@ def _panoptic_evaluator(dataset_name: str, folder: str):
     metadata = copy.copy(MetadataCatalog.get(dataset_name).as_dict())
     stuff = metadata["stuff_dataset_id_to_contiguous_id"]
     metadata["stuff_dataset_id_to_contiguous_id"] = {key: value for key, value in stuff.items() if value != 0}
-    return PanopticEvaluator(SimpleNamespace(name=dataset_name, metadata=SimpleNamespace(**metadata)), folder)
+    return PanopticEvaluator(SimpleNamespace(name=dataset_name, metadata=SimpleNamespace(**metadata), panoptic_truth=None), folder)

@@ -6,11 +6,9 @@ from pathlib import Path
 import torch
 from iopath.common.file_io import PathHandler
 
-from resnest_det.backbone.downloads import cache_folder, resolve_weights
-from resnest_det.backbone.weights import errors_naming
 from resnest_det.files import atomic_write
-from resnest_det.weights.checkpoint_files import read_checkpoint
-from resnest_det.weights.names import state_dict_of, to_own_names
+from resnest_det.weights.downloads import cache_folder, resolve_weights
+from resnest_det.weights.weights import read_weights
 
 
 def weights_for_detectron2(spec: str) -> str:
@@ -28,14 +26,12 @@ def weights_for_detectron2(spec: str) -> str:
     key = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:12]
     translated = cache_folder() / "detectron2" / f"{path.stem}-{key}.pth"
     if not translated.exists():
-        with errors_naming(path):
-            state = state_dict_of(read_checkpoint(path))
-            backbone, _, layout, prefix = to_own_names(state)
-        if layout == "detectron2" and prefix:
-            content = {"model": state}
+        weights = read_weights(path)
+        if weights.is_detector:
+            content = {"model": weights.state}
         else:
             # With this mark Detectron2 puts them where names end alike, below whatever prefix the model has.
-            content = {"model": {name: value for name, value in backbone.items() if not name.startswith("linear.")},
+            content = {"model": {name: value for name, value in weights.backbone.items() if not name.startswith("linear.")},
                        "matching_heuristics": True}
         translated.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(translated, "wb") as file:

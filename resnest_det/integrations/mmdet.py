@@ -22,11 +22,11 @@ from mmengine.runner.checkpoint import get_external_models  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.modules.batchnorm import _BatchNorm  # noqa: E402
 
-from resnest_det.backbone.downloads import resolve_weights  # noqa: E402
+from resnest_det.backbone.loading import LoadReport, load_weights  # noqa: E402
 from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, STAGES, ResNeSt  # noqa: E402
-from resnest_det.backbone.weights import LoadReport, load_weights  # noqa: E402
 from resnest_det.distributed import get_world_size  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
+from resnest_det.weights.downloads import resolve_weights  # noqa: E402
 from resnest_det.weights.names import find_backbone, from_own_names, to_own_names  # noqa: E402
 
 __all__ = ["ResNeStDet"]

@@ -18,12 +18,12 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from resnest_det.backbone.downloads import resolve_weights
-from resnest_det.backbone.weights import errors_naming, load_state
-from resnest_det.engine.build_model import assemble_model
+from resnest_det.backbone.loading import load_into
+from resnest_det.configuration.model import assemble_model
 from resnest_det.errors import UserError
-from resnest_det.weights.checkpoint_files import read_checkpoint
-from resnest_det.weights.names import find_backbone, from_own_names, state_dict_of, to_own_names
+from resnest_det.weights.downloads import resolve_weights
+from resnest_det.weights.names import find_backbone, from_own_names, to_own_names
+from resnest_det.weights.weights import errors_naming, read_state, weights_of
 
 BACKBONE = "backbone.bottom_up."
 NOT_PARAMETERS = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors")
@@ -64,10 +64,9 @@ def read_for_mmdet(cfg: CfgNode, weights: str) -> dict[str, Tensor]:
         UserError: the file cannot be read, or is not of the whole detector.
     """
     path = resolve_weights(weights)
-    checkpoint = read_checkpoint(path)
+    state = read_state(path)
+    _check_fits(cfg, state, path)
     with errors_naming(path):
-        state = state_dict_of(checkpoint)
-        _check_fits(cfg, state, path)
         return to_mmdet_names(state)
 
 
@@ -82,20 +81,17 @@ def read_from_mmdet(cfg: CfgNode, path: str) -> dict[str, Tensor]:
         UserError: the file cannot be read, or is not of this detector.
     """
     path = resolve_weights(path)
-    checkpoint = read_checkpoint(path)
+    state = read_state(path)
     with errors_naming(path):
-        state = from_mmdet_names(state_dict_of(checkpoint))
-        _check_fits(cfg, state, path)
-        return state
+        state = from_mmdet_names(state)
+    _check_fits(cfg, state, path)
+    return state
 
 
 def _check_fits(cfg: CfgNode, state: dict[str, Tensor], path: str) -> None:
     with torch.device("meta"):
-        report = load_state(assemble_model(cfg), state, path)
-    if report.fresh:
-        names = list(report.fresh)
-        raise UserError(f"it has nothing for {len(names)} parameters of the model ({names[0]}, ...): {report.fresh[names[0]]}; "
-                        "what is translated is a whole detector")
+        report = load_into(assemble_model(cfg), weights_of(state, path))
+    report.require_whole("what is translated is a whole detector")
 
 
 def to_mmdet_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

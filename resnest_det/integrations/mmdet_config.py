@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
+from resnest_det.configuration.model import resnest_arguments
 from resnest_det.data.coco import Metadata
 from resnest_det.detector.pooler import CANONICAL_LEVEL, CANONICAL_SIZE
-from resnest_det.engine.build_model import resnest_arguments
 from resnest_det.errors import UserError
 from resnest_det.integrations.mmdet_schedule import data_config, is_panoptic, runtime_config, schedule_config
 
@@ -89,7 +89,7 @@ def mmdet_config(cfg: CfgNode, *, test: Metadata, train: Sequence[Metadata], num
     """MMDetection's configuration of the same model, data and training.
 
     Args:
-        cfg: a configuration that `resnest_det.engine.config.load_config` has checked.
+        cfg: a configuration that `resnest_det.configuration.reading.load_config` has checked.
         test: the data set of DATASETS.TEST.
         train: those of DATASETS.TRAIN; with none, the configuration can be evaluated only.
         num_processes: that the training will run on, each with its share of SOLVER.IMS_PER_BATCH.

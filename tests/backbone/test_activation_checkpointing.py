@@ -7,8 +7,8 @@ import torch
 
 from resnest_det.backbone.layers import GlooSyncBatchNorm2d
 from resnest_det.backbone.resnest import ResNeSt, _fixed_statistics
-from resnest_det.engine.build_model import assemble_model
-from resnest_det.engine.config import load_config
+from resnest_det.configuration.model import assemble_model
+from resnest_det.configuration.reading import load_config
 
 SMALL = dict(blocks=(1, 2, 1, 1), stem_width=8, bottleneck_channels=16, res2_out_channels=32)
 STAGES = ("stem", "res2", "res3", "res4", "res5")

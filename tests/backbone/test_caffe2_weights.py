@@ -5,8 +5,8 @@ import pickle
 import pytest
 import torch
 
+from resnest_det.backbone.loading import load_weights
 from resnest_det.backbone.resnest import ResNeSt
-from resnest_det.backbone.weights import load_weights
 from resnest_det.errors import UserError
 
 PLAIN = dict(blocks=(1, 2, 1, 1), stem_width=4, radix=0, bottleneck_channels=8, res2_out_channels=16, deep_stem=False, avd=False,

@@ -9,8 +9,9 @@ import huggingface_hub
 import pytest
 
 from resnest_det import UserError, resolve_weights
-from resnest_det.backbone import downloads
-from resnest_det.backbone.catalog import ALIASES, VARIANTS, WEIGHT_FILES, WeightFile
+from resnest_det.backbone.variants import VARIANTS
+from resnest_det.weights import downloads
+from resnest_det.weights.published import ALIASES, WEIGHT_FILES, WeightFile
 
 CONTENT = bytes(range(256)) * 20000  # 5 MB: several pieces
 DIGITS = hashlib.sha256(CONTENT).hexdigest()

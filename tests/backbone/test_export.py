@@ -1,13 +1,13 @@
-"""resnest_det.backbone.export, run by the runtimes themselves."""
+"""resnest_det.inference.export, run by the runtimes themselves."""
 
 import pytest
 import torch
 from test_folding import randomise_norms
 
-from resnest_det.backbone import export
-from resnest_det.backbone.export import DeployedModel, export_model, load_exported
-from resnest_det.backbone.variants import create_model
+from resnest_det.backbone.classifier import create_model
 from resnest_det.errors import UserError
+from resnest_det.inference import export
+from resnest_det.inference.export import DeployedModel, export_model, load_exported
 
 SHAPES = ((1, 3, 64, 64), (3, 3, 90, 131), (2, 3, 160, 96))
 

@@ -5,8 +5,9 @@ import timm
 import torch
 
 from resnest_det import create_model
-from resnest_det.backbone.catalog import ALIASES, VARIANTS
+from resnest_det.backbone.variants import VARIANTS
 from resnest_det.weights.names import from_own_names
+from resnest_det.weights.published import ALIASES
 from tests.backbone.timm_reference import images, timm_model, with_weights_of
 
 BIG = ("resnest200", "resnest269")

@@ -11,9 +11,10 @@ from PIL import Image
 
 import resnest_det
 from resnest_det import UserError, create_model, list_models, transforms_for
-from resnest_det.backbone import variants
-from resnest_det.backbone.catalog import ALIASES, VARIANTS
+from resnest_det.backbone import classifier
+from resnest_det.backbone.variants import VARIANTS
 from resnest_det.weights.names import from_own_names
+from resnest_det.weights.published import ALIASES
 from tests.backbone.timm_reference import images, randomise, timm_model, with_weights_of
 
 PARAMETERS = {
@@ -125,7 +126,7 @@ def published(tmp_path, monkeypatch):
     """timm's file of resnest14, found where the published one would be."""
     reference = timm_model("resnest14")
     torch.save(reference.state_dict(), tmp_path / "published.pth")
-    monkeypatch.setattr(variants, "resolve_weights", {"resnest://resnest14": str(tmp_path / "published.pth")}.__getitem__)
+    monkeypatch.setattr(classifier, "resolve_weights", {"resnest://resnest14": str(tmp_path / "published.pth")}.__getitem__)
     return reference.eval()
 
 

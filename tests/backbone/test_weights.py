@@ -10,7 +10,8 @@ from torch import nn
 
 from resnest_det import UserError, create_model, load_weights
 from resnest_det.backbone.resnest import ResNeSt
-from resnest_det.backbone.weights import check_input_matches, looks_like
+from resnest_det.backbone.variants import looks_like
+from resnest_det.configuration.weights import check_input_matches
 from resnest_det.weights.names import from_own_names, state_dict_of, to_own_names
 from tests.backbone.timm_reference import images, randomise, timm_model
 

@@ -7,8 +7,9 @@ from timm.models.resnest import ResNestBottleneck
 from timm.models.resnet import ResNet
 from torch import nn
 
-from resnest_det.backbone.catalog import VARIANTS
-from resnest_det.backbone.weights import load_state
+from resnest_det.backbone.loading import load_into
+from resnest_det.backbone.variants import VARIANTS
+from resnest_det.weights.weights import weights_of
 
 
 def timm_model(name: str, output_stride: int = 32, num_classes: int = 1000, in_chans: int = 3) -> ResNet:
@@ -48,7 +49,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 def with_weights_of(model: nn.Module, reference: nn.Module) -> nn.Module:
     """`model`, made on the meta device, with the weights of timm's `reference`."""
     model = model.to_empty(device="cpu")
-    load_state(model, reference.state_dict(), "timm")
+    load_into(model, weights_of(reference.state_dict(), "timm"))
     return model
 
 

@@ -9,8 +9,8 @@ import torch
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 
 from resnest_det.commands.analyze_model import main
-from resnest_det.engine.build_model import build_model
-from resnest_det.engine.config import load_config
+from resnest_det.configuration.model import build_model
+from resnest_det.configuration.reading import load_config
 from resnest_det.errors import UserError
 
 # Parameters and 10^9 multiply-adds. The figures of two models with three decimals, 13.322 and 4.330, were rounded twice.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from resnest_det.backbone.variants import create_model
+from resnest_det.backbone.classifier import create_model
 from resnest_det.commands.export_model import main
 from resnest_det.errors import UserError
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from resnest_det.backbone.analysis import total
+from resnest_det.configuration.model import build_model
+from resnest_det.configuration.reading import load_config
 from resnest_det.detector.analysis import count_detector
-from resnest_det.engine.build_model import build_model
-from resnest_det.engine.config import load_config
 
 ROOT = Path(__file__).parents[2]
 

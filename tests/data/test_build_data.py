@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 import torch
 
+from resnest_det.configuration import data as build_data
+from resnest_det.configuration.data import build_test_loader, build_train_loader, read_run_data
+from resnest_det.configuration.defaults import default_config
 from resnest_det.data import catalog
-from resnest_det.engine import build_data
-from resnest_det.engine.build_data import build_test_loader, build_train_loader
-from resnest_det.engine.defaults import default_config
 from resnest_det.errors import UserError
 
 SQUARE = [[2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]]
@@ -39,8 +39,18 @@ IMAGES = [(1, 20, 30), (2, 20, 30), (3, 30, 20), (4, 30, 20), (5, 20, 30)]
 EACH = [{"image_id": image_id} | OBJECT for image_id, _, _ in IMAGES]
 
 
+def train_loader(cfg, *, seed=0, **kwargs):
+    return build_train_loader(cfg, read_run_data(cfg, train=True).train, seed=seed, **kwargs)
+
+
+def inference_loader(cfg):
+    cfg.DATASETS.TEST = ("made",)
+    (dataset,) = read_run_data(cfg, train=False).test
+    return build_test_loader(cfg, dataset)
+
+
 def batches_of(cfg, count=20, **kwargs):
-    return list(itertools.islice(build_train_loader(cfg, seed=kwargs.pop("seed", 1), **kwargs), count))
+    return list(itertools.islice(train_loader(cfg, seed=kwargs.pop("seed", 1), **kwargs), count))
 
 
 def test_training_batches(make_cfg):
@@ -101,14 +111,14 @@ def test_several_datasets_are_one(make_cfg):
     assert set(folders) == {"first", "second"}
 
 
-def test_test_loader(make_cfg):
+def test_inference_loader(make_cfg):
     cfg = make_cfg(IMAGES, EACH, ["INPUT.MIN_SIZE_TEST", 40, "INPUT.MAX_SIZE_TEST", 50])
-    loader = build_test_loader(cfg, "made")
+    loader = inference_loader(cfg)
     samples = [sample for (sample,) in loader]
     assert len(loader) == 5 and [sample["image_id"] for sample in samples] == [1, 2, 3, 4, 5]
     assert samples[0]["image"].shape == (3, 33, 50) and "target" not in samples[0]
     cfg.INPUT.MIN_SIZE_TEST = 0
-    assert next(iter(build_test_loader(cfg, "made")))[0]["image"].shape == (3, 20, 30)
+    assert next(iter(inference_loader(cfg)))[0]["image"].shape == (3, 20, 30)
 
 
 def test_processes_divide_batches_and_test_images(make_cfg, monkeypatch):
@@ -118,13 +128,13 @@ def test_processes_divide_batches_and_test_images(make_cfg, monkeypatch):
     for rank in (0, 1):
         monkeypatch.setattr(build_data, "get_rank", lambda: rank)
         assert [[s["seed"] for s in batch] for batch in batches_of(cfg, 4)] == [batch[rank::2] for batch in whole]
-        assert [s["image_id"] for (s,) in build_test_loader(cfg, "made")] == [[1, 2, 3], [4, 5]][rank]
+        assert [s["image_id"] for (s,) in inference_loader(cfg)] == [[1, 2, 3], [4, 5]][rank]
     cfg.SOLVER.IMS_PER_BATCH = 3
     with pytest.raises(UserError, match="SOLVER.IMS_PER_BATCH is 3; it must be a multiple of the number of processes, 2"):
-        build_train_loader(cfg, seed=0)
+        train_loader(cfg)
     monkeypatch.setattr(build_data, "get_world_size", lambda: 6)
     cfg.SOLVER.IMS_PER_BATCH = 6
-    for build in (lambda: build_train_loader(cfg, seed=0), lambda: build_test_loader(cfg, "made")):
+    for build in (lambda: train_loader(cfg), lambda: inference_loader(cfg)):
         with pytest.raises(UserError, match="6 processes but only 5 images"):
             build()
 
@@ -146,18 +156,18 @@ def test_processes_divide_batches_and_test_images(make_cfg, monkeypatch):
 def test_wrong_values_are_named(make_cfg, overrides, expected):
     cfg = make_cfg(IMAGES, EACH, overrides)
     with pytest.raises(UserError, match=expected):
-        build_train_loader(cfg, seed=0)
+        train_loader(cfg)
 
 
 def test_nothing_to_learn_from(make_cfg):
     with pytest.raises(UserError, match="none of the 5 images has an object"):
-        build_train_loader(make_cfg(IMAGES, []), seed=0)
+        train_loader(make_cfg(IMAGES, []))
 
 
 def test_an_object_without_a_mask_is_named_before_training(make_cfg):
     cfg = make_cfg(IMAGES, [*EACH, {"image_id": 2, "bbox": [1, 1, 5, 5]}])
     with pytest.raises(UserError, match=r"annotation 6 of image .*/2.png has no segmentation; set MODEL.MASK_ON False"):
-        build_train_loader(cfg, seed=0)
+        train_loader(cfg)
     cfg.MODEL.MASK_ON = False
     assert len(batches_of(cfg, 1)[0]) == 2
 
@@ -168,10 +178,10 @@ def test_classes_must_agree(make_cfg, write_coco):
     catalog.register_coco("birds", *write_coco(IMAGES, EACH, [(1, "cat"), (2, "bird")], "birds"))
     cfg.DATASETS.TRAIN = ("made", "swapped")
     with pytest.raises(UserError, match="classes of made and swapped are not the same: their order differs"):
-        build_train_loader(cfg, seed=0)
+        train_loader(cfg)
     cfg.DATASETS.TRAIN = ("made", "birds")
     with pytest.raises(UserError, match="classes of made and birds are not the same: only one has bird, dog"):
-        build_train_loader(cfg, seed=0)
+        train_loader(cfg)
     with pytest.raises(UserError, match="dataset made has 2 classes"):
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
-        build_test_loader(cfg, "made")
+        inference_loader(cfg)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnest_det.data.loader import PackedRecords, TestBatches, training_batches
+from resnest_det.data.loader import InferenceBatches, PackedRecords, training_batches
 from resnest_det.data.samplers import batches, training_draws
 from resnest_det.errors import UserError
 
@@ -36,7 +36,7 @@ def failing_test_sample(record):
 def load(count, *, sample=make_sample, start=0, rank=0, world_size=1, num_workers=0, seed=5, batch_size=4):
     global_batches = batches(training_draws(np.ones(len(RECORDS)), seed), batch_size, [n % 3 == 0 for n in range(10)])
     loaded = training_batches(
-        RECORDS, sample, global_batches,
+        PackedRecords(RECORDS), sample, global_batches,
         seed=seed, start_iteration=start, rank=rank, world_size=world_size, num_workers=num_workers,
     )  # fmt: skip
     return [[(s["image_id"], s["drawn"]) for s in batch] for batch in itertools.islice(loaded, count)]
@@ -63,7 +63,7 @@ def test_bad_input_arrives_as_its_own_one_line_error(num_workers):
         load(20, sample=failing_sample, num_workers=num_workers)
     assert str(error.value) == "image 7.png is damaged"
     with pytest.raises(UserError) as error:
-        list(TestBatches(RECORDS, failing_test_sample, num_workers))
+        list(InferenceBatches(RECORDS, failing_test_sample, num_workers))
     assert str(error.value) == "image 7.png is damaged"
 
 
@@ -79,7 +79,7 @@ def test_loading_leaves_the_runs_random_numbers_alone():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_test_images_come_once_in_order_and_again(num_workers):
-    loader = TestBatches(RECORDS, worker_process, num_workers)
+    loader = InferenceBatches(RECORDS, worker_process, num_workers)
     assert len(loader) == 10
     for _ in range(2):
         loaded = list(loader)

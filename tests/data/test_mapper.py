@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from resnest_det.data.coco import load_coco_instances
-from resnest_det.data.mapper import test_sample as inference_sample
-from resnest_det.data.mapper import training_sample
+from resnest_det.data.mapper import inference_sample, training_sample
 from resnest_det.data.transforms import Augmentation
 from resnest_det.errors import UserError
 

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from resnest_det.configuration.data import build_train_loader, read_run_data
+from resnest_det.configuration.defaults import default_config
 from resnest_det.data import catalog, shapes
 from resnest_det.data.mapper import training_sample
 from resnest_det.data.panoptic import (
@@ -21,8 +23,6 @@ from resnest_det.data.panoptic import (
     with_truth,
 )
 from resnest_det.data.transforms import Augmentation
-from resnest_det.engine.build_data import build_test_loader, build_train_loader
-from resnest_det.engine.defaults import default_config
 from resnest_det.errors import UserError
 
 # Ids out of order and with gaps, things among stuff, as in COCO.
@@ -278,29 +278,22 @@ def test_images_without_annotation_are_left_out(made, caplog):
 @pytest.fixture
 def registry(monkeypatch, tmp_path):
     monkeypatch.setattr(catalog, "_registered", {})
-    monkeypatch.setattr(catalog, "_registered_panoptic", {})
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "root"))
 
 
-def test_registering_by_argument(made, registry):
+def test_registering(made, registry):
     panoptic_json, panoptic_root, image_root = made.paths()
-    catalog.register_panoptic_from_argument(f"mine={panoptic_json},{panoptic_root},{image_root}")
-    catalog.register_panoptic_from_argument(f"more={panoptic_json},{panoptic_root},{image_root},{made.write_instances()}")
+    catalog.register_panoptic("mine", panoptic_json, panoptic_root, image_root)
+    catalog.register_panoptic("more", panoptic_json, panoptic_root, image_root, made.write_instances())
     assert catalog.get_dataset("mine").metadata.json_file is None
     assert catalog.get_dataset("more").metadata.json_file.endswith("instances.json")
     with pytest.raises(UserError, match="mine exists already"):
-        catalog.register_panoptic_from_argument(f"mine={panoptic_json},{panoptic_root},elsewhere")
+        catalog.register_panoptic("mine", panoptic_json, panoptic_root, "elsewhere")
     with pytest.raises(UserError, match="more exists already"):
         catalog.register_coco("more", "a.json", "images")
     catalog.register_panoptic("gone", panoptic_json, str(made.folder / "gone"), image_root)
     with pytest.raises(UserError, match="dataset gone: expected its panoptic PNG files in .*gone, which is not a folder"):
         catalog.get_dataset("gone")
-
-
-@pytest.mark.parametrize("argument", ["mine", "mine=a.json,b", "=a.json,b,c", "mine=a.json,,c", "mine=a,b,c,d,e"])
-def test_malformed_argument(registry, argument):
-    with pytest.raises(UserError, match="expected NAME=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR"):
-        catalog.register_panoptic_from_argument(argument)
 
 
 def test_coco_is_found_where_detectron2_looks(made, registry, tmp_path):
@@ -333,17 +326,21 @@ def panoptic_config(architecture: str, overrides=()):
     cfg = default_config()
     cfg.merge_from_list([
         "MODEL.META_ARCHITECTURE", architecture, "MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3,
-        "MODEL.MASK_ON", architecture != "SemanticSegmentor", "DATASETS.TRAIN", ("mine",), "SOLVER.IMS_PER_BATCH", 2,
+        "MODEL.MASK_ON", architecture != "SemanticSegmentor", "DATASETS.TRAIN", ("mine",), "DATASETS.TEST", ("mine",), "SOLVER.IMS_PER_BATCH", 2,
         "DATALOADER.NUM_WORKERS", 0, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", architecture == "SemanticSegmentor",
         "INPUT.MIN_SIZE_TRAIN", (20,), *overrides])
     return cfg
+
+
+def train_loader(cfg):
+    return build_train_loader(cfg, read_run_data(cfg, train=True).train, seed=0)
 
 
 @pytest.mark.parametrize(
     "architecture, has_labels", [("GeneralizedRCNN", False), ("PanopticFPN", True), ("SemanticSegmentor", True)])
 def test_loaders_give_labels_to_the_models_that_learn_them(made, registry, architecture, has_labels):
     catalog.register_panoptic("mine", *made.paths())
-    batch = next(build_train_loader(panoptic_config(architecture), seed=0))
+    batch = next(train_loader(panoptic_config(architecture)))
     assert all(("sem_seg" in sample["target"]) == has_labels for sample in batch)
     assert all(("masks" in sample["target"]) == (architecture != "SemanticSegmentor") for sample in batch)
     if has_labels:
@@ -357,18 +354,18 @@ def test_a_model_of_stuff_alone_needs_no_objects(made, registry):
         ids = segment_map(*size)
         write_png(made.folder / "panoptic" / f"{image_id}.png", np.where(np.isin(ids, [300, 7]), ids, 0))
     catalog.register_panoptic("mine", *made.paths())
-    batch = next(build_train_loader(panoptic_config("SemanticSegmentor"), seed=0))
+    batch = next(train_loader(panoptic_config("SemanticSegmentor")))
     assert {label for sample in batch for label in sample["target"]["sem_seg"].unique().tolist()} == {1, 2, UNLABELLED}
 
 
-@pytest.mark.parametrize("build", [lambda cfg: build_train_loader(cfg, seed=0), lambda cfg: build_test_loader(cfg, "mine")])
-def test_data_that_does_not_fit_the_model_is_refused(made, write_coco, registry, build):
+@pytest.mark.parametrize("train", [True, False], ids=["train", "test"])
+def test_data_that_does_not_fit_the_model_is_refused(made, write_coco, registry, train):
     catalog.register_panoptic("mine", *made.paths())
     with pytest.raises(UserError, match="dataset mine has 3 classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is 54"):
-        build(panoptic_config("PanopticFPN", ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 54]))
+        read_run_data(panoptic_config("PanopticFPN", ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 54]), train=train)
     with pytest.raises(UserError, match="dataset mine has 2 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 80"):
-        build(panoptic_config("PanopticFPN", ["MODEL.ROI_HEADS.NUM_CLASSES", 80]))
-    catalog._registered_panoptic.clear()
+        read_run_data(panoptic_config("PanopticFPN", ["MODEL.ROI_HEADS.NUM_CLASSES", 80]), train=train)
+    catalog._registered.clear()
     catalog.register_coco("mine", *write_coco([(1, 20, 30)], [{"image_id": 1, "bbox": [1, 1, 4, 4]}]))
     with pytest.raises(UserError, match="dataset mine has no labels of pixels, which MODEL.META_ARCHITECTURE PanopticFPN needs"):
-        build(panoptic_config("PanopticFPN"))
+        read_run_data(panoptic_config("PanopticFPN"), train=train)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnest_det.data.samplers import batches, repeat_factors_from_categories, training_draws
-from resnest_det.data.samplers import test_indices as indices_of_rank
+from resnest_det.data.samplers import inference_indices as indices_of_rank
 
 
 def take(iterator, count):

@@ -5,7 +5,7 @@ import torch
 from golden.cases import make_samples
 from golden.observe import build_builtin
 
-from resnest_det.engine.test_time_augmentation import GeneralizedRCNNWithTTA
+from resnest_det.detector.test_time_augmentation import GeneralizedRCNNWithTTA
 
 CASE = "cascade_mask_gn_ciou"
 

@@ -13,8 +13,8 @@ from golden.fill import fill  # noqa: E402
 from golden.make_golden import from_detectron2, to_detectron2  # noqa: E402
 from golden.observe import build_builtin  # noqa: E402
 
-from resnest_det.engine.build_model import build_test_time_augmentation  # noqa: E402
-from resnest_det.engine.defaults import default_config  # noqa: E402
+from resnest_det.configuration.defaults import default_config  # noqa: E402
+from resnest_det.configuration.model import build_test_time_augmentation  # noqa: E402
 from resnest_det.integrations.detectron2 import add_resnest_config  # noqa: E402
 
 # The last is limited by MAX_SIZE; five views (with mirrors: ten) are no multiple of the images in a batch.

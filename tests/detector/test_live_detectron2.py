@@ -50,8 +50,8 @@ def test_initialisation_has_the_same_spread():
     from detectron2.modeling import build_model as build_theirs
     from golden.cases import overrides
 
-    from resnest_det.engine.build_model import build_model
-    from resnest_det.engine.defaults import default_config
+    from resnest_det.configuration.defaults import default_config
+    from resnest_det.configuration.model import build_model
     from resnest_det.integrations.detectron2 import add_resnest_config
 
     cfg = get_cfg()

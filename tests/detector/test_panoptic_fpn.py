@@ -7,9 +7,9 @@ from golden.observe import build_builtin
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resnest_det.configuration.model import build_model
+from resnest_det.configuration.reading import load_config
 from resnest_det.detector.panoptic import FusionLimits, fuse
-from resnest_det.engine.build_model import build_model
-from resnest_det.engine.config import load_config
 from resnest_det.errors import UserError
 
 

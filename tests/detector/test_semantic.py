@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from resnest_det.configuration.model import build_model
+from resnest_det.configuration.reading import load_config
 from resnest_det.detector.semantic_head import SemSegFPNHead, rescale_logits
-from resnest_det.engine.build_model import build_model
-from resnest_det.engine.config import load_config
 from resnest_det.errors import UserError
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}

@@ -7,13 +7,13 @@ from golden.cases import make_samples, overrides
 from golden.observe import build_builtin
 from torchvision.ops import box_iou
 
+from resnest_det.configuration.defaults import default_config
+from resnest_det.configuration.model import build_model
 from resnest_det.detector import matching
 from resnest_det.detector.boxes import decode_boxes, encode_boxes
 from resnest_det.detector.mask_head import crop_masks
 from resnest_det.detector.matching import match_boxes
 from resnest_det.detector.postprocess import paste_masks
-from resnest_det.engine.build_model import build_model
-from resnest_det.engine.defaults import default_config
 from resnest_det.errors import UserError
 
 MASK, CASCADE = "mask_bn", "cascade_mask_gn_ciou"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from resnest_det.engine.config import config_folder, find_config_file, load_config
+from resnest_det.configuration.reading import config_folder, find_config_file, load_config
 from resnest_det.errors import UserError
 
 RECIPE = "mask_rcnn_ResNeSt50_FPN"

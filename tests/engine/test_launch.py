@@ -15,7 +15,7 @@ from resnest_det.backbone.layers import get_norm
 from resnest_det.distributed import all_gather_objects, get_rank
 from resnest_det.engine import launch as launch_module
 from resnest_det.engine.launch import claim_gpu, join_process_group, launch
-from resnest_det.engine.trainer import check_finite, reduce_losses
+from resnest_det.engine.loop import check_finite, reduce_losses
 from resnest_det.errors import UserError
 
 CPU = torch.device("cpu")

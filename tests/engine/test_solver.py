@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from resnest_det.configuration.defaults import default_config
+from resnest_det.configuration.solver import build_gradient_clipper, build_lr_scheduler, build_optimizer, scale_to_world_size
 from resnest_det.engine import solver
-from resnest_det.engine.build_solver import build_gradient_clipper, build_lr_scheduler, build_optimizer, scale_to_world_size
-from resnest_det.engine.defaults import default_config
 from resnest_det.errors import UserError
 
 

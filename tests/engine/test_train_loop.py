@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from resnest_det.engine.train import check_batch_norm, choose_seed, resumed_seed
-from resnest_det.engine.trainer import train_loop
+from resnest_det.configuration.model import check_batch_norm
+from resnest_det.engine.loop import train_loop
 from resnest_det.errors import UserError
+from resnest_det.training.run import choose_seed, resumed_seed
 
 
 class _Toy(nn.Module):

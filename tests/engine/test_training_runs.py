@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_run import losses_of, read_metrics, write_tiny_run
 
 from resnest_det.commands.train_net import main
-from resnest_det.engine.config import load_config
+from resnest_det.configuration.reading import load_config
 from resnest_det.errors import UserError
 from resnest_det.weights.checkpoint_files import read_checkpoint
 

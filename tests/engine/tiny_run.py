@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnest_det.engine.config import config_folder
+from resnest_det.configuration.reading import config_folder
 
 TINY = """
 _BASE_: {base}

@@ -157,7 +157,7 @@ def dataset_of(path, truth):
     path.write_text(json.dumps(truth))
     ids = sorted(category["id"] for category in truth["categories"])
     metadata = SimpleNamespace(json_file=str(path), thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(ids)})
-    return SimpleNamespace(name="invented", metadata=metadata)
+    return SimpleNamespace(name="invented", metadata=metadata, truth=None)
 
 
 def outputs_of(truth, detections):

@@ -269,7 +269,7 @@ def evaluator_for(tmp_path, truth, maps, **arguments):
     metadata = SimpleNamespace(panoptic_json=paths[0], panoptic_root=paths[1],
                                thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(things)},
                                stuff_dataset_id_to_contiguous_id={c: i for i, c in enumerate(stuff, start=1)})
-    return PanopticEvaluator(SimpleNamespace(name="invented", metadata=metadata), **arguments)
+    return PanopticEvaluator(SimpleNamespace(name="invented", metadata=metadata, panoptic_truth=None), **arguments)
 
 
 def output_of(segment_ids, segments):

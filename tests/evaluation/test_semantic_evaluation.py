@@ -11,10 +11,10 @@ from PIL import Image
 
 from resnest_det.data.panoptic import load_coco_panoptic
 from resnest_det.data.panoptic_png import encode_segment_ids
+from resnest_det.drawing.panoptic import PanopticComparisonWriter, draw_panoptic
 from resnest_det.errors import UserError
 from resnest_det.evaluation.coco import COCOEvaluator
 from resnest_det.evaluation.semantic import SemSegEvaluator, semantic_figures
-from resnest_det.evaluation.visualize_panoptic import PanopticComparisonWriter, draw_panoptic
 
 HEIGHT, WIDTH = 40, 60
 
@@ -124,12 +124,11 @@ def test_panoptic_overlay_colors_segments_and_leaves_void():
 
 def test_panoptic_pictures_show_truth_and_prediction(dataset, tmp_path):
     writer = PanopticComparisonWriter(dataset, str(tmp_path / "pictures"), count=1)
-    writer.reset()
     ids = torch.ones(HEIGHT, WIDTH, dtype=torch.int32)
     sky = {"id": 1, "isthing": False, "category_id": 1, "area": HEIGHT * WIDTH}
     for image_id in (1, 2):
         writer.process([{"image_id": image_id}], [{"panoptic_seg": (ids, [sky])}])
-    assert writer.evaluate() is None
+    writer.report()
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["1_panoptic.png"]
     sheet = np.asarray(Image.open(tmp_path / "pictures" / "1_panoptic.png")).astype(int)
     truth, prediction = sheet[26:, :480], sheet[26:, 488:]

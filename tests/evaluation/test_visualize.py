@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from resnest_det.drawing.instances import ComparisonWriter, draw_comparison, draw_instances, instance_colors, save_picture
 from resnest_det.errors import UserError
-from resnest_det.evaluation.visualize import ComparisonWriter, draw_comparison, draw_instances, instance_colors, save_picture
 
 GREY = Image.new("RGB", (120, 60), (128, 128, 128))
 
@@ -92,10 +92,9 @@ def test_writer_draws_some_images_with_objects(tmp_path):
                         "annotations": [annotation] if i % 2 else []})
     dataset = SimpleNamespace(name="invented", records=records, metadata=SimpleNamespace(thing_classes=["thing"]))
     writer = ComparisonWriter(dataset, str(tmp_path / "pictures"), count=2)
-    writer.reset()
     for record in records:
         writer.process([{"image_id": record["image_id"]}], [instances((30, 20, 90, 50), masks=True, scores=[0.9])])
-    assert writer.evaluate() is None
+    writer.report()
     written = sorted((tmp_path / "pictures").iterdir())
     assert [path.name for path in written] == ["1.png", "5.png"]
     halves = [np.asarray(Image.open(written[0]).crop((x, 110, x + 480, 266))).astype(int) for x in (0, 488)]

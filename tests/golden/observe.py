@@ -9,8 +9,8 @@ from golden.cases import make_samples, overrides
 from golden.fill import fill, uniform
 from torch import nn
 
-from resnest_det.engine.build_model import build_model
-from resnest_det.engine.defaults import default_config
+from resnest_det.configuration.defaults import default_config
+from resnest_det.configuration.model import build_model
 
 LEARNING_RATE = 0.01
 SAMPLES_PER_MAP = 200

@@ -9,12 +9,12 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner.checkpoint import load_checkpoint
 
+from resnest_det.configuration.data import build_test_loader
+from resnest_det.configuration.model import build_model
+from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.data.catalog import get_dataset
-from resnest_det.engine.build_data import build_test_loader
-from resnest_det.engine.build_model import build_model
-from resnest_det.engine.evaluate import ready_for_inference
-from resnest_det.engine.train import load_initial_weights
 from resnest_det.evaluation.panoptic import PanopticEvaluator
+from resnest_det.inference.evaluating import ready_for_inference
 
 register_all_modules()
 
@@ -26,7 +26,7 @@ def own_results(cfg, images: int | None = None) -> list[dict]:
     model = ready_for_inference(model)
     results = []
     with torch.no_grad():
-        for batch in build_test_loader(cfg, cfg.DATASETS.TEST[0]):
+        for batch in build_test_loader(cfg, get_dataset(cfg.DATASETS.TEST[0])):
             results.append(model(batch)[0] | {"sample": batch[0]})
             if len(results) == images:
                 break

@@ -19,10 +19,10 @@ from detectron2.utils.events import EventStorage  # noqa: E402
 from fvcore.nn.precise_bn import get_bn_modules  # noqa: E402
 from golden.fill import fill  # noqa: E402
 
-from resnest_det.backbone.variants import create_model  # noqa: E402
-from resnest_det.backbone.weights import load_weights  # noqa: E402
-from resnest_det.engine.build_model import assemble_model  # noqa: E402
-from resnest_det.engine.config import config_folder, load_config  # noqa: E402
+from resnest_det.backbone.classifier import create_model  # noqa: E402
+from resnest_det.backbone.loading import load_weights  # noqa: E402
+from resnest_det.configuration.model import assemble_model  # noqa: E402
+from resnest_det.configuration.reading import config_folder, load_config  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.integrations import detectron2_weights  # noqa: E402
 from resnest_det.integrations.detectron2 import ResNeStBackbone, add_resnest_config  # noqa: E402

@@ -11,10 +11,11 @@ pytest.importorskip("detectron2")
 
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 
+from resnest_det.commands.train_net import main  # noqa: E402
+from resnest_det.training.process import run_process  # noqa: E402
 from resnest_det.data.shapes import write_shapes  # noqa: E402
-from resnest_det.engine.evaluate import flatten_results  # noqa: E402
-from resnest_det.commands.train_net import main, run  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
+from resnest_det.inference.evaluating import flatten_results  # noqa: E402
 
 # Enough to find the rectangles of the training images again, whatever the seed: AP has to be more than 0 to be compared.
 LEARN = ["SOLVER.MAX_ITER", "120", "SOLVER.STEPS", "(100,)", "SOLVER.CHECKPOINT_PERIOD", "1000", "SOLVER.BASE_LR", "0.03",
@@ -25,11 +26,11 @@ def results_of(arguments, engine: str, keys) -> dict[str, float]:
     """The figures that `main(arguments)` with `engine` returns from its evaluation."""
     results = {}
 
-    def keep(cfg_args):
-        results.update(run(cfg_args))
+    def keep(*given):
+        results.update(run_process(*given))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resnest_det.commands.train_net.run", keep)
+        patch.setattr("resnest_det.commands.train_net.run_process", keep)
         main([*arguments[:2], "--engine", engine, *arguments[2:], *keys])
     return flatten_results(results)
 

@@ -9,7 +9,7 @@ from fvcore.common.config import CfgNode
 
 import resnest_det
 from resnest_det.commands import train_net
-from resnest_det.engine.defaults import RESNEST_KEYS
+from resnest_det.configuration.defaults import RESNEST_KEYS
 from resnest_det.errors import UserError
 
 CONFIG = ["--config-file", "mask_rcnn_ResNeSt50_FPN", "--engine", "detectron2"]

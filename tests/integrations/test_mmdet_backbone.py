@@ -16,10 +16,10 @@ from mmengine.model import revert_sync_batchnorm  # noqa: E402
 from mmengine.runner.checkpoint import get_state_dict, load_state_dict  # noqa: E402
 from torch import nn  # noqa: E402
 
-from resnest_det.backbone.catalog import VARIANTS  # noqa: E402
+from resnest_det.backbone.classifier import create_model  # noqa: E402
+from resnest_det.backbone.loading import load_weights  # noqa: E402
 from resnest_det.backbone.resnest import BLOCKS_PER_STAGE  # noqa: E402
-from resnest_det.backbone.variants import create_model  # noqa: E402
-from resnest_det.backbone.weights import load_weights  # noqa: E402
+from resnest_det.backbone.variants import VARIANTS  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.integrations.mmdet import ResNeStDet  # noqa: E402
 

@@ -19,8 +19,8 @@ from mmengine.runner import Runner  # noqa: E402
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict  # noqa: E402
 from torch.nn.modules.batchnorm import _BatchNorm  # noqa: E402
 
+from resnest_det.configuration.reading import config_folder  # noqa: E402
 from resnest_det.data.shapes import THINGS, instances_json, write_shapes  # noqa: E402
-from resnest_det.engine.config import config_folder  # noqa: E402
 from resnest_det.integrations.mmdet import ResNeStDet  # noqa: E402
 
 register_all_modules()

@@ -7,10 +7,10 @@ import torch
 from golden.fill import fill
 
 from resnest_det.commands import to_mmdet
+from resnest_det.configuration.model import assemble_model
+from resnest_det.configuration.reading import load_config
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.shapes import write_shapes
-from resnest_det.engine.build_model import assemble_model
-from resnest_det.engine.config import load_config
 from resnest_det.errors import UserError
 from resnest_det.integrations.mmdet_checkpoint import from_mmdet_names, to_mmdet_names
 from resnest_det.integrations.mmdet_config import config_text, mmdet_config
@@ -244,7 +244,7 @@ def test_checkpoints_that_do_not_fit(weights, tmp_path):
         run("mask", tmp_path, "--weights", str(weights), keys=["MODEL.ROI_BOX_HEAD.FC_DIM", "128"])
     backbone = {key: value for key, value in torch.load(weights)["model"].items() if key.startswith("backbone.bottom_up.")}
     torch.save(backbone, tmp_path / "backbone.pth")
-    with pytest.raises(UserError, match=r"backbone.pth: it has nothing for \d+ parameters .* is a whole detector"):
+    with pytest.raises(UserError, match=r"backbone.pth has nothing for \d+ parameters .* is a whole detector"):
         run("mask", tmp_path, "--weights", str(tmp_path / "backbone.pth"))
     with pytest.raises(UserError, match="model_final.pth: not a checkpoint of an MMDetection detector: .*backbone.stem.0.weight"):
         run("mask", tmp_path, "--from", str(weights))

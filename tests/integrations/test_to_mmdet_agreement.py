@@ -13,20 +13,20 @@ pytestmark = pytest.mark.mmdet
 pytest.importorskip("mmdet")
 
 from golden.fill import fill  # noqa: E402
-from mmdet_agreement import matched, own_results, panoptic_figures, same_pixels, their_results  # noqa: E402
 from mmdet.registry import MODELS as REGISTRY  # noqa: E402
 from mmdet.testing import demo_mm_inputs  # noqa: E402
+from mmdet_agreement import matched, own_results, panoptic_figures, same_pixels, their_results  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.optim import OptimWrapper  # noqa: E402
 from mmengine.registry import PARAM_SCHEDULERS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 from resnest_det.commands import to_mmdet  # noqa: E402
+from resnest_det.configuration.model import assemble_model  # noqa: E402
+from resnest_det.configuration.reading import load_config  # noqa: E402
+from resnest_det.configuration.solver import build_lr_scheduler  # noqa: E402
 from resnest_det.data.catalog import get_dataset, register_coco  # noqa: E402
 from resnest_det.data.shapes import write_shapes  # noqa: E402
-from resnest_det.engine.build_model import assemble_model  # noqa: E402
-from resnest_det.engine.build_solver import build_lr_scheduler  # noqa: E402
-from resnest_det.engine.config import load_config  # noqa: E402
 from resnest_det.evaluation.coco import COCOEvaluator, detections_to_coco  # noqa: E402
 from resnest_det.integrations.mmdet_schedule import schedule_config  # noqa: E402
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from resnest_det import model_zoo
-from resnest_det.backbone.catalog import TRAINED_DETECTORS
-from resnest_det.backbone.weights import resolve_weights
 from resnest_det.commands.train_net import main
+from resnest_det.configuration.model import assemble_model
+from resnest_det.configuration.reading import config_folder, load_config
 from resnest_det.data.shapes import write_shapes
-from resnest_det.engine.build_model import assemble_model
-from resnest_det.engine.config import config_folder, load_config
 from resnest_det.errors import UserError
+from resnest_det.model_zoo import TRAINED_DETECTORS
+from resnest_det.weights.downloads import resolve_weights
 
 RECIPES = sorted(path.stem for path in config_folder().glob("*.yaml") if not path.stem.startswith("Base-"))
 BIG = ("101", "200", "269")

@@ -180,7 +180,7 @@ def truth_of_record(record: dict) -> dict:
 
 
 class ComparisonWriter:
-    """Takes part in an evaluation like an evaluator and writes a few pictures of predictions beside the truth.
+    """Takes part in an evaluation and writes a few pictures of predictions beside the truth.
 
     Args:
         dataset: `records` (Detectron2's standard dicts) and `metadata.thing_classes`.
@@ -195,9 +195,6 @@ class ComparisonWriter:
         self.score_threshold = score_threshold
         self.records = spread_records([record for record in dataset.records if record.get("annotations")], count)
 
-    def reset(self) -> None:
-        """Nothing is kept."""
-
     def process(self, batch: list[dict], outputs: list[dict]) -> None:
         """Write the pictures of those images of the batch that were chosen."""
         for sample, output in zip(batch, outputs, strict=True):
@@ -210,8 +207,8 @@ class ComparisonWriter:
                 stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
                 save_picture(picture, os.path.join(self.output_dir, f"{stem}.png"))
 
-    def evaluate(self) -> None:
-        """Say where the pictures are."""
+    def report(self) -> None:
+        """Log where the pictures are."""
         logger.info("predictions beside the truth: %d pictures in %s", len(self.records), self.output_dir)
 
 

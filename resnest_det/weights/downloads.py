@@ -3,7 +3,6 @@
 Downloads go on where they stopped, are checked against the published sha256, and try the next mirror when one fails.
 """
 
-import difflib
 import hashlib
 import http.client
 import os
@@ -21,9 +20,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from iopath.common.file_io import file_lock
 from tqdm import tqdm
 
-from resnest_det.backbone.catalog import ALIASES, WEIGHT_FILES, WeightFile, sha256_prefix_in
 from resnest_det.distributed import is_main_process
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, nearest
+from resnest_det.weights.published import ALIASES, WEIGHT_FILES, WeightFile, sha256_prefix_in
 
 _DETECTRON2_STORE = "https://dl.fbaipublicfiles.com/detectron2/"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -78,7 +77,7 @@ def resolve_weights(spec: str | os.PathLike) -> str:
 def _published(name: str) -> WeightFile:
     name = ALIASES.get(name, name)
     if name not in WEIGHT_FILES:
-        near = difflib.get_close_matches(name, [*WEIGHT_FILES, *ALIASES], n=3, cutoff=0.5)
+        near = nearest(name, [*WEIGHT_FILES, *ALIASES])
         raise UserError(f"weights resnest://{name}: not published" + (f"; nearest: {', '.join(near)}" if near else ""))
     return WEIGHT_FILES[name]
 

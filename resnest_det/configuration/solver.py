@@ -7,6 +7,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from resnest_det.configuration.reading import with_values
 from resnest_det.engine import solver
 from resnest_det.errors import UserError
 
@@ -88,16 +89,15 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
             f"SOLVER.REFERENCE_WORLD_SIZE is {reference}; it must divide SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}"
         )
     scale = world_size / reference
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.IMS_PER_BATCH = round(cfg.SOLVER.IMS_PER_BATCH * scale)
-    cfg.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR * scale
-    for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
-        cfg.SOLVER[key] = round(cfg.SOLVER[key] / scale)
-    cfg.SOLVER.STEPS = tuple(round(step / scale) for step in cfg.SOLVER.STEPS)
-    cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
-    cfg.SOLVER.REFERENCE_WORLD_SIZE = world_size
-    cfg.freeze()
+    given = cfg.SOLVER
+    cfg = with_values(cfg, {
+        "SOLVER.IMS_PER_BATCH": round(given.IMS_PER_BATCH * scale),
+        "SOLVER.BASE_LR": given.BASE_LR * scale,
+        **{f"SOLVER.{key}": round(given[key] / scale) for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")},
+        "SOLVER.STEPS": tuple(round(step / scale) for step in given.STEPS),
+        "TEST.EVAL_PERIOD": round(cfg.TEST.EVAL_PERIOD / scale),
+        "SOLVER.REFERENCE_WORLD_SIZE": world_size,
+    })
     logger.info(
         "Scaled from %d to %d processes: %d images a step, base learning rate %g, %d iterations, %d of warm-up",
         reference, world_size, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS,

@@ -4,7 +4,10 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from resnest_det.backbone.layers import GlooSyncBatchNorm2d
 from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, STEM_WIDTH, ResNeSt
+from resnest_det.backbone.split_attention import SplitAttentionConv2d
+from resnest_det.configuration.tables import BACKBONES, tasks_of
 from resnest_det.detector.anchors import AnchorGenerator
 from resnest_det.detector.box_head import BoxPredictor, FastRCNNConvFCHead
 from resnest_det.detector.cascade import CascadeROIHeads
@@ -17,8 +20,8 @@ from resnest_det.detector.roi_heads import RegionSampler, StandardROIHeads
 from resnest_det.detector.rpn import RPN, RPNHead
 from resnest_det.detector.semantic_head import SemSegFPNHead
 from resnest_det.detector.semantic_segmentor import SemanticSegmentor
-from resnest_det.engine.config import INSTANCE_ARCHITECTURES, PLAIN_BACKBONES, SEMANTIC_ARCHITECTURES
-from resnest_det.engine.test_time_augmentation import GeneralizedRCNNWithTTA
+from resnest_det.detector.test_time_augmentation import GeneralizedRCNNWithTTA
+from resnest_det.distributed import get_world_size
 from resnest_det.errors import UserError
 
 # (MODEL.RESNETS.RES4_DILATION, RES5_DILATION) to the stride of res5
@@ -36,18 +39,18 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
 def assemble_model(cfg: CfgNode) -> nn.Module:
     """`build_model` wherever torch builds at the moment; under `torch.device("meta")` that takes no memory and little time."""
-    architecture = cfg.MODEL.META_ARCHITECTURE
+    architecture, tasks = cfg.MODEL.META_ARCHITECTURE, tasks_of(cfg)
     backbone = build_backbone(cfg)
     parts = dict(backbone=backbone, pixel_mean=cfg.MODEL.PIXEL_MEAN, pixel_std=cfg.MODEL.PIXEL_STD)
-    if architecture in INSTANCE_ARCHITECTURES:
+    if tasks.objects:
         parts |= dict(proposal_generator=build_rpn(cfg, backbone), roi_heads=build_roi_heads(cfg, backbone))
-    if architecture in SEMANTIC_ARCHITECTURES:
+    if tasks.pixels:
         parts |= dict(sem_seg_head=build_sem_seg_head(cfg, backbone))
     if architecture == "PanopticFPN":
         panoptic = cfg.MODEL.PANOPTIC_FPN
         combine = panoptic.COMBINE
         limits = FusionLimits(combine.OVERLAP_THRESH, combine.STUFF_AREA_LIMIT, combine.INSTANCES_CONFIDENCE_THRESH)
-        parts |= dict(instance_loss_weight=panoptic.INSTANCE_LOSS_WEIGHT, fusion=limits if combine.ENABLED else None)
+        parts |= dict(instance_loss_weight=panoptic.INSTANCE_LOSS_WEIGHT, fusion=limits if tasks.panoptic else None)
     classes = {"GeneralizedRCNN": GeneralizedRCNN, "PanopticFPN": PanopticFPN, "SemanticSegmentor": SemanticSegmentor}
     return classes[architecture](**parts)
 
@@ -78,7 +81,7 @@ def resnest_arguments(cfg: CfgNode) -> dict:
     The plain ResNet leaves out everything that ResNeSt adds, whatever the keys for that say, as Detectron2's own does.
     """
     resnets = cfg.MODEL.RESNETS
-    plain = cfg.MODEL.BACKBONE.NAME in ("build_resnet_backbone", "build_resnet_fpn_backbone")
+    plain = _is_plain_resnet(cfg)
     dilations = (resnets.RES4_DILATION, resnets.RES5_DILATION)
     if dilations not in OUTPUT_STRIDES:
         raise UserError(
@@ -112,6 +115,12 @@ def resnest_arguments(cfg: CfgNode) -> dict:
     )
 
 
+def _is_plain_resnet(cfg: CfgNode) -> bool:
+    # Backbones that a host has registered beside these are ResNeSts under another pyramid.
+    row = BACKBONES.get(cfg.MODEL.BACKBONE.NAME)
+    return row is not None and not row.split_attention
+
+
 def build_backbone(cfg: CfgNode) -> FPN | ResNeSt:
     """The bottom-up network, with the pyramid over it unless MODEL.BACKBONE.NAME is one without."""
     fpn, arguments = cfg.MODEL.FPN, resnest_arguments(cfg)
@@ -119,7 +128,7 @@ def build_backbone(cfg: CfgNode) -> FPN | ResNeSt:
         bottom_up = ResNeSt(**arguments)
     except UserError as error:
         raise UserError(f"MODEL.RESNETS: {error}") from None
-    if cfg.MODEL.BACKBONE.NAME in PLAIN_BACKBONES:
+    if not BACKBONES[cfg.MODEL.BACKBONE.NAME].pyramid:
         return bottom_up
     return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, fuse_type=fpn.FUSE_TYPE)
 
@@ -216,3 +225,26 @@ def _strides(backbone: FPN, names: list[str], key: str) -> list[int]:
     if unknown or not names:
         raise UserError(f"{key} {list(names)}: the pyramid has {', '.join(backbone.out_feature_strides)}")
     return [backbone.out_feature_strides[name] for name in names]
+
+
+def check_batch_norm(model: nn.Module, images_per_process: int) -> None:
+    """See that split attention can be trained with this batch.
+
+    Its second norm sees one value a channel and image, so that batch norm over one image is undefined.
+
+    Raises:
+        UserError: with the settings that would work.
+    """
+    if images_per_process > 1:
+        return
+    for module in model.modules():
+        if not isinstance(module, SplitAttentionConv2d) or not isinstance(module.bn1, nn.modules.batchnorm._BatchNorm):
+            continue
+        if isinstance(module.bn1, (nn.SyncBatchNorm, GlooSyncBatchNorm2d)) and get_world_size() > 1:
+            continue
+        world_size = get_world_size()
+        sync = ", MODEL.RESNETS.NORM 'SyncBN'" if world_size > 1 else ""
+        raise UserError(
+            "batch norm inside split attention cannot be trained on one image a process: use SOLVER.IMS_PER_BATCH "
+            f"{2 * world_size} or more{sync}, or MODEL.RESNETS.NORM 'FrozenBN' (with pretrained weights) or 'GN'"
+        )

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from resnest_det.drawing.instances import draw_comparison
 from resnest_det.evaluation.masks import segmentation_to_mask
-from resnest_det.evaluation.visualize import draw_comparison
 
 
 def training_picture(model: nn.Module, sample: dict, image_format: str, class_names: list[str]) -> np.ndarray:

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from resnest_det.data.image import read_record_image
 from resnest_det.data.panoptic import read_record_segments
-from resnest_det.evaluation.visualize import enlarge, place_label, save_picture, side_by_side, spread_records
+from resnest_det.drawing.instances import enlarge, place_label, save_picture, side_by_side, spread_records
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def _borders(ids: np.ndarray) -> np.ndarray:
 
 
 class PanopticComparisonWriter:
-    """Takes part in an evaluation like an evaluator and writes a few panoptic maps over their images, beside the truth.
+    """Takes part in an evaluation and writes a few panoptic maps over their images, beside the truth.
 
     Args:
         dataset: panoptic; `records` and `metadata` with names and colors of things and stuff.
@@ -96,9 +96,6 @@ class PanopticComparisonWriter:
                         False: list(zip(metadata.stuff_classes, metadata.stuff_colors))}
         self.output_dir = output_dir
         self.records = spread_records(dataset.records, count)
-
-    def reset(self) -> None:
-        """Nothing is kept."""
 
     def process(self, batch: list[dict], outputs: list[dict]) -> None:
         """Write the pictures of those images of the batch that were chosen."""
@@ -123,6 +120,6 @@ class PanopticComparisonWriter:
             named.append({"id": segment["id"], "label": label, "color": color})
         return named
 
-    def evaluate(self) -> None:
-        """Say where the pictures are."""
+    def report(self) -> None:
+        """Log where the pictures are."""
         logger.info("panoptic maps beside the truth: %d pictures in %s", len(self.records), self.output_dir)

@@ -1,20 +1,15 @@
 """Loading weights: into a classifier or a detector, from a file of any known layout, all of it or not at all."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from resnest_det.backbone.catalog import IMAGENET_MEAN, IMAGENET_STD, VARIANTS
-from resnest_det.backbone.downloads import resolve_weights
+from resnest_det.backbone.variants import looks_like
 from resnest_det.errors import UserError
-from resnest_det.weights.checkpoint_files import read_checkpoint
-from resnest_det.weights.names import find_backbone, state_dict_of, to_own_names
-
-__all__ = ["LoadReport", "check_input_matches", "errors_naming", "load_state", "load_weights", "looks_like", "resolve_weights"]
+from resnest_det.weights.names import find_backbone
+from resnest_det.weights.weights import Weights, errors_naming, read_weights
 
 # What detectors of earlier versions saved beside their parameters; the configuration decides these.
 _NOT_PARAMETERS = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors", "num_batches_tracked")
@@ -39,6 +34,16 @@ class LoadReport:
     left: dict[str, str] = field(default_factory=dict)
     fresh: dict[str, str] = field(default_factory=dict)
     mismatched: list[str] = field(default_factory=list)
+
+    def require_whole(self, why: str) -> None:
+        """Refuse a file that leaves parameters of the model as they were; `why` says what needs all of them.
+
+        Raises:
+            UserError: it does.
+        """
+        if self.fresh:
+            first, reason = next(iter(self.fresh.items()))
+            raise UserError(f"weights {self.path} has nothing for {len(self.fresh)} parameters of the model ({first}, …): {reason}; {why}")
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} parameters and buffers from {self.path} ({self.layout} layout)"]
@@ -73,45 +78,39 @@ def load_weights(model: nn.Module, path: str | os.PathLike, *, allow_mismatch: b
     Raises:
         UserError: the file cannot be used, or its parameters do not fit the model's (both shapes are listed).
     """
-    checkpoint = read_checkpoint(path)
-    with errors_naming(path):
-        return load_state(model, state_dict_of(checkpoint), str(path), allow_mismatch=allow_mismatch)
+    return load_into(model, read_weights(path), allow_mismatch=allow_mismatch)
 
 
-@contextmanager
-def errors_naming(path: str | os.PathLike) -> Iterator[None]:
-    """Put the file's name before errors about what is in it."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"weights {path}: {error}") from None
+def load_into(model: nn.Module, weights: Weights, *, allow_mismatch: bool = False) -> LoadReport:
+    """`load_weights` for weights that were read already.
 
-
-def load_state(model: nn.Module, state: dict[str, Tensor], path: str, *, allow_mismatch: bool = False) -> LoadReport:
-    """`load_weights` for tensors that were read already; `path` is only for the report."""
-    backbone, origin, layout, file_prefix = to_own_names(state)
+    Raises:
+        UserError: see `load_weights`.
+    """
     targets = model.state_dict()
     found = find_backbone(targets)
     if found is None:
-        raise UserError(f"a {type(model).__name__} has no ResNeSt backbone to load them into")
-    report = LoadReport(path, layout)
+        raise UserError(f"a {type(model).__name__} has no ResNeSt backbone to load weights {weights.path} into")
+    report = LoadReport(weights.path, weights.layout)
 
     prefix = found[1]
-    wanted = {name if name.startswith("linear.") else prefix + name: (value, origin[name]) for name, value in backbone.items()}
-    same_detector = layout == "detectron2" and prefix == file_prefix != ""
+    wanted = {name if name.startswith("linear.") else prefix + name: (value, weights.origin[name])
+              for name, value in weights.backbone.items()}
+    same_detector = weights.is_detector and prefix == weights.prefix
     has_heads = False
-    for name in state.keys() - set(origin.values()):
+    for name, value in weights.rest.items():
         if any(part in name for part in _NOT_PARAMETERS):
             report.left[name] = "set by the configuration or counted anew"
         elif same_detector:
-            wanted[name] = (state[name], name)
+            wanted[name] = (value, name)
             has_heads = True
         else:
             report.left[name] = "not a part of the backbone"
 
     copies = _match(targets, wanted, prefix, report, has_heads)
     if report.mismatched and not allow_mismatch:
-        raise UserError(_mismatch_message(report.mismatched, backbone, targets, prefix))
+        with errors_naming(weights.path):
+            raise UserError(_mismatch_message(report.mismatched, weights.backbone, targets, prefix))
     with torch.no_grad():
         for name, value in copies.items():
             targets[name].copy_(value)
@@ -163,50 +162,3 @@ def _mismatch_message(mismatched: list[str], backbone: dict[str, Tensor], target
     if in_file and in_file != in_model:
         message += f"; the file looks like {' or '.join(in_file)}, the model like {' or '.join(in_model) or 'none of the family'}"
     return message
-
-
-def looks_like(backbone: dict[str, Tensor]) -> list[str]:
-    """Names of the variants that have parameters of these shapes, under this package's names without a prefix.
-
-    There may be two: resnest50 and resnest50_fast_2s1x64d differ only in where they pool.
-    """
-    try:
-        first, split = backbone["res2.0.conv1.weight"], backbone["res2.0.conv2.conv.weight"]
-        stem_width = backbone["stem.conv1_1.weight"].shape[0]
-    except KeyError:
-        return []
-    width = first.shape[0]
-    radix = split.shape[0] // width
-    groups = width // max(split.shape[1] * radix, 1)
-    blocks = [len({name.split(".")[1] for name in backbone if name.startswith(f"res{stage}.")}) for stage in (2, 3, 4, 5)]
-    return [variant.name for variant in VARIANTS.values()
-            if (variant.radix, variant.groups, variant.stem_width) == (radix, groups, stem_width)
-            and variant.bottleneck_width * variant.groups == width
-            # A model can end before the last stages; a file of it is still of this variant.
-            and all(count in (0, expected) for count, expected in zip(blocks, variant.blocks))]
-
-
-def check_input_matches(pixel_mean, pixel_std, input_format: str, weights: str = "") -> list[str]:
-    """Warnings about input that ImageNet weights were not trained on; such training runs, but ends worse.
-
-    Args:
-        pixel_mean, pixel_std: MODEL.PIXEL_MEAN and MODEL.PIXEL_STD, for pixels in 0 ... 255, in the order of `input_format`.
-        input_format: INPUT.FORMAT, "RGB" or "BGR".
-        weights: MODEL.WEIGHTS as it was given. Detectron2's model zoo is trained on BGR and is not checked.
-
-    Returns:
-        One text for each key that does not fit, with the value these weights expect. Empty when all fit.
-    """
-    if not weights or weights.startswith("detectron2://"):
-        return []
-    mean = [255 * value for value in IMAGENET_MEAN]
-    std = [255 * value for value in IMAGENET_STD]
-    warnings = []
-    # The authors' detectors differ from their classifiers in the second decimal: 1 is nothing, a swapped channel is 20.
-    for key, given, expected in (("MODEL.PIXEL_MEAN", pixel_mean, mean), ("MODEL.PIXEL_STD", pixel_std, std)):
-        if len(given) != len(expected) or any(abs(a - b) > 1 for a, b in zip(given, expected)):
-            values = ", ".join(f"{value:.3f}" for value in expected)
-            warnings.append(f"{key} is {list(given)}, but ResNeSt weights expect [{values}] (RGB)")
-    if input_format != "RGB":
-        warnings.append(f"INPUT.FORMAT is {input_format}, but ResNeSt weights expect RGB")
-    return warnings

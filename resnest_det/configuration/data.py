@@ -1,64 +1,106 @@
-"""From configuration to data loaders: the one place where INPUT, DATASETS and DATALOADER keys are read."""
+"""From configuration to data: the one place where INPUT, DATASETS and DATALOADER keys are read."""
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from resnest_det.configuration.tables import tasks_of
 from resnest_det.data import samplers
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
-from resnest_det.data.loader import TestBatches, training_batches
-from resnest_det.data.mapper import test_sample, training_sample
+from resnest_det.data.loader import InferenceBatches, PackedRecords, training_batches
+from resnest_det.data.mapper import inference_sample, training_sample
 from resnest_det.data.panoptic import PanopticMetadata, has_boxes
 from resnest_det.data.transforms import Augmentation
 from resnest_det.distributed import get_rank, get_world_size
-from resnest_det.engine.config import INSTANCE_ARCHITECTURES, SEMANTIC_ARCHITECTURES
 from resnest_det.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
-def build_train_loader(cfg, *, seed: int, start_iteration: int = 0) -> Iterator[list[dict]]:
+@dataclass(frozen=True)
+class TrainingImages:
+    """The images of all datasets of DATASETS.TRAIN that there is something to learn from.
+
+    Attributes:
+        records: see `resnest_det.data.coco.Dataset`.
+        repeat_factors: (N,) float64, how often each is shown in an epoch.
+        landscape: (N,) bool, which are wider than high.
+        class_names: of the objects.
+    """
+
+    records: PackedRecords
+    repeat_factors: np.ndarray
+    landscape: np.ndarray
+    class_names: list[str]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The datasets of a run, each read once: what it trains on, if it trains, and the datasets of DATASETS.TEST."""
+
+    train: TrainingImages | None
+    test: tuple[Dataset, ...]
+
+
+def read_run_data(cfg, *, train: bool) -> RunData:
+    """Read every dataset that a run needs.
+
+    Args:
+        cfg: a configuration that `resnest_det.configuration.reading.load_config` has checked.
+        train: whether DATASETS.TRAIN is needed.
+
+    Raises:
+        UserError: a dataset cannot be read, has nothing to train on, fewer images than there are processes, other classes than the
+            model or another dataset, or lacks a mask that MODEL.MASK_ON needs.
+    """
+    if train and not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty; name the dataset to train on, for instance ('coco_2017_train',)")
+    names = dict.fromkeys((*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST))
+    datasets = {name: get_dataset(name, keep_truth=name in cfg.DATASETS.TEST) for name in names}
+    for name in cfg.DATASETS.TEST:
+        check_classes([datasets[name]], cfg)
+        _check_enough_images(len(datasets[name].records), name)
+    images = _training_images(cfg, [datasets[name] for name in cfg.DATASETS.TRAIN]) if train else None
+    return RunData(images, tuple(datasets[name] for name in cfg.DATASETS.TEST))
+
+
+def build_train_loader(
+    cfg, images: TrainingImages, *, seed: int, start_iteration: int = 0, num_workers: int | None = None
+) -> Iterator[list[dict]]:
     """Endless batches of training samples, this process's SOLVER.IMS_PER_BATCH / world size each.
 
     Batch k of the run is a function of the seed and k alone: starting at iteration k gives what a run from the beginning
     would have seen from there on.
 
     Args:
-        cfg: a configuration that `resnest_det.engine.config.load_config` has checked.
+        num_workers: processes that read ahead; None takes DATALOADER.NUM_WORKERS.
 
     Raises:
-        UserError: a key's value is wrong (the message names it); a dataset cannot be read, has nothing to train on, lacks a
-            mask that MODEL.MASK_ON needs, or has other classes than the model or another dataset.
+        UserError: a key's value is wrong; the message names it.
     """
-    world_size = get_world_size()
+    world_size, tasks = get_world_size(), tasks_of(cfg)
     check_batch_size(cfg, world_size)
     make_sample = partial(
         training_sample,
-        augmentation=_augmentation(cfg),
+        augmentation=build_augmentation(cfg),
         image_format=cfg.INPUT.FORMAT,
-        mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
-        semantic=cfg.MODEL.META_ARCHITECTURE in SEMANTIC_ARCHITECTURES,
+        mask_format=cfg.INPUT.MASK_FORMAT if tasks.masks else None,
+        semantic=tasks.pixels,
     )
-    records = _training_records(cfg)
-    _check_enough_images(len(records), "DATASETS.TRAIN")
-    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-        threshold, square_root = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
-        repeat_factors = samplers.repeat_factors_from_categories(records, threshold, square_root)
-    else:
-        repeat_factors = np.ones(len(records))
-    landscape = [record["width"] > record["height"] for record in records] if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
+    landscape = images.landscape if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     return training_batches(
-        records,
+        images.records,
         make_sample,
-        samplers.batches(samplers.training_draws(repeat_factors, seed), cfg.SOLVER.IMS_PER_BATCH, landscape),
+        samplers.batches(samplers.training_draws(images.repeat_factors, seed), cfg.SOLVER.IMS_PER_BATCH, landscape),
         seed=seed,
         start_iteration=start_iteration,
         rank=get_rank(),
         world_size=world_size,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=cfg.DATALOADER.NUM_WORKERS if num_workers is None else num_workers,
     )
 
 
@@ -73,27 +115,24 @@ def check_batch_size(cfg, world_size: int) -> None:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; it must be a multiple of the number of processes, {world_size}")
 
 
-def build_test_loader(cfg, dataset_name: str) -> TestBatches:
-    """This process's share of a dataset's images, one a batch, in order; over all processes every image once.
-
-    Raises:
-        UserError: the dataset cannot be read, has other classes than the model, or fewer images than there are processes.
-    """
-    dataset = get_dataset(dataset_name)
-    check_classes([dataset], cfg)
-    records = dataset.records
-    _check_enough_images(len(records), dataset_name)
+def build_test_loader(cfg, dataset: Dataset) -> InferenceBatches:
+    """This process's share of a dataset's images, one a batch, in order; over all processes every image once."""
     make_sample = partial(
-        test_sample,
+        inference_sample,
         short_side=cfg.INPUT.MIN_SIZE_TEST,
         max_side=cfg.INPUT.MAX_SIZE_TEST,
         image_format=cfg.INPUT.FORMAT,
     )
-    share = samplers.test_indices(len(records), get_rank(), get_world_size())
-    return TestBatches(records[share.start : share.stop], make_sample, cfg.DATALOADER.NUM_WORKERS)
+    share = samplers.inference_indices(len(dataset.records), get_rank(), get_world_size())
+    return InferenceBatches(dataset.records[share.start : share.stop], make_sample, cfg.DATALOADER.NUM_WORKERS)
 
 
-def _augmentation(cfg) -> Augmentation:
+def build_augmentation(cfg) -> Augmentation:
+    """What INPUT says of resizing, cropping and mirroring.
+
+    Raises:
+        UserError: a value that cannot be; the message names the key.
+    """
     sizes = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
     if not sizes or not all(isinstance(size, int) and size >= 0 for size in sizes):
         raise UserError(f"INPUT.MIN_SIZE_TRAIN is {sizes}; it must be one or more whole numbers of pixels")
@@ -121,23 +160,28 @@ def _crop(crop) -> tuple[str, tuple[float, float]]:
     return kind, size
 
 
-def _training_records(cfg) -> list[dict]:
-    if not cfg.DATASETS.TRAIN:
-        raise UserError("DATASETS.TRAIN is empty; name the dataset to train on, for instance ('coco_2017_train',)")
-    datasets = [get_dataset(name) for name in cfg.DATASETS.TRAIN]
+def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:
     check_classes(datasets, cfg)
+    tasks = tasks_of(cfg)
     records = [record for dataset in datasets for record in dataset.records]
     total = len(records)
     # To a model that only labels pixels, no image is empty.
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and cfg.MODEL.META_ARCHITECTURE in INSTANCE_ARCHITECTURES:
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and tasks.objects:
         records = [record for record in records if any(not annotation["iscrowd"] for annotation in record["annotations"])]
         if not records:
             raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: none of the {total} images has an object to learn from")
         if len(records) < total:
             logger.info("Training images: %d of %d, the others have no object", len(records), total)
-    if cfg.MODEL.MASK_ON:
+    if tasks.masks:
         _check_masks(records)
-    return records
+    _check_enough_images(len(records), "DATASETS.TRAIN")
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+        threshold, square_root = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
+        repeat_factors = samplers.repeat_factors_from_categories(records, threshold, square_root)
+    else:
+        repeat_factors = np.ones(len(records))
+    landscape = np.array([record["width"] > record["height"] for record in records])
+    return TrainingImages(PackedRecords(records), repeat_factors, landscape, datasets[0].metadata.thing_classes)
 
 
 def _check_masks(records: list[dict]) -> None:
@@ -156,10 +200,10 @@ def check_classes(datasets: list[Dataset], cfg) -> None:
     Raises:
         UserError: naming the dataset and the key.
     """
-    if cfg.MODEL.META_ARCHITECTURE in INSTANCE_ARCHITECTURES:
+    if tasks_of(cfg).objects:
         names = {dataset.name: dataset.metadata.thing_classes for dataset in datasets}
         _check_names(names, "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    if cfg.MODEL.META_ARCHITECTURE in SEMANTIC_ARCHITECTURES:
+    if tasks_of(cfg).pixels:
         for dataset in datasets:
             if not isinstance(dataset.metadata, PanopticMetadata):
                 raise UserError(

@@ -3,7 +3,8 @@
 import logging
 import secrets
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,21 +14,21 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resnest_det.backbone.layers import GlooSyncBatchNorm2d
-from resnest_det.backbone.split_attention import SplitAttentionConv2d
-from resnest_det.backbone.weights import check_input_matches, load_weights, resolve_weights
-from resnest_det.distributed import all_gather_objects, get_rank, get_world_size, is_main_process, synchronize
-from resnest_det.engine.build_data import build_train_loader
-from resnest_det.engine.build_model import build_model
-from resnest_det.engine.build_solver import build_gradient_clipper, build_lr_scheduler, build_optimizer, scale_to_world_size
+from resnest_det.configuration.data import TrainingImages, build_train_loader, read_run_data
+from resnest_det.configuration.evaluation import build_evaluation_sets
+from resnest_det.configuration.model import build_model, build_test_time_augmentation, check_batch_norm
+from resnest_det.configuration.solver import build_gradient_clipper, build_lr_scheduler, build_optimizer, scale_to_world_size
+from resnest_det.configuration.weights import load_initial_weights
+from resnest_det.data.coco import Dataset
+from resnest_det.distributed import all_gather_objects, get_world_size, is_main_process, synchronize
+from resnest_det.drawing.training import training_picture
 from resnest_det.engine.checkpoint import DetectionCheckpointer, periodic_checkpointer, restore_optimizer
-from resnest_det.engine.evaluate import Evaluation, flatten_results, verify_results
 from resnest_det.engine.events import TrainingLog, keep_earlier_metrics
-from resnest_det.engine.picture import training_picture
+from resnest_det.engine.loop import seed_everything, train_loop
 from resnest_det.engine.precise_bn import update_batch_norm_statistics
-from resnest_det.engine.trainer import seed_everything, train_loop
 from resnest_det.errors import UserError
 from resnest_det.files import remove_unfinished
+from resnest_det.inference.evaluating import evaluate, evaluate_augmented, flatten_results, verify_results
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
     """
     cfg = scale_to_world_size(cfg, get_world_size())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    evaluation = Evaluation(cfg)
+    data = read_run_data(cfg, train=True)
+    evaluation = Evaluation(cfg, data.test)
     seed = choose_seed(cfg.SEED)
     seed_everything(seed)
     model = build_model(cfg)
@@ -74,7 +76,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
             keep_earlier_metrics(cfg.OUTPUT_DIR)
         log = TrainingLog(cfg.OUTPUT_DIR, start_iteration=start, max_iter=cfg.SOLVER.MAX_ITER)
     try:
-        run = _Run(cfg, model, evaluation, checkpointer, seed, log)
+        run = _Run(cfg, model, data.train, evaluation, checkpointer, seed, log)
         if start < cfg.SOLVER.MAX_ITER:
             run.train(optimizer, scaler, start)
         else:
@@ -91,6 +93,43 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
     return results
 
 
+def evaluate_only(cfg: CfgNode, *, last_checkpoint: bool = False) -> dict:
+    """Evaluate MODEL.WEIGHTS, or the last checkpoint in OUTPUT_DIR.
+
+    Raises:
+        UserError: there are no weights, or they do not fill the whole model.
+    """
+    evaluation = Evaluation(cfg, read_run_data(cfg, train=False).test)
+    model = build_model(cfg)
+    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
+    if last_checkpoint and checkpointer.has_checkpoint():
+        checkpointer.load(checkpointer.get_checkpoint_file())
+    elif cfg.MODEL.WEIGHTS:
+        load_initial_weights(cfg, model, whole=True)
+    else:
+        raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume with a checkpoint in OUTPUT_DIR")
+    results = evaluation.run(model, last=True)
+    if is_main_process():
+        verify_results(cfg.TEST.EXPECTED_RESULTS, results)
+    return results
+
+
+class Evaluation:
+    """What a configuration asks to evaluate on, built before training begins: what is wrong with it is found then."""
+
+    def __init__(self, cfg: CfgNode, datasets: Sequence[Dataset]):
+        self.sets = build_evaluation_sets(cfg, datasets)
+        self.augmented_sets = build_evaluation_sets(cfg, datasets, augmented=True) if cfg.TEST.AUG.ENABLED else []
+        self.augment = partial(build_test_time_augmentation, cfg)
+
+    def run(self, model: nn.Module, *, last: bool) -> dict:
+        """Evaluate `model`, the `last` time with test-time augmentation too; see `evaluate`."""
+        results = evaluate(model, self.sets)
+        if last and self.augmented_sets:
+            results |= evaluate_augmented(model, self.augment, self.augmented_sets)
+        return results
+
+
 class _Run:
     """The parts of a run that its steps share."""
 
@@ -98,6 +137,7 @@ class _Run:
         self,
         cfg: CfgNode,
         model: nn.Module,
+        images: TrainingImages,
         evaluation: Evaluation,
         checkpointer: DetectionCheckpointer,
         seed: int,
@@ -105,6 +145,7 @@ class _Run:
     ):
         self.cfg = cfg
         self.model = model
+        self.images = images
         self.evaluation = evaluation
         self.checkpointer = checkpointer
         self.seed = seed
@@ -115,7 +156,7 @@ class _Run:
         cfg, device = self.cfg, next(self.model.parameters()).device
         scheduler = build_lr_scheduler(cfg, optimizer, start)
         self.checkpointer.add_checkpointable("scheduler", scheduler)
-        batches = build_train_loader(cfg, seed=self.seed, start_iteration=start)
+        batches = build_train_loader(cfg, self.images, seed=self.seed, start_iteration=start)
         logger.info("Training from iteration %d to %d", start, cfg.SOLVER.MAX_ITER)
         train_loop(
             _distributed(self.model, device),
@@ -139,7 +180,7 @@ class _Run:
         if get_world_size() > 1:
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, 0)
-        results = self.evaluation.final(self.model) if last else self.evaluation(self.model)
+        results = self.evaluation.run(self.model, last=last)
         if self.log is not None:
             self.log.results(iteration, flatten_results(results))
         synchronize()
@@ -166,14 +207,12 @@ class _Run:
     def _precise_bn(self, iteration: int, batch: list[dict]) -> None:
         if not self._evaluation_due(iteration) and iteration + 1 != self.cfg.SOLVER.MAX_ITER:
             return
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.DATALOADER.NUM_WORKERS = 0
         # A stream of its own, the same each time: neither the training data nor a resumed run notices.
         own_seed = int(np.random.SeedSequence((self.seed, 1)).generate_state(1)[0])
-        count = cfg.TEST.PRECISE_BN.NUM_ITER
+        count = self.cfg.TEST.PRECISE_BN.NUM_ITER
         logger.info("Running precise batch norm over %d batches", count)
-        update_batch_norm_statistics(self.model, build_train_loader(cfg, seed=own_seed), count)
+        batches = build_train_loader(self.cfg, self.images, seed=own_seed, num_workers=0)
+        update_batch_norm_statistics(self.model, batches, count)
 
     def _evaluate_if_due(self, iteration: int, batch: list[dict]) -> None:
         # The evaluation after the last iteration is not a part of the loop, since a finished run repeats it.
@@ -182,8 +221,7 @@ class _Run:
 
     def _show(self, iteration: int, batch: list[dict]) -> None:
         if (iteration + 1) % self.cfg.VIS_PERIOD == 0:
-            classes = self.evaluation.class_names(self.cfg.DATASETS.TRAIN[0])
-            picture = training_picture(self.model, batch[0], self.cfg.INPUT.FORMAT, classes)
+            picture = training_picture(self.model, batch[0], self.cfg.INPUT.FORMAT, self.images.class_names)
             self.log.image(iteration, "truth and prediction", picture)
 
 
@@ -210,53 +248,3 @@ def resumed_seed(configured: int, chosen: int, saved: int | None) -> int:
         return saved
     logger.warning("SEED is %d but the run began with %d: losses will not be those of an uninterrupted run", configured, saved)
     return configured
-
-
-def load_initial_weights(cfg: CfgNode, model: nn.Module, *, whole: bool = False) -> None:
-    """Load MODEL.WEIGHTS into `model`; with `whole` a file that leaves parts of it untrained is refused.
-
-    Raises:
-        UserError: they cannot be found or read, or do not fit.
-    """
-    if not cfg.MODEL.WEIGHTS:
-        logger.info("MODEL.WEIGHTS is empty: the model starts from random parameters")
-        return
-    for warning in check_input_matches(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT, cfg.MODEL.WEIGHTS):
-        logger.warning(warning)
-    # One process downloads, the others find the file.
-    if get_rank() != 0:
-        synchronize()
-    path = resolve_weights(cfg.MODEL.WEIGHTS)
-    if get_rank() == 0:
-        synchronize()
-    report = load_weights(model, path, allow_mismatch=cfg.MODEL.WEIGHTS_ALLOW_MISMATCH)
-    if whole and report.fresh:
-        names = list(report.fresh)
-        raise UserError(
-            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} has nothing for {len(names)} parameters of the model ({names[0]}, …): "
-            f"{report.fresh[names[0]]}; evaluating needs a checkpoint of a trained detector"
-        )
-    logger.info("Loaded %s", report)
-
-
-def check_batch_norm(model: nn.Module, images_per_process: int) -> None:
-    """See that split attention can be trained with this batch.
-
-    Its second norm sees one value a channel and image, so that batch norm over one image is undefined.
-
-    Raises:
-        UserError: with the settings that would work.
-    """
-    if images_per_process > 1:
-        return
-    for module in model.modules():
-        if not isinstance(module, SplitAttentionConv2d) or not isinstance(module.bn1, nn.modules.batchnorm._BatchNorm):
-            continue
-        if isinstance(module.bn1, (nn.SyncBatchNorm, GlooSyncBatchNorm2d)) and get_world_size() > 1:
-            continue
-        world_size = get_world_size()
-        sync = ", MODEL.RESNETS.NORM 'SyncBN'" if world_size > 1 else ""
-        raise UserError(
-            "batch norm inside split attention cannot be trained on one image a process: use SOLVER.IMS_PER_BATCH "
-            f"{2 * world_size} or more{sync}, or MODEL.RESNETS.NORM 'FrozenBN' (with pretrained weights) or 'GN'"
-        )

@@ -1,10 +1,11 @@
 """Every configuration key with its default: Detectron2's vocabulary, the ResNeSt wrapper's, and three of this project's own.
 
 Names and defaults are those of `detectron2.config.defaults` (version 2), where they are documented; a comment here
-marks what differs. Which values the built-in detector honours stands in `resnest_det.engine.config`.
+marks what differs. Which values the built-in detector honours stands in `resnest_det.configuration.checking`.
 """
 
 import copy
+from collections.abc import Iterable
 
 from fvcore.common.config import CfgNode
 
@@ -249,3 +250,12 @@ def add_resnest_config(cfg: CfgNode) -> None:
 def default_config() -> CfgNode:
     """A fresh configuration node with every key at its default."""
     return CfgNode(DEFAULTS)
+
+
+def leaves(section: dict, prefix: str = "") -> Iterable[tuple[str, object]]:
+    """(full key, value) of everything in nested sections."""
+    for name, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from resnest_det.backbone.classifier import Classifier, FeatureExtractor
 from resnest_det.backbone.folding import fold_norms
-from resnest_det.backbone.variants import Classifier, FeatureExtractor
 from resnest_det.errors import UserError
 
 FORMATS = ("onnx", "openvino", "torchscript", "exported")

@@ -1,0 +1,56 @@
+"""What counts and draws the outputs of a configured model, and where it is written."""
+
+import os
+from collections.abc import Iterable
+
+from fvcore.common.config import CfgNode
+
+from resnest_det.configuration.data import build_test_loader
+from resnest_det.configuration.tables import tasks_of
+from resnest_det.data.coco import Dataset
+from resnest_det.drawing.instances import ComparisonWriter
+from resnest_det.drawing.panoptic import PanopticComparisonWriter
+from resnest_det.evaluation.coco import COCOEvaluator
+from resnest_det.evaluation.loop import EvaluationSet, Evaluator, PictureWriter
+from resnest_det.evaluation.panoptic import PanopticEvaluator
+from resnest_det.evaluation.semantic import SemSegEvaluator
+
+
+def build_evaluation_sets(cfg: CfgNode, datasets: Iterable[Dataset], *, augmented: bool = False) -> list[EvaluationSet]:
+    """What `resnest_det.inference.evaluating.evaluate` takes, for each of DATASETS.TEST.
+
+    Files go to OUTPUT_DIR/inference, and with several datasets into a folder for each.
+
+    Args:
+        augmented: for a model with test-time augmentation, which finds objects only; files go to OUTPUT_DIR/inference_TTA.
+
+    Raises:
+        UserError: a dataset has nothing to evaluate by.
+    """
+    sets = []
+    for dataset in datasets:
+        # The predictions of several datasets would overwrite each other in one folder.
+        own_folder = (dataset.name,) if len(cfg.DATASETS.TEST) > 1 else ()
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA" if augmented else "inference", *own_folder)
+        evaluators, writers = _of_objects(cfg, dataset, folder)
+        if not augmented:
+            for added, to in zip(_of_pixels(cfg, dataset, folder), (evaluators, writers)):
+                to += added
+        sets.append(EvaluationSet(dataset.name, build_test_loader(cfg, dataset), evaluators, writers))
+    return sets
+
+
+def _of_objects(cfg: CfgNode, dataset: Dataset, folder: str) -> tuple[list[Evaluator], list[PictureWriter]]:
+    tasks = tasks_of(cfg).of_objects
+    if not tasks:
+        return [], []
+    return ([COCOEvaluator(dataset, tasks, folder, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE)],
+            [ComparisonWriter(dataset, folder)])
+
+
+def _of_pixels(cfg: CfgNode, dataset: Dataset, folder: str) -> tuple[list[Evaluator], list[PictureWriter]]:
+    tasks = tasks_of(cfg)
+    evaluators: list[Evaluator] = [SemSegEvaluator(dataset)] if tasks.pixels else []
+    if not tasks.panoptic:
+        return evaluators, []
+    return [*evaluators, PanopticEvaluator(dataset, folder)], [PanopticComparisonWriter(dataset, folder)]

@@ -1,0 +1,136 @@
+"""Reading configurations: YAML with `_BASE_` in Detectron2's vocabulary, and overrides."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from resnest_det.configuration.checking import check_supported
+from resnest_det.configuration.defaults import default_config, leaves
+from resnest_det.errors import UserError, nearest
+
+
+def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """The configuration of a YAML file with `KEY VALUE` overrides on top, checked and frozen.
+
+    Args:
+        config_file: a path, or the name of a configuration that comes with the package, see `find_config_file`.
+        overrides: KEY1, VALUE1, KEY2, VALUE2, ... with values in YAML or Python notation.
+
+    Raises:
+        UserError: a file or key that does not exist, a value of the wrong type, or one that the detector cannot honour.
+    """
+    cfg = default_config()
+    merge_file(cfg, config_file, overrides)
+    check_supported(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def merge_file(cfg: CfgNode, config_file: str, overrides: Sequence[str] = ()) -> None:
+    """Set in `cfg` what a YAML file says, with its bases, and what `overrides` say on top.
+
+    Args:
+        config_file, overrides: see `load_config`.
+
+    Raises:
+        UserError: a file or key that does not exist, or a value of the wrong type.
+    """
+    path = find_config_file(config_file)
+    merge(cfg, leaves(_read_yaml(path)), str(path))
+    if len(overrides) % 2:
+        raise UserError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} has no value")
+    merge(cfg, zip(overrides[::2], overrides[1::2]), "command line")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", cfg.MODEL.DEVICE):
+        raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is not supported; supported: 'auto', 'cpu', 'cuda', 'cuda:N'")
+
+
+def with_values(cfg: CfgNode, values: Mapping[str, object]) -> CfgNode:
+    """A frozen copy of `cfg` in which the full keys of `values` have those values."""
+    copy = cfg.clone()
+    copy.defrost()
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        node = copy
+        for part in section.split(".") if section else []:
+            node = node[part]
+        node[name] = value
+    copy.freeze()
+    return copy
+
+
+def config_folder() -> Path:
+    """The folder of the configurations that come with the package."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_config_file(name: str) -> Path:
+    """The path of a configuration: `name` itself where there is such a file, else one that comes with the package.
+
+    `mask_rcnn_ResNeSt50_FPN`, with or without `.yaml` and folders before it, is found from any working directory. So are
+    MMDetection's, which are not YAML and end in `.py`.
+
+    Raises:
+        UserError: there is none; the message names the nearest.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    suffix = ".py" if name.endswith(".py") else ".yaml"
+    packaged = {path.stem: path for path in sorted(config_folder().rglob(f"*{suffix}"))}
+    wanted = Path(name).name.removesuffix(suffix)
+    if wanted in packaged:
+        return packaged[wanted]
+    near = ", ".join(nearest(wanted, packaged, cutoff=0.3)) or "none"
+    raise UserError(f"no config file {name}, nor one of that name in the package; nearest: {near}")
+
+
+def merge(cfg: CfgNode, values: Iterable[tuple[str, object]], source: str) -> None:
+    """Set `values` (full key, value) in `cfg`; `source` stands in front of error messages.
+
+    Raises:
+        UserError: a key that does not exist, with the nearest one that does, or a value of another type than the default.
+    """
+    known = dict(leaves(cfg))
+    for key, value in values:
+        if key not in known:
+            section = any(name.startswith(f"{key}.") for name in known)
+            if section and value != {}:
+                raise UserError(f"{source}: {key} is a section of keys and takes no value, got {value!r}")
+            if not section:
+                raise UserError(f"{source}: unknown config key {key}{_nearest(key, known)}")
+            continue
+        if isinstance(known[key], float) and re.fullmatch(r"[+-]?\d+", str(value)):
+            value = float(value)
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, SyntaxError) as error:
+            kind = type(known[key]).__name__
+            raise UserError(f"{source}: {key} takes a value of type {kind} like {known[key]!r}, got {value!r}") from error
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        loaded = CfgNode.load_yaml_with_base(str(path))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: its _BASE_ {error.filename} does not exist") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: its _BASE_ leads back to itself") from error
+    except (AssertionError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a configuration, which is sections of keys in YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: not a configuration, which is sections of keys in YAML: found {type(loaded).__name__}")
+    return loaded
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    """A hint at the key that was probably meant: close as a whole, or the same last name in another section."""
+    last = key.rsplit(".", 1)[-1].upper()
+    namesakes = [name for name in known if name.rsplit(".", 1)[-1] == last]
+    near = nearest(key, namesakes or known, count=1, cutoff=0.3 if namesakes else 0.5)
+    return f"; nearest known key: {near[0]}" if near else ""

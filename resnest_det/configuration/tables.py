@@ -1,0 +1,75 @@
+"""The tables of architectures and backbones, and what a configured model does. A new one adds a row."""
+
+from dataclasses import dataclass
+
+from fvcore.common.config import CfgNode
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A MODEL.META_ARCHITECTURE.
+
+    Attributes:
+        objects: it finds objects, by a proposal network and heads over regions.
+        pixels: it labels pixels, by a semantic head.
+        not_read: beginnings of keys that it has no part for and that are refused where they are set.
+    """
+
+    objects: bool
+    pixels: bool
+    not_read: tuple[str, ...] = ()
+
+
+ARCHITECTURES = {
+    "GeneralizedRCNN": Architecture(objects=True, pixels=False, not_read=("MODEL.SEM_SEG_HEAD.", "MODEL.PANOPTIC_FPN.")),
+    "PanopticFPN": Architecture(objects=True, pixels=True),
+    "SemanticSegmentor": Architecture(
+        objects=False, pixels=True, not_read=("MODEL.PANOPTIC_FPN.", "MODEL.MASK_ON", "TEST.AUG.", "VIS_PERIOD")),
+}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A MODEL.BACKBONE.NAME: a ResNeSt (`split_attention`) or a plain ResNet, with a feature `pyramid` over it or without."""
+
+    split_attention: bool
+    pyramid: bool
+
+
+BACKBONES = {
+    "build_resnest_fpn_backbone": Backbone(split_attention=True, pyramid=True),
+    "build_resnet_fpn_backbone": Backbone(split_attention=False, pyramid=True),
+    "build_resnest_backbone": Backbone(split_attention=True, pyramid=False),
+    "build_resnet_backbone": Backbone(split_attention=False, pyramid=False),
+}
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What a model does: find `objects`, with `masks`, label `pixels`, and join both into `panoptic` maps."""
+
+    objects: bool
+    masks: bool
+    pixels: bool
+    panoptic: bool
+
+    @property
+    def of_objects(self) -> tuple[str, ...]:
+        """COCO's names of what is evaluated of objects."""
+        return ("bbox", "segm") if self.masks else ("bbox",) if self.objects else ()
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """Names of everything that is evaluated, as results have them."""
+        return (*self.of_objects, *(["sem_seg"] if self.pixels else []), *(["panoptic_seg"] if self.panoptic else []))
+
+
+def tasks_of(cfg: CfgNode) -> Tasks:
+    """What the model of a configuration does."""
+    architecture = ARCHITECTURES[cfg.MODEL.META_ARCHITECTURE]
+    return Tasks(
+        objects=architecture.objects,
+        masks=architecture.objects and cfg.MODEL.MASK_ON,
+        pixels=architecture.pixels,
+        panoptic=architecture.objects and architecture.pixels and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED,
+    )

@@ -1,0 +1,84 @@
+"""Evaluating a trained model, and comparing the figures with expected ones."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from resnest_det.backbone.folding import fold_norms
+from resnest_det.distributed import is_main_process
+from resnest_det.errors import UserError
+from resnest_det.evaluation.loop import EvaluationSet, inference_on_dataset
+from resnest_det.evaluation.tables import copypaste_lines, format_results
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(model: nn.Module, sets: Sequence[EvaluationSet]) -> dict:
+    """Predict, count and log the tables.
+
+    Returns:
+        task to figures, by dataset if there are several; empty off the main process.
+    """
+    return _evaluate(ready_for_inference(model), sets)
+
+
+def evaluate_augmented(model: nn.Module, augment: Callable[[nn.Module], nn.Module], sets: Sequence[EvaluationSet]) -> dict:
+    """`evaluate` of `augment(model)`, the model with test-time augmentation; names of tasks end in "_TTA"."""
+    logger.info("Evaluating with test-time augmentation")
+    results = _evaluate(augment(ready_for_inference(model)), sets)
+    return {f"{name}_TTA": figures for name, figures in results.items()}
+
+
+def _evaluate(model: nn.Module, sets: Sequence[EvaluationSet]) -> dict:
+    results = {}
+    for each in sets:
+        figures = inference_on_dataset(model, each.batches, each.evaluators, each.writers)
+        if is_main_process():
+            results[each.name] = figures
+            logger.info("Evaluation results for %s:\n%s", each.name, format_results(figures))
+            for line in copypaste_lines(figures):
+                logger.info(line)
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def ready_for_inference(model: nn.Module) -> nn.Module:
+    """A copy of `model` that computes the same faster: norms folded into convolutions and, on a CPU, channels last."""
+    folded = fold_norms(model)
+    if next(model.parameters()).device.type == "cpu":
+        folded = folded.to(memory_format=torch.channels_last)
+    return folded
+
+
+def flatten_results(results: Mapping, prefix: str = "") -> dict[str, float]:
+    """{"bbox": {"AP": 1.0}} as {"bbox/AP": 1.0}."""
+    flat = {}
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten_results(value, f"{prefix}{name}/"))
+        else:
+            flat[f"{prefix}{name}"] = float(value)
+    return flat
+
+
+def verify_results(expected: Sequence[Sequence], results: Mapping[str, Mapping[str, float]]) -> None:
+    """Compare results with TEST.EXPECTED_RESULTS.
+
+    Args:
+        expected: lists of task, metric, value and the difference from it that is allowed.
+        results: task to figures.
+
+    Raises:
+        UserError: a figure is missing, not finite or too far away.
+    """
+    wrong = []
+    for task, metric, value, tolerance in expected:
+        actual = results.get(task, {}).get(metric, math.nan)
+        if not abs(actual - value) <= tolerance:
+            wrong.append(f"{task} {metric} is {actual:.4f}, expected {value} within {tolerance}")
+    if wrong:
+        raise UserError(f"results are not those of TEST.EXPECTED_RESULTS: {'; '.join(wrong)}")
+    if expected:
+        logger.info("results are those of TEST.EXPECTED_RESULTS")

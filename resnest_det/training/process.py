@@ -1,0 +1,89 @@
+"""What each process of a run does, whatever detector runs: meet the others, take a device, prepare the output folder, work."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from fvcore.common.config import CfgNode
+
+from resnest_det.configuration.model import resolve_device
+from resnest_det.data.catalog import CocoFiles, PanopticFiles, register
+from resnest_det.distributed import get_rank, is_main_process, synchronize
+from resnest_det.engine.environment import environment_summary
+from resnest_det.engine.events import setup_logging
+from resnest_det.engine.launch import claim_gpu, join_process_group, share_cpu_threads
+from resnest_det.files import atomic_write, prepare_output_dir
+from resnest_det.training.run import evaluate_only, train
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is asked for beside its configuration.
+
+    Attributes:
+        resume: go on from the last checkpoint in OUTPUT_DIR, or evaluate it.
+        eval_only: evaluate, do not train.
+        datasets: to register in every process, by name.
+        config_file, overrides: where the configuration is from, for the log and for hosts that want to know.
+    """
+
+    resume: bool = False
+    eval_only: bool = False
+    datasets: Mapping[str, CocoFiles | PanopticFiles] = field(default_factory=dict)
+    config_file: str = ""
+    overrides: tuple[str, ...] = ()
+
+
+def run_process(cfg: CfgNode, options: RunOptions, work: Callable[[CfgNode, RunOptions], dict]) -> dict:
+    """Do `work` as one of the processes that the launcher has started.
+
+    Returns:
+        what `work` returned: results of the evaluation on the main process, task to figures; empty on the others.
+    """
+    for name, files in options.datasets.items():
+        register(name, files)
+    device = resolve_device(cfg.MODEL.DEVICE)
+    claim_gpu(device)
+    share_cpu_threads()
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    join_process_group(device)
+    if is_main_process():
+        prepare_output_dir(cfg.OUTPUT_DIR)
+    synchronize()
+    # A process that the launcher started again after a failure goes on by itself.
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if restarted and not options.eval_only:
+        options = replace(options, resume=True)
+    try:
+        return work(cfg, options)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def run_builtin(cfg: CfgNode, options: RunOptions) -> dict:
+    """The work of a process with the built-in detector: train, or evaluate only."""
+    setup_logging(cfg.OUTPUT_DIR, get_rank())
+    logger.info("Environment:\n%s", environment_summary())
+    overrides = " ".join(options.overrides) or "none"
+    logger.info("Built-in detector on %s; config %s; overrides %s", cfg.MODEL.DEVICE, options.config_file, overrides)
+    if is_main_process():
+        _write_config(cfg, keep=options.eval_only)
+    if options.eval_only:
+        return evaluate_only(cfg, last_checkpoint=options.resume)
+    return train(cfg, resume=options.resume)
+
+
+def _write_config(cfg: CfgNode, keep: bool) -> None:
+    path = Path(cfg.OUTPUT_DIR, "config.yaml")
+    if not (keep and path.exists()):
+        with atomic_write(path) as file:
+            file.write(cfg.dump())
+        logger.info("Full configuration: %s", path)

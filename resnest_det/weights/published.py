@@ -1,0 +1,139 @@
+"""What is published of ResNeSt: ImageNet weights and detector checkpoints, and the input and accuracy that belong to them.
+
+Addresses die and move, so every file is known by its name and by the first digits of its sha256, and has several
+mirrors where several are known.
+"""
+
+import re
+from dataclasses import dataclass
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of pixels in 0 ... 1
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_AUTHORS = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1/"
+_AUTHORS_STORE = "https://s3.us-west-1.wasabisys.com/resnest/"
+_TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A published file: what it is called, where it can be found, and the start of its sha256 (hex; "" if unpublished)."""
+
+    filename: str
+    mirrors: tuple[str, ...]
+    sha256_prefix: str
+
+
+@dataclass(frozen=True)
+class ImageNetWeights:
+    """The ImageNet weights of a variant, and the input that they were evaluated on.
+
+    Attributes:
+        name: the variant's, by the authors.
+        aliases: timm's name, and its name with the tag of the weights.
+        image_size: pixels a side; crop: the part of the resized image's side that is kept; interpolation: of the resizing.
+        top1, top5: published accuracy in percent; `top5` is None where none was published.
+        file: the file.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    image_size: int
+    crop: float
+    interpolation: str
+    top1: float
+    top5: float | None
+    file: WeightFile
+
+
+def _file(name: str, digits: str, *, authors: bool, timm_release: str | None, hub: str | None) -> WeightFile:
+    filename = f"{name}-{digits}.pth"
+    mirrors = []
+    if authors:
+        mirrors += [_AUTHORS + filename, f"{_AUTHORS_STORE}torch/{filename}"]
+    if timm_release:
+        mirrors.append(f"{_TIMM}{timm_release}/{filename}")
+    if hub:
+        mirrors.append(f"hf://timm/{hub}")
+    return WeightFile(filename, tuple(mirrors), digits)
+
+
+def _standard(name: str, timm_name: str, size: int, crop: float, interpolation: str, top1: float, top5: float,
+              digits: str) -> ImageNetWeights:
+    by_authors = name not in ("resnest14", "resnest26")  # those were published for Gluon, and converted by timm
+    hub = f"{timm_name}.in1k" if by_authors else f"{timm_name}.gluon_in1k"
+    file = _file(name if by_authors else f"gluon_{name}", digits, authors=by_authors,
+                 timm_release="v0.1-resnest" if by_authors else "v0.1-weights", hub=hub)
+    return ImageNetWeights(name, (timm_name, hub), size, crop, interpolation, top1, top5, file)
+
+
+def _fast(setting: str, top1: float, top5: float | None, digits: str, in_timm: bool = False) -> ImageNetWeights:
+    name = f"resnest50_fast_{setting}"
+    timm_name, hub = f"resnest50d_{setting}", f"resnest50d_{setting}.in1k"
+    file = _file(name, digits, authors=True, timm_release="v0.1-resnest" if in_timm else None, hub=hub if in_timm else None)
+    return ImageNetWeights(name, (timm_name, hub) if in_timm else (), 224, 0.875, "bicubic" if in_timm else "bilinear", top1, top5,
+                           file)
+
+
+IMAGENET_WEIGHTS: dict[str, ImageNetWeights] = {weights.name: weights for weights in (
+    _standard("resnest14", "resnest14d", 224, 0.875, "bilinear", 75.51, 92.52, "9c8fe254"),
+    _standard("resnest26", "resnest26d", 224, 0.875, "bilinear", 78.48, 94.30, "50eb607c"),
+    _standard("resnest50", "resnest50d", 224, 0.875, "bilinear", 81.03, 95.38, "528c19ca"),
+    _standard("resnest101", "resnest101e", 256, 0.875, "bilinear", 82.83, 96.31, "22405ba7"),
+    _standard("resnest200", "resnest200e", 320, 0.909, "bicubic", 83.84, 96.89, "75117900"),
+    _standard("resnest269", "resnest269e", 416, 0.928, "bicubic", 84.54, 96.99, "0cc87c48"),
+    _fast("1s1x64d", 80.33, None, "d8fbf808"),
+    _fast("2s1x64d", 80.53, None, "44938639"),
+    _fast("4s1x64d", 80.76, None, "f74f3fc3"),
+    _fast("1s2x40d", 80.59, None, "32830b84"),
+    _fast("2s2x40d", 80.61, None, "9d126481"),
+    _fast("4s2x40d", 81.14, 95.55, "41d14ed0", in_timm=True),
+    _fast("1s4x24d", 80.99, 95.33, "d4a4f76f", in_timm=True),
+)}
+
+ALIASES: dict[str, str] = {alias: weights.name for weights in IMAGENET_WEIGHTS.values() for alias in weights.aliases}
+
+# Backbones to start a detector from, then detectors; the names are the authors'.
+_DETECTION_FILES = (
+    "resnest50_detectron-255b5649.pth",
+    "resnest101_detectron-486f69a8.pth",
+    "resnest200_detectron-02644020.pth",
+    "resnest269_detectron-69df4066.pth",
+    "faster_rcnn_R_50_FPN_syncbn_range-scale_1x-fde56e2b.pth",
+    "faster_rcnn_R_101_FPN_syncbn_range-scale_1x-57c73356.pth",
+    "faster_rcnn_ResNeSt_50_FPN_syncbn_range-scale_1x-ad123c0b.pth",
+    "faster_rcnn_ResNeSt_50_FPN_dcn_syncbn_range-scale_1x.pth",
+    "faster_rcnn_ResNeSt_101_FPN_syncbn_range-scale_1x-d8f284b6.pth",
+    "faster_cascade_rcnn_R_50_FPN_syncbn_range-scale_1x-3c7f2ef2.pth",
+    "faster_cascade_rcnn_R_101_FPN_syncbn_range-scale_1x-4073359b.pth",
+    "faster_cascade_rcnn_ResNeSt_50_FPN_syncbn_range-scale-1x-e9955232.pth",
+    "faster_cascade_rcnn_ResNeSt_101_FPN_syncbn_range-scale_1x-3627ef78.pth",
+    "faster_cascade_rcnn_ResNeSt_200_FPN_syncbn_range-scale_1x-1be2a87e.pth",
+    "mask_rcnn_R_50_FPN_syncbn_1x-4939bd58.pth",
+    "mask_rcnn_R_101_FPN_syncbn_1x-55493cc2.pth",
+    "mask_rcnn_ResNeSt_50_FPN_syncBN_1x-f442d863.pth",
+    "mask_rcnn_ResNeSt_101_FPN_syncBN_1x-528502c6.pth",
+    "mask_cascade_rcnn_R_50_FPN_syncbn_1x-03310c9b.pth",
+    "mask_cascade_rcnn_R_101_FPN_syncbn_1x-8cec1631.pth",
+    "mask_cascade_rcnn_ResNeSt_50_FPN_syncBN_1x-c58bd325.pth",
+    "mask_cascade_rcnn_ResNeSt_101_FPN_syncBN_1x-62448b9c.pth",
+    "mask_cascade_rcnn_ResNeSt_200_FPN_syncBN_all_tricks_3x.pth",
+    "mask_cascade_rcnn_ResNeSt_200_FPN_dcn_syncBN_all_tricks_3x-e1901134.pth",
+    "panoptic_ResNeSt_200_FPN_syncBN_tricks_3x-43f8b731.pth",
+)
+
+
+def sha256_prefix_in(filename: str) -> str:
+    """The digits of the sha256 that a published file's name ends with, `NAME-0123abcd.pth`, or ""."""
+    digits = re.search(r"-([0-9a-f]{8,64})\.[a-z]+$", filename)
+    return digits.group(1) if digits else ""
+
+
+def _detection_file(filename: str) -> WeightFile:
+    return WeightFile(filename, (f"{_AUTHORS_STORE}detectron/{filename}",), sha256_prefix_in(filename))
+
+
+WEIGHT_FILES: dict[str, WeightFile] = {
+    **{weights.name: weights.file for weights in IMAGENET_WEIGHTS.values()},
+    **{re.sub(r"(-[0-9a-f]{8})?\.pth$", "", filename): _detection_file(filename) for filename in _DETECTION_FILES},
+}

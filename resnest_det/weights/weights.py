@@ -1,0 +1,87 @@
+"""Weights that were read from a file: its tensors, and which of them are the backbone's."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from resnest_det.errors import UserError
+from resnest_det.weights.checkpoint_files import read_checkpoint
+from resnest_det.weights.names import state_dict_of, to_own_names
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a checkpoint, with the backbone among them found and translated.
+
+    Attributes:
+        path: the file, for messages.
+        state: every tensor by its name in the file.
+        layout: "detectron2", "timm", "mmdet" or "caffe2", recognised by the names.
+        prefix: what stands before the backbone's names in the file.
+        backbone: the backbone and its classification head (`linear.`) under this package's names, without a prefix.
+        origin: name in `backbone` to the name in the file.
+    """
+
+    path: str
+    state: dict[str, Tensor]
+    layout: str
+    prefix: str
+    backbone: dict[str, Tensor]
+    origin: dict[str, str]
+
+    @property
+    def rest(self) -> dict[str, Tensor]:
+        """What belongs neither to the backbone nor to its classification head, by the names in the file."""
+        used = set(self.origin.values())
+        return {name: value for name, value in self.state.items() if name not in used}
+
+    @property
+    def is_detector(self) -> bool:
+        """Whether the file is of a detector in Detectron2's layout, so that its heads can be used too."""
+        return self.layout == "detectron2" and self.prefix != ""
+
+
+def read_weights(path: str | os.PathLike) -> Weights:
+    """Read a checkpoint of any known layout.
+
+    Args:
+        path: a local file, see `read_checkpoint`.
+
+    Raises:
+        UserError: the file cannot be used, or there is no ResNeSt or ResNet in it.
+    """
+    return weights_of(read_state(path), path)
+
+
+def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, whatever network they are of.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+    checkpoint = read_checkpoint(path)
+    with errors_naming(path):
+        return state_dict_of(checkpoint)
+
+
+def weights_of(state: dict[str, Tensor], path: str | os.PathLike) -> Weights:
+    """`Weights` of tensors that were read already; `path` says where they come from.
+
+    Raises:
+        UserError: there is no ResNeSt or ResNet among them.
+    """
+    with errors_naming(path):
+        backbone, origin, layout, prefix = to_own_names(state)
+    return Weights(os.fspath(path), state, layout, prefix, backbone, origin)
+
+
+@contextmanager
+def errors_naming(path: str | os.PathLike) -> Iterator[None]:
+    """Put the file's name before errors about what is in it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"weights {path}: {error}") from None
