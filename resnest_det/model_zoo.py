@@ -47,9 +47,11 @@ TRAINED_DETECTORS: dict[str, TrainedDetector] = {
     "cascade_mask_rcnn_ResNeSt50_FPN": TrainedDetector("mask_cascade_rcnn_ResNeSt_50_FPN_syncBN_1x", 46.19, 39.55),
     "cascade_mask_rcnn_ResNeSt101_FPN": TrainedDetector("mask_cascade_rcnn_ResNeSt_101_FPN_syncBN_1x", 48.30, 41.56),
     "cascade_mask_rcnn_ResNeSt200_FPN_3x": TrainedDetector(
-        "mask_cascade_rcnn_ResNeSt_200_FPN_syncBN_all_tricks_3x", 50.54, 44.21),
+        "mask_cascade_rcnn_ResNeSt_200_FPN_syncBN_all_tricks_3x", 50.54, 44.21
+    ),
     "cascade_mask_rcnn_ResNeSt200_FPN_dcn_3x": TrainedDetector(
-        "mask_cascade_rcnn_ResNeSt_200_FPN_dcn_syncBN_all_tricks_3x", 50.91, 44.50),
+        "mask_cascade_rcnn_ResNeSt_200_FPN_dcn_syncBN_all_tricks_3x", 50.91, 44.50
+    ),
     "panoptic_cascade_ResNeSt200_FPN_3x": TrainedDetector("panoptic_ResNeSt_200_FPN_syncBN_tricks_3x", 51.00, 43.68, 47.90),
 }
 

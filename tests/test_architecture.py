@@ -52,7 +52,9 @@ def imports_between_rooms() -> dict[tuple[str, str], set[str]]:
 
 
 def test_every_room_has_a_floor():
-    rooms = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    rooms = {
+        path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert rooms - {"__init__"} == set(LEVEL)
 
 
@@ -75,12 +77,12 @@ def page() -> str:
 
 
 def test_the_page_lists_every_room(page):
-    table = page[page.index("| room |"):].split("\n\n")[0]
+    table = page[page.index("| room |") :].split("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)(?:/|\.py)`", table, re.MULTILINE)) == set(LEVEL)
 
 
 def test_the_page_has_the_imports_of_the_code(page):
-    table = page[page.index("| room |"):].split("\n\n")[0]
+    table = page[page.index("| room |") :].split("\n\n")[0]
     listed = set()
     for row in table.splitlines()[2:]:
         cells = [cell.strip() for cell in row.strip("|").split("|")]

@@ -24,10 +24,9 @@ def test_content_replaces_the_old_one(tmp_path):
 def test_an_error_leaves_the_old_one_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError):
-        with atomic_write(path) as file:
-            file.write("new")
-            1 / 0
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
+        file.write("new")
+        1 / 0
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
 

@@ -126,24 +126,38 @@ def table(names: list[str], measured: dict[str, dict]) -> str:
     configs = {name: load_config(name) for name in names}
     masks = any(cfg.MODEL.MASK_ON for cfg in configs.values())
     panoptic = any(tasks_of(cfg).pixels for cfg in configs.values())
-    headings = ["recipe", "params, M", "GMACs", "box AP", *(["mask AP"] if masks else []), *(["PQ"] if panoptic else []),
-                *MEASURED.values(), "weights", "trained"]
+    headings = [
+        "recipe",
+        "params, M",
+        "GMACs",
+        "box AP",
+        *(["mask AP"] if masks else []),
+        *(["PQ"] if panoptic else []),
+        *MEASURED.values(),
+        "weights",
+        "trained",
+    ]
     rows = [headings, ["---"] * len(headings)]
     for name in names:
         own, trained = measured.get(name, {}), TRAINED_DETECTORS.get(name)
-        figures = [trained and trained.box_ap, *([trained and trained.mask_ap] if masks else []),
-                   *([trained and trained.panoptic_quality] if panoptic else [])]
+        figures = [
+            trained and trained.box_ap,
+            *([trained and trained.mask_ap] if masks else []),
+            *([trained and trained.panoptic_quality] if panoptic else []),
+        ]
         star = "\\*" if name == "cascade_mask_rcnn_ResNeSt200_FPN_dcn_3x" else ""
         parameters, multiply_adds = count(configs[name], SIZE)
-        rows.append([
-            f"[{name}](configs/{name}.yaml){star}",
-            f"{parameters / 1e6:.2f}",
-            f"{multiply_adds / 1e9:.1f}",
-            *(f"{figure:.2f}" if figure else "–" for figure in figures),
-            *(f"{own[key]:.3g}" if key in own else "not measured" for key in MEASURED),
-            f"`{configs[name].MODEL.WEIGHTS}`",
-            f"[file]({WEIGHT_FILES[trained.weights].mirrors[0]})" if trained else "–",
-        ])
+        rows.append(
+            [
+                f"[{name}](configs/{name}.yaml){star}",
+                f"{parameters / 1e6:.2f}",
+                f"{multiply_adds / 1e9:.1f}",
+                *(f"{figure:.2f}" if figure else "–" for figure in figures),
+                *(f"{own[key]:.3g}" if key in own else "not measured" for key in MEASURED),
+                f"`{configs[name].MODEL.WEIGHTS}`",
+                f"[file]({WEIGHT_FILES[trained.weights].mirrors[0]})" if trained else "–",
+            ]
+        )
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

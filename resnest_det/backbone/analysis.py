@@ -30,8 +30,12 @@ class Counts:
     activations: int
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(self.parameters + other.parameters, self.multiply_adds + other.multiply_adds,
-                      self.norm_operations + other.norm_operations, self.activations + other.activations)
+        return Counts(
+            self.parameters + other.parameters,
+            self.multiply_adds + other.multiply_adds,
+            self.norm_operations + other.norm_operations,
+            self.activations + other.activations,
+        )
 
 
 def count_parts(model: nn.Module, inputs: tuple[Tensor, ...], parts: Mapping[str, str]) -> dict[str, Counts]:
@@ -59,7 +63,10 @@ def count_parts(model: nn.Module, inputs: tuple[Tensor, ...], parts: Mapping[str
                 own.subtract(operations[other])
         counts[part] = counts.get(part, Counts(0, 0, 0, 0)) + Counts(
             sum(value.numel() for name, value in model.named_parameters() if owners[name] == module),
-            own["multiply_adds"], own["norm_operations"], own["activations"])
+            own["multiply_adds"],
+            own["norm_operations"],
+            own["activations"],
+        )
     return counts
 
 

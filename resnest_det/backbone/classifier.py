@@ -87,9 +87,18 @@ class FeatureExtractor(ResNeSt):
         return maps
 
 
-def create_model(name: str, pretrained: bool = False, num_classes: int = IMAGENET_CLASSES, in_chans: int = 3,
-                 features_only: bool = False, out_indices: Sequence[int] = (0, 1, 2, 3, 4), output_stride: int = 32,
-                 drop_rate: float = 0.0, norm: str = "BN", checkpoint_path: str | None = None) -> Classifier | FeatureExtractor:
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    num_classes: int = IMAGENET_CLASSES,
+    in_chans: int = 3,
+    features_only: bool = False,
+    out_indices: Sequence[int] = (0, 1, 2, 3, 4),
+    output_stride: int = 32,
+    drop_rate: float = 0.0,
+    norm: str = "BN",
+    checkpoint_path: str | None = None,
+) -> Classifier | FeatureExtractor:
     """Build a ResNeSt by name.
 
     Args:
@@ -123,9 +132,17 @@ def create_model(name: str, pretrained: bool = False, num_classes: int = IMAGENE
     if pretrained and checkpoint_path:
         raise UserError("pretrained and checkpoint_path are both given: choose one")
     arguments = dict(
-        blocks=variant.blocks, stem_width=variant.stem_width, in_channels=in_chans, radix=variant.radix, groups=variant.groups,
-        bottleneck_width=variant.bottleneck_width, avd_first=variant.avd_first, norm=norm, output_stride=output_stride,
-        dilation_style="timm")
+        blocks=variant.blocks,
+        stem_width=variant.stem_width,
+        in_channels=in_chans,
+        radix=variant.radix,
+        groups=variant.groups,
+        bottleneck_width=variant.bottleneck_width,
+        avd_first=variant.avd_first,
+        norm=norm,
+        output_stride=output_stride,
+        dilation_style="timm",
+    )
     if features_only:
         model = FeatureExtractor(_checked_indices(out_indices), _pretrained_cfg(variant), **arguments)
     else:
@@ -209,9 +226,11 @@ def transforms_for(model: nn.Module) -> Callable:
         raise UserError(f"the model takes {channels} channels; the published mean and std are of the 3 of RGB")
     cfg = model.pretrained_cfg
     size = cfg["input_size"][-1]
-    return transforms.Compose([
-        transforms.Resize(math.floor(size / cfg["crop_pct"]), transforms.InterpolationMode(cfg["interpolation"])),
-        transforms.CenterCrop(size),
-        transforms.ToTensor(),
-        transforms.Normalize(torch.tensor(cfg["mean"]), torch.tensor(cfg["std"])),
-    ])
+    return transforms.Compose(
+        [
+            transforms.Resize(math.floor(size / cfg["crop_pct"]), transforms.InterpolationMode(cfg["interpolation"])),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(torch.tensor(cfg["mean"]), torch.tensor(cfg["std"])),
+        ]
+    )

@@ -37,5 +37,6 @@ def _is_foldable(norm: nn.Module | None) -> bool:
 
 def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
     weight, bias = fuse_conv_bn_weights(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
     conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)

@@ -43,7 +43,9 @@ class LoadReport:
         """
         if self.fresh:
             first, reason = next(iter(self.fresh.items()))
-            raise UserError(f"weights {self.path} has nothing for {len(self.fresh)} parameters of the model ({first}, …): {reason}; {why}")
+            raise UserError(
+                f"weights {self.path} has nothing for {len(self.fresh)} parameters of the model ({first}, …): {reason}; {why}"
+            )
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} parameters and buffers from {self.path} ({self.layout} layout)"]
@@ -94,8 +96,10 @@ def load_into(model: nn.Module, weights: Weights, *, allow_mismatch: bool = Fals
     report = LoadReport(weights.path, weights.layout)
 
     prefix = found[1]
-    wanted = {name if name.startswith("linear.") else prefix + name: (value, weights.origin[name])
-              for name, value in weights.backbone.items()}
+    wanted = {
+        name if name.startswith("linear.") else prefix + name: (value, weights.origin[name])
+        for name, value in weights.backbone.items()
+    }
     same_detector = weights.is_detector and prefix == weights.prefix
     has_heads = False
     for name, value in weights.rest.items():

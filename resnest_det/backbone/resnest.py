@@ -19,8 +19,13 @@ from resnest_det.backbone.split_attention import DeformConv2d, SplitAttentionCon
 from resnest_det.errors import UserError
 
 BLOCKS_PER_STAGE = {
-    14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3),
-    200: (3, 24, 36, 3), 269: (3, 30, 48, 8),
+    14: (1, 1, 1, 1),
+    26: (2, 2, 2, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    269: (3, 30, 48, 8),
 }
 STEM_WIDTH = {14: 32, 26: 32, 50: 32, 101: 64, 152: 64, 200: 64, 269: 64}
 STAGES = ("res2", "res3", "res4", "res5")
@@ -81,10 +86,26 @@ class Bottleneck(nn.Module):
         deform_modulated, deform_groups: deformable 3x3 convolution, DCNv1 (False) or DCNv2 (True); None is plain.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, width: int, *, stride: int = 1, dilation: int = 1,
-                 groups: int = 1, radix: int = 2, reduction_factor: int = 4, norm: Norm = "BN", avd: bool = True,
-                 avd_first: bool = False, avg_down: bool = True, pool_shortcut: bool = False, stride_in_1x1: bool = False,
-                 deform_modulated: bool | None = None, deform_groups: int = 1):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        radix: int = 2,
+        reduction_factor: int = 4,
+        norm: Norm = "BN",
+        avd: bool = True,
+        avd_first: bool = False,
+        avg_down: bool = True,
+        pool_shortcut: bool = False,
+        stride_in_1x1: bool = False,
+        deform_modulated: bool | None = None,
+        deform_groups: int = 1,
+    ):
         super().__init__()
         self.radix = radix
         self.shortcut_stride = stride if avg_down else 1
@@ -96,22 +117,47 @@ class Bottleneck(nn.Module):
 
         self.shortcut = None
         if in_channels != out_channels or stride > 1:
-            self.shortcut = Conv2d(in_channels, out_channels, 1, stride=1 if avg_down else stride, bias=False,
-                                   norm=get_norm(norm, out_channels))
+            self.shortcut = Conv2d(
+                in_channels, out_channels, 1, stride=1 if avg_down else stride, bias=False, norm=get_norm(norm, out_channels)
+            )
         self.conv1 = Conv2d(in_channels, width, 1, stride=stride_1x1, bias=False, norm=get_norm(norm, width))
         self.conv2_offset = None
         if deform_modulated is not None:
             # Not even the first offsets are learned from noise: DCN starts as the plain convolution.
-            self.conv2_offset = Conv2d(width, offset_channels(3, deform_modulated, deform_groups), 3, stride=stride_3x3,
-                                       padding=dilation, dilation=dilation, groups=deform_groups)
+            self.conv2_offset = Conv2d(
+                width,
+                offset_channels(3, deform_modulated, deform_groups),
+                3,
+                stride=stride_3x3,
+                padding=dilation,
+                dilation=dilation,
+                groups=deform_groups,
+            )
             nn.init.zeros_(self.conv2_offset.weight)
             nn.init.zeros_(self.conv2_offset.bias)
         if radix > 0:
-            self.conv2 = SplitAttentionConv2d(width, width, stride=stride_3x3, dilation=dilation, groups=groups, radix=radix,
-                                              reduction_factor=reduction_factor, norm=norm, deform_modulated=deform_modulated)
+            self.conv2 = SplitAttentionConv2d(
+                width,
+                width,
+                stride=stride_3x3,
+                dilation=dilation,
+                groups=groups,
+                radix=radix,
+                reduction_factor=reduction_factor,
+                norm=norm,
+                deform_modulated=deform_modulated,
+            )
         else:
-            arguments = dict(kernel_size=3, stride=stride_3x3, padding=dilation, dilation=dilation, groups=groups, bias=False,
-                             norm=get_norm(norm, width), activation=nn.ReLU(inplace=True))
+            arguments = dict(
+                kernel_size=3,
+                stride=stride_3x3,
+                padding=dilation,
+                dilation=dilation,
+                groups=groups,
+                bias=False,
+                norm=get_norm(norm, width),
+                activation=nn.ReLU(inplace=True),
+            )
             if deform_modulated is None:
                 self.conv2 = Conv2d(width, width, **arguments)
             else:
@@ -190,13 +236,33 @@ class ResNeSt(nn.Module):
         UserError: an argument that makes no such network.
     """
 
-    def __init__(self, blocks: tuple[int, ...] = (3, 4, 6, 3), stem_width: int = 32, *, in_channels: int = 3, radix: int = 2,
-                 groups: int = 1, reduction_factor: int = 4, bottleneck_width: int = 64, bottleneck_channels: int = 64,
-                 res2_out_channels: int = 256, deep_stem: bool = True, avd: bool = True, avd_first: bool = False,
-                 avg_down: bool = True, stride_in_1x1: bool = False, norm: Norm = "BN", output_stride: int = 32,
-                 dilation_style: str = "detectron2", deform_on_per_stage: tuple[bool, ...] = (False,) * 4,
-                 deform_modulated: bool = False, deform_groups: int = 1, freeze_at: int = 0,
-                 checkpoint_stages: tuple[str, ...] = (), out_features: tuple[str, ...] = STAGES):
+    def __init__(
+        self,
+        blocks: tuple[int, ...] = (3, 4, 6, 3),
+        stem_width: int = 32,
+        *,
+        in_channels: int = 3,
+        radix: int = 2,
+        groups: int = 1,
+        reduction_factor: int = 4,
+        bottleneck_width: int = 64,
+        bottleneck_channels: int = 64,
+        res2_out_channels: int = 256,
+        deep_stem: bool = True,
+        avd: bool = True,
+        avd_first: bool = False,
+        avg_down: bool = True,
+        stride_in_1x1: bool = False,
+        norm: Norm = "BN",
+        output_stride: int = 32,
+        dilation_style: str = "detectron2",
+        deform_on_per_stage: tuple[bool, ...] = (False,) * 4,
+        deform_modulated: bool = False,
+        deform_groups: int = 1,
+        freeze_at: int = 0,
+        checkpoint_stages: tuple[str, ...] = (),
+        out_features: tuple[str, ...] = STAGES,
+    ):
         super().__init__()
         known = ("stem", *STAGES)
         for stage in (*out_features, *checkpoint_stages):
@@ -229,14 +295,29 @@ class ResNeSt(nn.Module):
                 first_dilation = dilation
             width, out_channels = base_width * groups * 2**index, res2_out_channels * 2**index
             self._check_groups(width, groups, radix, deform_groups if deform_on_per_stage[index] else 1)
-            stage = nn.Sequential(*(
-                Bottleneck(
-                    channels if block == 0 else out_channels, out_channels, width, stride=stage_stride if block == 0 else 1,
-                    dilation=first_dilation if block == 0 else dilation, groups=groups, radix=radix,
-                    reduction_factor=reduction_factor, norm=norm, avd=avd, avd_first=avd_first, avg_down=avg_down,
-                    stride_in_1x1=stride_in_1x1, pool_shortcut=dilation_style == "timm" and block == 0 and dilation > 1,
-                    deform_modulated=deform_modulated if deform_on_per_stage[index] else None, deform_groups=deform_groups)
-                for block in range(blocks[index])))
+            stage = nn.Sequential(
+                *(
+                    Bottleneck(
+                        channels if block == 0 else out_channels,
+                        out_channels,
+                        width,
+                        stride=stage_stride if block == 0 else 1,
+                        dilation=first_dilation if block == 0 else dilation,
+                        groups=groups,
+                        radix=radix,
+                        reduction_factor=reduction_factor,
+                        norm=norm,
+                        avd=avd,
+                        avd_first=avd_first,
+                        avg_down=avg_down,
+                        stride_in_1x1=stride_in_1x1,
+                        pool_shortcut=dilation_style == "timm" and block == 0 and dilation > 1,
+                        deform_modulated=deform_modulated if deform_on_per_stage[index] else None,
+                        deform_groups=deform_groups,
+                    )
+                    for block in range(blocks[index])
+                )
+            )
             self.add_module(name, stage)
             channels, stride = out_channels, stride * stage_stride
             shapes[name] = (channels, stride)

@@ -63,14 +63,27 @@ class SplitAttentionConv2d(nn.Module):
 
     deformable: Final[bool]  # scripting compiles only what it decides for
 
-    def __init__(self, in_channels: int, channels: int, *, stride: int = 1, dilation: int = 1, groups: int = 1,
-                 radix: int = 2, reduction_factor: int = 4, norm: Norm = "BN", deform_modulated: bool | None = None):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        radix: int = 2,
+        reduction_factor: int = 4,
+        norm: Norm = "BN",
+        deform_modulated: bool | None = None,
+    ):
         super().__init__()
         self.radix = radix
         self.deformable = deform_modulated is not None
         self.cardinality = groups
         attention_channels = max(in_channels * radix // reduction_factor, MIN_ATTENTION_CHANNELS)
-        conv_arguments = dict(kernel_size=3, stride=stride, padding=dilation, dilation=dilation, groups=groups * radix, bias=False)
+        conv_arguments = dict(
+            kernel_size=3, stride=stride, padding=dilation, dilation=dilation, groups=groups * radix, bias=False
+        )
         if deform_modulated is None:
             self.conv = Conv2d(in_channels, channels * radix, **conv_arguments)
         else:

@@ -33,25 +33,35 @@ class Variant:
 
 
 def _fast(setting: str, *, radix: int, groups: int, width: int) -> Variant:
-    return Variant(f"resnest50_fast_{setting}", (3, 4, 6, 3), stem_width=32, radix=radix, groups=groups, bottleneck_width=width,
-                   avd_first=True)
+    return Variant(
+        f"resnest50_fast_{setting}",
+        (3, 4, 6, 3),
+        stem_width=32,
+        radix=radix,
+        groups=groups,
+        bottleneck_width=width,
+        avd_first=True,
+    )
 
 
-VARIANTS: dict[str, Variant] = {variant.name: variant for variant in (
-    Variant("resnest14", (1, 1, 1, 1), stem_width=32),
-    Variant("resnest26", (2, 2, 2, 2), stem_width=32),
-    Variant("resnest50", (3, 4, 6, 3), stem_width=32),
-    Variant("resnest101", (3, 4, 23, 3)),
-    Variant("resnest200", (3, 24, 36, 3)),
-    Variant("resnest269", (3, 30, 48, 8)),
-    _fast("1s1x64d", radix=1, groups=1, width=64),
-    _fast("2s1x64d", radix=2, groups=1, width=64),
-    _fast("4s1x64d", radix=4, groups=1, width=64),
-    _fast("1s2x40d", radix=1, groups=2, width=40),
-    _fast("2s2x40d", radix=2, groups=2, width=40),
-    _fast("4s2x40d", radix=4, groups=2, width=40),
-    _fast("1s4x24d", radix=1, groups=4, width=24),
-)}
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant("resnest14", (1, 1, 1, 1), stem_width=32),
+        Variant("resnest26", (2, 2, 2, 2), stem_width=32),
+        Variant("resnest50", (3, 4, 6, 3), stem_width=32),
+        Variant("resnest101", (3, 4, 23, 3)),
+        Variant("resnest200", (3, 24, 36, 3)),
+        Variant("resnest269", (3, 30, 48, 8)),
+        _fast("1s1x64d", radix=1, groups=1, width=64),
+        _fast("2s1x64d", radix=2, groups=1, width=64),
+        _fast("4s1x64d", radix=4, groups=1, width=64),
+        _fast("1s2x40d", radix=1, groups=2, width=40),
+        _fast("2s2x40d", radix=2, groups=2, width=40),
+        _fast("4s2x40d", radix=4, groups=2, width=40),
+        _fast("1s4x24d", radix=1, groups=4, width=24),
+    )
+}
 
 
 def find_variant(name: str) -> Variant:
@@ -63,8 +73,11 @@ def find_variant(name: str) -> Variant:
     name = ALIASES.get(name, name)
     if name not in VARIANTS:
         near = nearest(name, [*VARIANTS, *ALIASES])
-        raise UserError(f"unknown model {name!r}; nearest: {', '.join(near)}" if near
-                        else f"unknown model {name!r}; known: {', '.join(VARIANTS)}")
+        raise UserError(
+            f"unknown model {name!r}; nearest: {', '.join(near)}"
+            if near
+            else f"unknown model {name!r}; known: {', '.join(VARIANTS)}"
+        )
     return VARIANTS[name]
 
 
@@ -75,9 +88,12 @@ def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
         filter: shell pattern (`*50*`) that the name or one of its aliases matches; "" for all.
         pretrained: only those with published weights.
     """
-    return [variant.name for variant in VARIANTS.values()
-            if (not filter or any(fnmatch.fnmatchcase(name, filter) for name in (variant.name, *variant.published.aliases)))
-            and (not pretrained or variant.published.file.mirrors)]
+    return [
+        variant.name
+        for variant in VARIANTS.values()
+        if (not filter or any(fnmatch.fnmatchcase(name, filter) for name in (variant.name, *variant.published.aliases)))
+        and (not pretrained or variant.published.file.mirrors)
+    ]
 
 
 def looks_like(backbone: dict[str, Tensor]) -> list[str]:
@@ -94,8 +110,11 @@ def looks_like(backbone: dict[str, Tensor]) -> list[str]:
     radix = split.shape[0] // width
     groups = width // max(split.shape[1] * radix, 1)
     blocks = [len({name.split(".")[1] for name in backbone if name.startswith(f"res{stage}.")}) for stage in (2, 3, 4, 5)]
-    return [variant.name for variant in VARIANTS.values()
-            if (variant.radix, variant.groups, variant.stem_width) == (radix, groups, stem_width)
-            and variant.bottleneck_width * variant.groups == width
-            # A model can end before the last stages; a file of it is still of this variant.
-            and all(count in (0, expected) for count, expected in zip(blocks, variant.blocks))]
+    return [
+        variant.name
+        for variant in VARIANTS.values()
+        if (variant.radix, variant.groups, variant.stem_width) == (radix, groups, stem_width)
+        and variant.bottleneck_width * variant.groups == width
+        # A model can end before the last stages; a file of it is still of this variant.
+        and all(count in (0, expected) for count, expected in zip(blocks, variant.blocks))
+    ]

@@ -94,9 +94,16 @@ def help_text() -> str:
     """The commands, with a line each."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join([
-        "usage: resnest-det COMMAND [...]", "", "commands:", *lines, "",
-        "`resnest-det COMMAND --help` lists the flags of one; `resnest-det --version` prints the version."])
+    return "\n".join(
+        [
+            "usage: resnest-det COMMAND [...]",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`resnest-det COMMAND --help` lists the flags of one; `resnest-det --version` prints the version.",
+        ]
+    )
 
 
 def run(name: str) -> None:

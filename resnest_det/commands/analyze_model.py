@@ -1,8 +1,8 @@
 """Parameters, multiply-adds and activations of a model, part by part, as a table and as JSON.
 
-    analyze_model.py --model resnest50 --size 224
-    analyze_model.py --config-file mask_rcnn_ResNeSt50_FPN --size 800x1216
-    analyze_model.py --all
+analyze_model.py --model resnest50 --size 224
+analyze_model.py --config-file mask_rcnn_ResNeSt50_FPN --size 800x1216
+analyze_model.py --all
 """
 
 import argparse
@@ -21,22 +21,30 @@ from resnest_det.backbone.variants import list_models
 from resnest_det.errors import UserError
 
 DETECTOR_SIZE = (800, 1216)  # a 2:3 photograph resized to a short side of 800 pixels, padded to a multiple of 32
-REGIONS = {"num_proposals": "regions in each stage of the box head (MODEL.RPN.POST_NMS_TOPK_TEST, the most there can be)",
-           "num_detections": "regions in the mask head (TEST.DETECTIONS_PER_IMAGE, the most there can be)"}
+REGIONS = {
+    "num_proposals": "regions in each stage of the box head (MODEL.RPN.POST_NMS_TOPK_TEST, the most there can be)",
+    "num_detections": "regions in the mask head (TEST.DETECTIONS_PER_IMAGE, the most there can be)",
+}
 HEADINGS = ("part", "parameters", "GMACs", "GMACs with norms", "activations (M)")
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="GMACs are fvcore's multiply-adds of convolutions and linear layers; with norms, what fvcore counts for these is "
-               "added, as in timm's model cards. Activations are the outputs of convolutions and linear layers.")
+        "added, as in timm's model cards. Activations are the outputs of convolutions and linear layers.",
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="name of a classifier, as resnest_det.list_models() has it")
     what.add_argument("--config-file", help="YAML file of a detector, or the name of one that comes with the package")
     what.add_argument("--all", action="store_true", help="the whole family, each variant at the image size of its weights")
-    parser.add_argument("--size", type=image_size, help="pixels: 224 for a square, or HEIGHTxWIDTH (default: the image size of "
-                        "the model's weights, for a detector 800x1216)")
+    parser.add_argument(
+        "--size",
+        type=image_size,
+        help="pixels: 224 for a square, or HEIGHTxWIDTH (default: the image size of "
+        "the model's weights, for a detector 800x1216)",
+    )
     parser.add_argument("--fold-norms", action="store_true", help="count the network with batch norms folded into convolutions")
     parser.add_argument("--json", metavar="FILE", help="also write exact counts here")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="with --config-file: overrides of config keys")
@@ -84,14 +92,24 @@ def prepare(model: nn.Module, fold: bool) -> nn.Module:
 
 
 def report(name: str, size: tuple[int, int], fold: bool, counts: dict[str, Counts]) -> dict:
-    return {"model": name, "size": list(size), "norms_folded": fold,
-            "parts": {part: asdict(part_counts) for part, part_counts in counts.items()}, "total": asdict(total(counts))}
+    return {
+        "model": name,
+        "size": list(size),
+        "norms_folded": fold,
+        "parts": {part: asdict(part_counts) for part, part_counts in counts.items()},
+        "total": asdict(total(counts)),
+    }
 
 
 def row(name: str, counts: dict) -> tuple[str, ...]:
     with_norms = counts["multiply_adds"] + counts["norm_operations"]
-    return (name, f"{counts['parameters']:,}", f"{counts['multiply_adds'] / 1e9:.4f}", f"{with_norms / 1e9:.4f}",
-            f"{counts['activations'] / 1e6:.2f}")
+    return (
+        name,
+        f"{counts['parameters']:,}",
+        f"{counts['multiply_adds'] / 1e9:.4f}",
+        f"{with_norms / 1e9:.4f}",
+        f"{counts['activations'] / 1e6:.2f}",
+    )
 
 
 def print_table(rows: list[tuple[str, ...]]) -> None:
@@ -112,8 +130,10 @@ def main(arguments: list[str]) -> None:
         if args.size:
             raise UserError("--size: --all counts each variant at its own size")
         result = [analyze_classifier(name, None, args.fold_norms) for name in list_models()]
-        print_table([("model", "size", *HEADINGS[1:])] + [
-            (variant["model"], str(variant["size"][0]), *row("", variant["total"])[1:]) for variant in result])
+        print_table(
+            [("model", "size", *HEADINGS[1:])]
+            + [(variant["model"], str(variant["size"][0]), *row("", variant["total"])[1:]) for variant in result]
+        )
     else:
         if args.model:
             result = analyze_classifier(args.model, args.size, args.fold_norms)

@@ -55,16 +55,20 @@ def make_samples(count: int, height: int, width: int, cfg: CfgNode) -> list[dict
     for seed in range(count):
         corner = rng.uniform(0, 0.6, (OBJECTS, 2))
         boxes = np.concatenate([corner, corner + rng.uniform(0.05, 0.4, (OBJECTS, 2))], 1) * (width, height, width, height)
-        samples.append({
-            "image": torch.from_numpy(rng.integers(0, 256, (len(cfg.MODEL.PIXEL_MEAN), height, width), dtype=np.uint8)),
-            "height": height, "width": width, "seed": seed,
-            "target": {
-                "boxes": torch.from_numpy(boxes).float(),
-                "labels": torch.from_numpy(rng.integers(0, cfg.MODEL.ROI_HEADS.NUM_CLASSES, OBJECTS)),
-                "masks": [[box[[0, 1, 2, 1, 2, 3, 0, 3]]] for box in boxes],
-                "sem_seg": torch.from_numpy(rng.integers(0, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, (height, width))),
-            },
-        })
+        samples.append(
+            {
+                "image": torch.from_numpy(rng.integers(0, 256, (len(cfg.MODEL.PIXEL_MEAN), height, width), dtype=np.uint8)),
+                "height": height,
+                "width": width,
+                "seed": seed,
+                "target": {
+                    "boxes": torch.from_numpy(boxes).float(),
+                    "labels": torch.from_numpy(rng.integers(0, cfg.MODEL.ROI_HEADS.NUM_CLASSES, OBJECTS)),
+                    "masks": [[box[[0, 1, 2, 1, 2, 3, 0, 3]]] for box in boxes],
+                    "sem_seg": torch.from_numpy(rng.integers(0, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, (height, width))),
+                },
+            }
+        )
     return samples
 
 
@@ -132,10 +136,19 @@ def build_detectron2(cfg: CfgNode, weights: Mapping) -> tuple[dict[str, nn.Modul
 
     def translate(sample: dict) -> dict:
         target = sample["target"]
-        instances = Instances(tuple(sample["image"].shape[1:]), gt_boxes=Boxes(target["boxes"]), gt_classes=target["labels"],
-                              gt_masks=PolygonMasks(target["masks"]))
-        return {"image": sample["image"], "height": sample["height"], "width": sample["width"], "instances": instances,
-                "sem_seg": target["sem_seg"]}
+        instances = Instances(
+            tuple(sample["image"].shape[1:]),
+            gt_boxes=Boxes(target["boxes"]),
+            gt_classes=target["labels"],
+            gt_masks=PolygonMasks(target["masks"]),
+        )
+        return {
+            "image": sample["image"],
+            "height": sample["height"],
+            "width": sample["width"],
+            "instances": instances,
+            "sem_seg": target["sem_seg"],
+        }
 
     return models, translate
 
@@ -174,7 +187,11 @@ def build_timm(bottom_up: ResNeSt, cfg: CfgNode) -> nn.Module | None:
     shape = (resnets.RADIX, resnets.NUM_GROUPS, resnets.BOTTLENECK_WIDTH, resnets.AVD_FIRST)
     for variant in VARIANTS.values():
         same = variant.blocks == BLOCKS_PER_STAGE[resnets.DEPTH] and shape == (
-            variant.radix, variant.groups, variant.bottleneck_width, variant.avd_first)
+            variant.radix,
+            variant.groups,
+            variant.bottleneck_width,
+            variant.avd_first,
+        )
         if same and variant.published.aliases and not any(resnets.DEFORM_ON_PER_STAGE):
             indices = [i for i, name in enumerate(("stem", "res2", "res3", "res4", "res5")) if name in bottom_up.out_features]
             return timm.create_model(variant.published.aliases[0], features_only=True, out_indices=indices)
@@ -196,8 +213,11 @@ def contenders_of(cfg: CfgNode, samples: list[dict], device: torch.device) -> di
         backbones["timm"] = timm_model.to(device)
 
     images = torch.randn(1, *samples[0]["image"].shape, device=device)
-    tasks = {"backbone, one image": {name: inference_run(each, images) for name, each in backbones.items()}, "inference, one image": {},
-             f"training step, batch of {len(samples)}": {}}
+    tasks = {
+        "backbone, one image": {name: inference_run(each, images) for name, each in backbones.items()},
+        "inference, one image": {},
+        f"training step, batch of {len(samples)}": {},
+    }
     _, inference, training = tasks.values()
     for name, (each, inputs) in models.items():
         limit_candidates(each, threshold)

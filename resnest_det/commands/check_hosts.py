@@ -1,6 +1,6 @@
 """Which detectors this backbone can be used in here, in which versions, and for each that cannot be used why and what to do.
 
-    check_hosts.py
+check_hosts.py
 """
 
 import argparse
@@ -50,8 +50,10 @@ def mmdetection() -> str:
 
     cuda = get_compiling_cuda_version()
     operators = "the CPU" if cuda == "not available" else f"CUDA {cuda}"
-    return (f"mmcv {mmcv.__version__}, mmengine {mmengine.__version__}, mmdet {mmdet.__version__} in {mmdet.__path__[0]}, "
-            f"operators for {operators}")
+    return (
+        f"mmcv {mmcv.__version__}, mmengine {mmengine.__version__}, mmdet {mmdet.__version__} in {mmdet.__path__[0]}, "
+        f"operators for {operators}"
+    )
 
 
 def install_lines(document: str) -> list[str]:

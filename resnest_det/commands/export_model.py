@@ -24,12 +24,20 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     weights.add_argument("--checkpoint", help="weights to use instead of the published ones: a file, an address or a name")
     weights.add_argument("--untrained", action="store_true", help="freshly initialised weights, to try a format")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--features", nargs="*", type=int, metavar="INDEX", help="feature maps instead of logits: all five of "
-                      "stride 2, 4, 8, 16, 32, or those of these indices (0 to 4)")
+    what.add_argument(
+        "--features",
+        nargs="*",
+        type=int,
+        metavar="INDEX",
+        help="feature maps instead of logits: all five of stride 2, 4, 8, 16, 32, or those of these indices (0 to 4)",
+    )
     what.add_argument("--num-classes", type=int, default=IMAGENET_CLASSES, help="outputs; 0 for embeddings (default: 1000)")
     parser.add_argument("--bgr", action="store_true", help="the input's channels are blue, green, red")
-    parser.add_argument("--pixels", action="store_true", help="the input's values are 0 to 255; mean and standard deviation "
-                        "become part of the network")
+    parser.add_argument(
+        "--pixels",
+        action="store_true",
+        help="the input's values are 0 to 255; mean and standard deviation become part of the network",
+    )
     parser.add_argument("--probabilities", action="store_true", help="output `prob`, the softmax of the logits")
     return parser.parse_args(arguments)
 
@@ -44,14 +52,20 @@ def main(arguments: list[str]) -> None:
     if args.features:
         features["out_indices"] = args.features
     model = create_model(
-        args.model, pretrained=not (args.untrained or args.checkpoint), num_classes=args.num_classes,
-        checkpoint_path=resolve_weights(args.checkpoint) if args.checkpoint else None, **features)
+        args.model,
+        pretrained=not (args.untrained or args.checkpoint),
+        num_classes=args.num_classes,
+        checkpoint_path=resolve_weights(args.checkpoint) if args.checkpoint else None,
+        **features,
+    )
     deployed = DeployedModel(model, bgr=args.bgr, pixels=args.pixels, probabilities=args.probabilities)
     differences = export_model(deployed, args.out, args.format)
 
     channels = "BGR" if args.bgr else "RGB"
     values = "pixels 0 ... 255" if args.pixels else "normalised"
-    print(f"wrote {args.out}: input {INPUT_NAME} (batch, {deployed.in_channels}, height, width) float32, {channels}, {values}; "
-          f"output {', '.join(deployed.output_names)}")
+    print(
+        f"wrote {args.out}: input {INPUT_NAME} (batch, {deployed.in_channels}, height, width) float32, {channels}, {values}; "
+        f"output {', '.join(deployed.output_names)}"
+    )
     for shape, difference in differences.items():
         print(f"ran it on {'x'.join(map(str, shape))}: largest difference from PyTorch {difference:.1e} of the largest output")

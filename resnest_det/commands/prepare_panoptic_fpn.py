@@ -23,8 +23,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*", default=COCO, help="panoptic datasets (default: %(default)s)")
     add_register_flags(parser, instances=False)
-    parser.add_argument("--output-dir", help="folder of the PNG files of one dataset (default: beside the panoptic ones, with "
-                        "panoptic_ in its name replaced by panoptic_stuff_, which is where Detectron2 looks)")
+    parser.add_argument(
+        "--output-dir",
+        help="folder of the PNG files of one dataset (default: beside the panoptic ones, with "
+        "panoptic_ in its name replaced by panoptic_stuff_, which is where Detectron2 looks)",
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="how many share the work (default: %(default)s)")
     return parser.parse_args(arguments)
 
@@ -33,8 +36,9 @@ def default_folder(panoptic_root: str) -> str:
     """coco/panoptic_val2017 -> coco/panoptic_stuff_val2017."""
     parent, name = os.path.split(panoptic_root.rstrip(os.sep))
     if not name.startswith("panoptic_"):
-        raise UserError(f"{panoptic_root} is not named panoptic_..., so there is no usual place for its semantic PNG files; "
-                        f"give --output-dir")
+        raise UserError(
+            f"{panoptic_root} is not named panoptic_..., so there is no usual place for its semantic PNG files; give --output-dir"
+        )
     return os.path.join(parent, name.replace("panoptic_", "panoptic_stuff_", 1))
 
 

@@ -14,8 +14,9 @@ def add_register_flags(parser: argparse.ArgumentParser, *, instances: bool = Tru
     """Add both flags, or without `instances` that of panoptic datasets alone."""
     if instances:
         parser.add_argument("--register", action="append", default=[], metavar=_INSTANCES, help="a dataset in COCO's format")
-    parser.add_argument("--register-panoptic", action="append", default=[], metavar=_PANOPTIC,
-                        help="a dataset in COCO's panoptic format")
+    parser.add_argument(
+        "--register-panoptic", action="append", default=[], metavar=_PANOPTIC, help="a dataset in COCO's panoptic format"
+    )
 
 
 def registered_datasets(args: argparse.Namespace) -> dict[str, CocoFiles | PanopticFiles]:
@@ -25,8 +26,10 @@ def registered_datasets(args: argparse.Namespace) -> dict[str, CocoFiles | Panop
         UserError: a flag's text has another form, or two flags give one name.
     """
     datasets: dict[str, CocoFiles | PanopticFiles] = {}
-    for flag, form, texts in (("--register", _INSTANCES, getattr(args, "register", ())),
-                              ("--register-panoptic", _PANOPTIC, args.register_panoptic)):
+    for flag, form, texts in (
+        ("--register", _INSTANCES, getattr(args, "register", ())),
+        ("--register-panoptic", _PANOPTIC, args.register_panoptic),
+    ):
         for text in texts:
             name, _, paths = text.partition("=")
             name, parts = name.strip(), [os.path.expanduser(path.strip()) for path in paths.split(",")]

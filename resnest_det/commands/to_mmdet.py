@@ -25,15 +25,21 @@ from resnest_det.integrations.mmdet_config import DIFFERENCES, config_text, mmde
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=DIFFERENCES, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, epilog=DIFFERENCES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML file, or the name of a bundled recipe")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", metavar="FILE", help="checkpoint of the built-in detector or Detectron2, to translate")
     source.add_argument("--from", dest="theirs", metavar="FILE", help="checkpoint of MMDetection, to translate back")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
     parser.add_argument("--overwrite", action="store_true", help="replace files in DIR")
-    parser.add_argument("--num-processes", type=int, default=1, metavar="N",
-                        help="that will train, with SOLVER.IMS_PER_BATCH images divided among them (default: 1)")
+    parser.add_argument(
+        "--num-processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="that will train, with SOLVER.IMS_PER_BATCH images divided among them (default: 1)",
+    )
     add_register_flags(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, after all flags")
     return parser.parse_args(arguments)
@@ -78,8 +84,7 @@ def translate(cfg, args: argparse.Namespace, stem: str, checkpoint: Path) -> tup
         del datasets[1:]
     check_classes(datasets, cfg)
     test, *train = [dataset.metadata for dataset in datasets]
-    config = mmdet_config(
-        cfg, test=test, train=train, num_processes=args.num_processes, checkpoint=str(checkpoint.resolve()))
+    config = mmdet_config(cfg, test=test, train=train, num_processes=args.num_processes, checkpoint=str(checkpoint.resolve()))
     state = read_for_mmdet(cfg, args.weights)
     metainfo = config["test_dataloader"]["dataset"]["metainfo"]
     return {"state_dict": state, "meta": {"dataset_meta": metainfo}}, config_text(config, f"{stem}.yaml")

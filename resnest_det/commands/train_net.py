@@ -44,8 +44,12 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
     parser.add_argument("--machine-rank", type=int, default=0, metavar="N", help="which of them this is, from 0")
     parser.add_argument("--dist-url", default="auto", metavar="tcp://HOST:PORT", help="where machine 0 can be reached")
-    parser.add_argument("--engine", choices=("auto", "detectron2", "builtin"), default="auto",
-                        help="whose detector and trainer; auto is Detectron2's where it is installed")
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "detectron2", "builtin"),
+        default="auto",
+        help="whose detector and trainer; auto is Detectron2's where it is installed",
+    )
     add_register_flags(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, after all flags")
@@ -77,8 +81,14 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("Detectron2 trains with several processes on GPUs only; on the CPU use one, or --engine builtin")
     options = RunOptions(args.resume, args.eval_only, registered_datasets(args), args.config_file, tuple(args.opts))
     launch(
-        run_process, cfg, options, work,
-        num_processes=num_processes, num_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url,
+        run_process,
+        cfg,
+        options,
+        work,
+        num_processes=num_processes,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
     )
 
 

@@ -51,11 +51,15 @@ def open_folder(data: str, transform, classes: int) -> ClassFolders:
     try:
         dataset = ClassFolders(str(folder), transform)
     except FileNotFoundError as error:
-        raise UserError(f"--data {folder}: expected one folder of images for each class, as ImageNet's validation images are "
-                        f"laid out for PyTorch: {error}") from None
+        raise UserError(
+            f"--data {folder}: expected one folder of images for each class, as ImageNet's validation images are "
+            f"laid out for PyTorch: {error}"
+        ) from None
     if len(dataset.classes) != classes:
-        raise UserError(f"--data {folder}: {len(dataset.classes)} class folders, expected {classes}; a class's index is the "
-                        "place of its folder in alphabetical order, so all have to be there")
+        raise UserError(
+            f"--data {folder}: {len(dataset.classes)} class folders, expected {classes}; a class's index is the "
+            "place of its folder in alphabetical order, so all have to be there"
+        )
     return dataset
 
 
@@ -94,11 +98,15 @@ def main(arguments: list[str]) -> None:
         raise UserError("--num-classes needs a --checkpoint: the published weights have 1000 classes")
     # The folder first: weights are a long download, for nothing if the images are not there.
     dataset = open_folder(options.data, None, options.num_classes)
-    model = create_model(variant.name, pretrained=not options.checkpoint, num_classes=options.num_classes,
-                         checkpoint_path=options.checkpoint).eval().to(device)
+    model = (
+        create_model(
+            variant.name, pretrained=not options.checkpoint, num_classes=options.num_classes, checkpoint_path=options.checkpoint
+        )
+        .eval()
+        .to(device)
+    )
     dataset.transform = transforms_for(model)
-    loader = DataLoader(dataset, options.batch_size, num_workers=options.workers, collate_fn=collate,
-                        pin_memory=device == "cuda")
+    loader = DataLoader(dataset, options.batch_size, num_workers=options.workers, collate_fn=collate, pin_memory=device == "cuda")
     start = time.perf_counter()
     top1, top5 = accuracy(model, loader, device)
     rate = len(dataset) / (time.perf_counter() - start)

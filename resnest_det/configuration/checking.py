@@ -52,9 +52,18 @@ CHOICES = {
 
 # Keys of parts that the built-in detector does not have: any other value than the default would do nothing.
 NOT_READ = (
-    "GLOBAL.", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "MODEL.ROI_KEYPOINT_HEAD.", "MODEL.RETINANET.",
-    "MODEL.ANCHOR_GENERATOR.ANGLES", "MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE",
-    "MODEL.ROI_BOX_HEAD.FED_LOSS_", "DATASETS.PROPOSAL_FILES_", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_", "TEST.KEYPOINT_OKS_SIGMAS",
+    "GLOBAL.",
+    "MODEL.KEYPOINT_ON",
+    "MODEL.LOAD_PROPOSALS",
+    "MODEL.ROI_KEYPOINT_HEAD.",
+    "MODEL.RETINANET.",
+    "MODEL.ANCHOR_GENERATOR.ANGLES",
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS",
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_",
+    "DATASETS.PROPOSAL_FILES_",
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_",
+    "TEST.KEYPOINT_OKS_SIGMAS",
 )
 
 # What a model that only labels pixels has no part for. It may be set all the same: such a configuration shares its base with
@@ -62,15 +71,37 @@ NOT_READ = (
 INSTANCE_KEYS = ("MODEL.PROPOSAL_GENERATOR.", "MODEL.ANCHOR_GENERATOR.", "MODEL.RPN.", "MODEL.ROI_")
 
 AT_LEAST = {
-    "SOLVER.IMS_PER_BATCH": 1, "SOLVER.MAX_ITER": 0, "SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.WARMUP_ITERS": 0,
-    "SOLVER.REFERENCE_WORLD_SIZE": 0, "DATALOADER.NUM_WORKERS": 0, "TEST.EVAL_PERIOD": 0, "TEST.DETECTIONS_PER_IMAGE": 1,
-    "TEST.PRECISE_BN.NUM_ITER": 1, "MODEL.BACKBONE.FREEZE_AT": 0, "MODEL.RESNETS.RADIX": 0, "MODEL.RESNETS.NUM_GROUPS": 1,
-    "MODEL.RESNETS.DEFORM_NUM_GROUPS": 1, "MODEL.RESNETS.BOTTLENECK_WIDTH": 1, "MODEL.ROI_HEADS.NUM_CLASSES": 1,
-    "MODEL.FPN.OUT_CHANNELS": 1, "INPUT.MIN_SIZE_TEST": 0, "INPUT.MAX_SIZE_TEST": 1, "INPUT.MAX_SIZE_TRAIN": 1,
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 1, "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 1, "MODEL.ROI_BOX_HEAD.NUM_CONV": 0,
-    "MODEL.ROI_BOX_HEAD.NUM_FC": 0, "MODEL.ROI_MASK_HEAD.NUM_CONV": 0, "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 1,
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 1, "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2, "MODEL.SEM_SEG_HEAD.CONVS_DIM": 1,
-    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": 1, "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 0, "VIS_PERIOD": 0,
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.MAX_ITER": 0,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.REFERENCE_WORLD_SIZE": 0,
+    "DATALOADER.NUM_WORKERS": 0,
+    "TEST.EVAL_PERIOD": 0,
+    "TEST.DETECTIONS_PER_IMAGE": 1,
+    "TEST.PRECISE_BN.NUM_ITER": 1,
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.RADIX": 0,
+    "MODEL.RESNETS.NUM_GROUPS": 1,
+    "MODEL.RESNETS.DEFORM_NUM_GROUPS": 1,
+    "MODEL.RESNETS.BOTTLENECK_WIDTH": 1,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 1,
+    "MODEL.FPN.OUT_CHANNELS": 1,
+    "INPUT.MIN_SIZE_TEST": 0,
+    "INPUT.MAX_SIZE_TEST": 1,
+    "INPUT.MAX_SIZE_TRAIN": 1,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 1,
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 1,
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 0,
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 0,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 0,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 1,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 1,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 1,
+    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": 1,
+    "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 0,
+    "VIS_PERIOD": 0,
     "TEST.AUG.MAX_SIZE": 1,
 }
 
@@ -92,18 +123,23 @@ def check_supported(cfg: CfgNode) -> None:
     for not_read, reader in ((NOT_READ, "the built-in detector"), (architecture.not_read, f"a {name}")):
         for key, value in values.items():
             if key.startswith(not_read) and value != defaults[key]:
-                raise UserError(f"{key} {value!r} is not supported: {reader} does not read this key; "
-                                f"supported: {defaults[key]!r}, its default")
+                raise UserError(
+                    f"{key} {value!r} is not supported: {reader} does not read this key; "
+                    f"supported: {defaults[key]!r}, its default"
+                )
     for key, least in AT_LEAST.items():
         if values[key] < least:
             raise UserError(f"{key} {values[key]!r} is too small; supported: {least} and more")
     if name == "PanopticFPN" and not cfg.MODEL.MASK_ON:
-        raise UserError("MODEL.MASK_ON False is not supported with MODEL.META_ARCHITECTURE PanopticFPN, which fuses masks; "
-                        "supported: True")
+        raise UserError(
+            "MODEL.MASK_ON False is not supported with MODEL.META_ARCHITECTURE PanopticFPN, which fuses masks; supported: True"
+        )
     if architecture.objects and not BACKBONES[cfg.MODEL.BACKBONE.NAME].pyramid:
         with_pyramid = ", ".join(repr(each) for each, row in BACKBONES.items() if row.pyramid)
-        raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r} is not supported: a {name} needs a pyramid; "
-                        f"supported: {with_pyramid}")
+        raise UserError(
+            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r} is not supported: a {name} needs a pyramid; "
+            f"supported: {with_pyramid}"
+        )
     if cfg.TEST.AUG.ENABLED:
         sizes = cfg.TEST.AUG.MIN_SIZES
         if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
@@ -113,8 +149,9 @@ def check_supported(cfg: CfgNode) -> None:
 
 
 def _not_among(key: str, value: object, choices: Iterable) -> UserError:
-    return UserError(f"{key} {value!r} is not supported by the built-in detector; supported: "
-                     + ", ".join(repr(choice) for choice in choices))
+    return UserError(
+        f"{key} {value!r} is not supported by the built-in detector; supported: " + ", ".join(repr(choice) for choice in choices)
+    )
 
 
 def _check_expected_results(cfg: CfgNode) -> None:
@@ -126,8 +163,10 @@ def _check_expected_results(cfg: CfgNode) -> None:
         if not isinstance(expected, (list, tuple)) or len(expected) != 4:
             raise UserError(f"TEST.EXPECTED_RESULTS has {expected!r}; each entry is [task, metric, value, tolerance]")
         if expected[0] not in tasks:
-            raise UserError(f"TEST.EXPECTED_RESULTS asks for {expected[0]}, which this configuration (MODEL.META_ARCHITECTURE, "
-                            f"MODEL.MASK_ON, TEST.AUG.ENABLED) does not evaluate; it evaluates {', '.join(tasks)}")
+            raise UserError(
+                f"TEST.EXPECTED_RESULTS asks for {expected[0]}, which this configuration (MODEL.META_ARCHITECTURE, "
+                f"MODEL.MASK_ON, TEST.AUG.ENABLED) does not evaluate; it evaluates {', '.join(tasks)}"
+            )
 
 
 def _check_features(cfg: CfgNode) -> None:
@@ -153,10 +192,14 @@ def _check_features(cfg: CfgNode) -> None:
         if unknown or not (names or key.endswith("CHECKPOINT_STAGES")):
             raise UserError(f"{key} {list(names)} is not supported; supported: some of {', '.join(known)}")
     if len(model.PIXEL_MEAN) != len(model.PIXEL_STD):
-        raise UserError(f"MODEL.PIXEL_MEAN has {len(model.PIXEL_MEAN)} values and MODEL.PIXEL_STD {len(model.PIXEL_STD)}; "
-                        "both need one for each channel of INPUT.FORMAT")
+        raise UserError(
+            f"MODEL.PIXEL_MEAN has {len(model.PIXEL_MEAN)} values and MODEL.PIXEL_STD {len(model.PIXEL_STD)}; "
+            "both need one for each channel of INPUT.FORMAT"
+        )
     if len(model.PIXEL_MEAN) != (1 if cfg.INPUT.FORMAT == "L" else 3):
-        raise UserError(f"MODEL.PIXEL_MEAN has {len(model.PIXEL_MEAN)} values, which does not fit INPUT.FORMAT {cfg.INPUT.FORMAT!r}")
+        raise UserError(
+            f"MODEL.PIXEL_MEAN has {len(model.PIXEL_MEAN)} values, which does not fit INPUT.FORMAT {cfg.INPUT.FORMAT!r}"
+        )
     if len(model.RESNETS.DEFORM_ON_PER_STAGE) != 4:
         raise UserError(f"MODEL.RESNETS.DEFORM_ON_PER_STAGE {model.RESNETS.DEFORM_ON_PER_STAGE} needs 4 values, for res2 to res5")
 
@@ -165,5 +208,7 @@ def _check_anchors(model: CfgNode) -> None:
     for name in ("SIZES", "ASPECT_RATIOS"):
         values = model.ANCHOR_GENERATOR[name]
         if len(values) not in (1, len(model.RPN.IN_FEATURES)):
-            raise UserError(f"MODEL.ANCHOR_GENERATOR.{name} has {len(values)} lists; supported: 1 or one for each of "
-                            f"MODEL.RPN.IN_FEATURES ({len(model.RPN.IN_FEATURES)})")
+            raise UserError(
+                f"MODEL.ANCHOR_GENERATOR.{name} has {len(values)} lists; supported: 1 or one for each of "
+                f"MODEL.RPN.IN_FEATURES ({len(model.RPN.IN_FEATURES)})"
+            )

@@ -112,16 +112,14 @@ def check_batch_size(cfg, world_size: int) -> None:
     """
     if cfg.SOLVER.IMS_PER_BATCH % world_size:
         raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; it must be a multiple of the number of processes, {world_size}")
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; it must be a multiple of the number of processes, {world_size}"
+        )
 
 
 def build_test_loader(cfg, dataset: Dataset) -> InferenceBatches:
     """This process's share of a dataset's images, one a batch, in order; over all processes every image once."""
     make_sample = partial(
-        inference_sample,
-        short_side=cfg.INPUT.MIN_SIZE_TEST,
-        max_side=cfg.INPUT.MAX_SIZE_TEST,
-        image_format=cfg.INPUT.FORMAT,
+        inference_sample, short_side=cfg.INPUT.MIN_SIZE_TEST, max_side=cfg.INPUT.MAX_SIZE_TEST, image_format=cfg.INPUT.FORMAT
     )
     share = samplers.inference_indices(len(dataset.records), get_rank(), get_world_size())
     return InferenceBatches(dataset.records[share.start : share.stop], make_sample, cfg.DATALOADER.NUM_WORKERS)

@@ -230,12 +230,7 @@ DEFAULTS = dict(
         EXPECTED_RESULTS=[],
         KEYPOINT_OKS_SIGMAS=[],
         DETECTIONS_PER_IMAGE=100,
-        AUG=dict(
-            ENABLED=False,
-            MIN_SIZES=(400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
-            MAX_SIZE=4000,
-            FLIP=True,
-        ),
+        AUG=dict(ENABLED=False, MIN_SIZES=(400, 500, 600, 700, 800, 900, 1000, 1100, 1200), MAX_SIZE=4000, FLIP=True),
         PRECISE_BN=dict(ENABLED=False, NUM_ITER=200),
     ),
 )

@@ -44,8 +44,10 @@ def _of_objects(cfg: CfgNode, dataset: Dataset, folder: str) -> tuple[list[Evalu
     tasks = tasks_of(cfg).of_objects
     if not tasks:
         return [], []
-    return ([COCOEvaluator(dataset, tasks, folder, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE)],
-            [ComparisonWriter(dataset, folder)])
+    return (
+        [COCOEvaluator(dataset, tasks, folder, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE)],
+        [ComparisonWriter(dataset, folder)],
+    )
 
 
 def _of_pixels(cfg: CfgNode, dataset: Dataset, folder: str) -> tuple[list[Evaluator], list[PictureWriter]]:

@@ -59,7 +59,8 @@ def build_test_time_augmentation(cfg: CfgNode, model: GeneralizedRCNN) -> Genera
     """`model` looking at each image in the sizes of TEST.AUG."""
     augmentation = cfg.TEST.AUG
     return GeneralizedRCNNWithTTA(
-        model, short_sides=augmentation.MIN_SIZES, max_side=augmentation.MAX_SIZE, flip=augmentation.FLIP)
+        model, short_sides=augmentation.MIN_SIZES, max_side=augmentation.MAX_SIZE, flip=augmentation.FLIP
+    )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -86,7 +87,8 @@ def resnest_arguments(cfg: CfgNode) -> dict:
     if dilations not in OUTPUT_STRIDES:
         raise UserError(
             f"MODEL.RESNETS.RES4_DILATION {dilations[0]} with RES5_DILATION {dilations[1]}: "
-            "supported are 1 with 1, 1 with 2, 2 with 4")
+            "supported are 1 with 1, 1 with 2, 2 with 4"
+        )
     # With a plain ResNet, and in the wrapper with a shallow stem, STEM_OUT_CHANNELS counts; a deep stem has its depth's width.
     deep_stem = resnets.DEEP_STEM and not plain
     stem_width = STEM_WIDTH[resnets.DEPTH] if deep_stem else resnets.STEM_OUT_CHANNELS // 2
@@ -137,9 +139,16 @@ def build_sem_seg_head(cfg: CfgNode, backbone: FPN | ResNeSt) -> SemSegFPNHead:
     """The head that labels pixels, over the maps in MODEL.SEM_SEG_HEAD.IN_FEATURES."""
     head = cfg.MODEL.SEM_SEG_HEAD
     return SemSegFPNHead(
-        head.IN_FEATURES, backbone.out_feature_strides, backbone.out_feature_channels, num_classes=head.NUM_CLASSES,
-        conv_dim=head.CONVS_DIM, common_stride=head.COMMON_STRIDE, norm=head.NORM, loss_weight=head.LOSS_WEIGHT,
-        ignore_value=head.IGNORE_VALUE)
+        head.IN_FEATURES,
+        backbone.out_feature_strides,
+        backbone.out_feature_channels,
+        num_classes=head.NUM_CLASSES,
+        conv_dim=head.CONVS_DIM,
+        common_stride=head.COMMON_STRIDE,
+        norm=head.NORM,
+        loss_weight=head.LOSS_WEIGHT,
+        ignore_value=head.IGNORE_VALUE,
+    )
 
 
 def build_rpn(cfg: CfgNode, backbone: FPN) -> RPN:
@@ -176,8 +185,13 @@ def build_roi_heads(cfg: CfgNode, backbone: FPN) -> StandardROIHeads:
     arguments = dict(
         in_features=heads.IN_FEATURES,
         sampler=RegionSampler(
-            heads.NUM_CLASSES, heads.IOU_THRESHOLDS, heads.IOU_LABELS, heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION,
-            heads.PROPOSAL_APPEND_GT),
+            heads.NUM_CLASSES,
+            heads.IOU_THRESHOLDS,
+            heads.IOU_LABELS,
+            heads.BATCH_SIZE_PER_IMAGE,
+            heads.POSITIVE_FRACTION,
+            heads.PROPOSAL_APPEND_GT,
+        ),
         box_pooler=RegionPooler(box.POOLER_RESOLUTION, strides, box.POOLER_SAMPLING_RATIO),
         train_on_predicted_boxes=box.TRAIN_ON_PRED_BOXES,
     )
@@ -188,7 +202,8 @@ def build_roi_heads(cfg: CfgNode, backbone: FPN) -> StandardROIHeads:
 
     def build_stage(box_weights: tuple[float, ...]) -> tuple[FastRCNNConvFCHead, BoxPredictor]:
         head = FastRCNNConvFCHead(
-            channels, box.POOLER_RESOLUTION, [box.CONV_DIM] * box.NUM_CONV, [box.FC_DIM] * box.NUM_FC, box.NORM)
+            channels, box.POOLER_RESOLUTION, [box.CONV_DIM] * box.NUM_CONV, [box.FC_DIM] * box.NUM_FC, box.NORM
+        )
         predictor = BoxPredictor(
             head.out_channels,
             heads.NUM_CLASSES,
@@ -209,15 +224,22 @@ def build_roi_heads(cfg: CfgNode, backbone: FPN) -> StandardROIHeads:
 
     cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
     if len(cascade.IOUS) != len(cascade.BBOX_REG_WEIGHTS) or not cascade.IOUS:
-        raise UserError(f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS has {len(cascade.IOUS)} stages and BBOX_REG_WEIGHTS "
-                        f"{len(cascade.BBOX_REG_WEIGHTS)}; both need one value for each")
+        raise UserError(
+            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS has {len(cascade.IOUS)} stages and BBOX_REG_WEIGHTS "
+            f"{len(cascade.BBOX_REG_WEIGHTS)}; both need one value for each"
+        )
     if cascade.IOUS[0] != heads.IOU_THRESHOLDS[0]:
-        raise UserError(f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS starts with {cascade.IOUS[0]} and MODEL.ROI_HEADS.IOU_THRESHOLDS with "
-                        f"{heads.IOU_THRESHOLDS[0]}; both are the first stage's")
+        raise UserError(
+            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS starts with {cascade.IOUS[0]} and MODEL.ROI_HEADS.IOU_THRESHOLDS with "
+            f"{heads.IOU_THRESHOLDS[0]}; both are the first stage's"
+        )
     stages = [build_stage(box_weights) for box_weights in cascade.BBOX_REG_WEIGHTS]
     return CascadeROIHeads(
-        box_heads=[head for head, _ in stages], box_predictors=[predictor for _, predictor in stages],
-        iou_thresholds=cascade.IOUS, **arguments)
+        box_heads=[head for head, _ in stages],
+        box_predictors=[predictor for _, predictor in stages],
+        iou_thresholds=cascade.IOUS,
+        **arguments,
+    )
 
 
 def _strides(backbone: FPN, names: list[str], key: str) -> list[int]:

@@ -90,16 +90,24 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
         )
     scale = world_size / reference
     given = cfg.SOLVER
-    cfg = with_values(cfg, {
-        "SOLVER.IMS_PER_BATCH": round(given.IMS_PER_BATCH * scale),
-        "SOLVER.BASE_LR": given.BASE_LR * scale,
-        **{f"SOLVER.{key}": round(given[key] / scale) for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")},
-        "SOLVER.STEPS": tuple(round(step / scale) for step in given.STEPS),
-        "TEST.EVAL_PERIOD": round(cfg.TEST.EVAL_PERIOD / scale),
-        "SOLVER.REFERENCE_WORLD_SIZE": world_size,
-    })
+    cfg = with_values(
+        cfg,
+        {
+            "SOLVER.IMS_PER_BATCH": round(given.IMS_PER_BATCH * scale),
+            "SOLVER.BASE_LR": given.BASE_LR * scale,
+            **{f"SOLVER.{key}": round(given[key] / scale) for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")},
+            "SOLVER.STEPS": tuple(round(step / scale) for step in given.STEPS),
+            "TEST.EVAL_PERIOD": round(cfg.TEST.EVAL_PERIOD / scale),
+            "SOLVER.REFERENCE_WORLD_SIZE": world_size,
+        },
+    )
     logger.info(
         "Scaled from %d to %d processes: %d images a step, base learning rate %g, %d iterations, %d of warm-up",
-        reference, world_size, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS,
+        reference,
+        world_size,
+        cfg.SOLVER.IMS_PER_BATCH,
+        cfg.SOLVER.BASE_LR,
+        cfg.SOLVER.MAX_ITER,
+        cfg.SOLVER.WARMUP_ITERS,
     )
     return cfg

@@ -24,7 +24,8 @@ ARCHITECTURES = {
     "GeneralizedRCNN": Architecture(objects=True, pixels=False, not_read=("MODEL.SEM_SEG_HEAD.", "MODEL.PANOPTIC_FPN.")),
     "PanopticFPN": Architecture(objects=True, pixels=True),
     "SemanticSegmentor": Architecture(
-        objects=False, pixels=True, not_read=("MODEL.PANOPTIC_FPN.", "MODEL.MASK_ON", "TEST.AUG.", "VIS_PERIOD")),
+        objects=False, pixels=True, not_read=("MODEL.PANOPTIC_FPN.", "MODEL.MASK_ON", "TEST.AUG.", "VIS_PERIOD")
+    ),
 }
 
 

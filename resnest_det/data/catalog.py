@@ -25,8 +25,12 @@ _COCO_PANOPTIC = {
     "coco_2017_train_panoptic": ("coco/panoptic_train2017", "coco/annotations/panoptic_train2017.json", "coco_2017_train"),
     "coco_2017_val_panoptic": ("coco/panoptic_val2017", "coco/annotations/panoptic_val2017.json", "coco_2017_val"),
     "coco_2017_val_100_panoptic": (
-        "coco/panoptic_val2017_100", "coco/annotations/panoptic_val2017_100.json", "coco_2017_val_100"),
+        "coco/panoptic_val2017_100",
+        "coco/annotations/panoptic_val2017_100.json",
+        "coco_2017_val_100",
+    ),
 }
+
 
 @dataclass(frozen=True)
 class CocoFiles:
@@ -100,7 +104,8 @@ def register(name: str, files: CocoFiles | PanopticFiles) -> None:
     if not name.isprintable() or ".." in name or any(character in name for character in "/\\"):
         raise UserError(
             f"dataset name {ascii(name)[:80]}: it becomes part of file names; it must have no '/', '\\' or '..' and no control "
-            "character in it")
+            "character in it"
+        )
     if name in _builtin() or _registered.get(name, files) != files:
         raise UserError(f"a dataset named {name} exists already; register yours under another name")
     _registered[name] = files
@@ -162,7 +167,9 @@ def _known_coco_panoptic(prefix: str, stuff_only: bool) -> tuple[PanopticFiles, 
         f"that holds coco/, or use the generated shapes_train_panoptic and shapes_val_panoptic"
     )
     instances = None if stuff_only else str(root / instances_json)
-    return PanopticFiles(str(root / panoptic_json), str(root / panoptic_root), str(root / image_root), instances, stuff_only), hint
+    return PanopticFiles(
+        str(root / panoptic_json), str(root / panoptic_root), str(root / image_root), instances, stuff_only
+    ), hint
 
 
 def _shapes(split: str) -> tuple[CocoFiles, str]:
@@ -172,8 +179,12 @@ def _shapes(split: str) -> tuple[CocoFiles, str]:
 
 def _shapes_panoptic(split: str) -> tuple[PanopticFiles, str]:
     folder = shapes.ensure_shapes(datasets_root())
-    return PanopticFiles(str(folder / shapes.panoptic_json(split)), str(folder / f"panoptic_{split}"), str(folder / split),
-                         str(folder / shapes.instances_json(split))), ""
+    return PanopticFiles(
+        str(folder / shapes.panoptic_json(split)),
+        str(folder / f"panoptic_{split}"),
+        str(folder / split),
+        str(folder / shapes.instances_json(split)),
+    ), ""
 
 
 def _load(name: str, files: CocoFiles | PanopticFiles, hint: str, keep_truth: bool) -> Dataset:
@@ -182,8 +193,15 @@ def _load(name: str, files: CocoFiles | PanopticFiles, hint: str, keep_truth: bo
         return load_coco_instances(name, files.json_file, files.image_root, keep_truth=keep_truth)
     annotations = [file for file in (files.panoptic_json, files.instances_json) if file is not None]
     _check_files_exist(name, annotations, {"panoptic PNG files": files.panoptic_root, "images": files.image_root}, hint)
-    return load_coco_panoptic(name, files.panoptic_json, files.panoptic_root, files.image_root, files.instances_json,
-                              stuff_only=files.stuff_only, keep_truth=keep_truth)
+    return load_coco_panoptic(
+        name,
+        files.panoptic_json,
+        files.panoptic_root,
+        files.image_root,
+        files.instances_json,
+        stuff_only=files.stuff_only,
+        keep_truth=keep_truth,
+    )
 
 
 def _check_files_exist(name: str, files: list[str], folders: dict[str, str], hint: str) -> None:

@@ -55,8 +55,10 @@ def read_image(file_name: str, image_format: str, size: tuple[int, int] | None =
             turn = _turn_that_stands_upright(image)
             width, height = reversed(image.size) if turn in _TURNED_SIDEWAYS else image.size
             if size is not None and (height, width) != size:
-                raise UserError(f"image {file_name} is {width} x {height} pixels (width x height), but its annotations say "
-                                f"{size[1]} x {size[0]}")
+                raise UserError(
+                    f"image {file_name} is {width} x {height} pixels (width x height), but its annotations say "
+                    f"{size[1]} x {size[0]}"
+                )
             image = image if turn is None else image.transpose(turn)
             image = image.convert("L" if image_format == "L" else "RGB")
     except FileNotFoundError as error:

@@ -24,7 +24,12 @@ _EMPTY_SIDE = 1e-5
 
 
 def training_sample(
-    record: dict, generator: np.random.Generator, *, augmentation: Augmentation, image_format: str, mask_format: str | None,
+    record: dict,
+    generator: np.random.Generator,
+    *,
+    augmentation: Augmentation,
+    image_format: str,
+    mask_format: str | None,
     semantic: bool = False,
 ) -> dict:
     """Read, augment and annotate one training image.

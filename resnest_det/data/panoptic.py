@@ -38,8 +38,14 @@ class PanopticMetadata(Metadata):
 
 
 def load_coco_panoptic(
-    name: str, panoptic_json: str, panoptic_root: str, image_root: str, instances_json: str | None = None, *,
-    stuff_only: bool = False, keep_truth: bool = False,
+    name: str,
+    panoptic_json: str,
+    panoptic_root: str,
+    image_root: str,
+    instances_json: str | None = None,
+    *,
+    stuff_only: bool = False,
+    keep_truth: bool = False,
 ) -> Dataset:
     """Read a COCO panoptic JSON file; of the PNG files only the names are looked at.
 
@@ -85,8 +91,9 @@ def load_coco_panoptic(
     if stuff_only:
         for record in records.values():
             record["annotations"] = []
-        metadata = PanopticMetadata(**vars(metadata) | {
-            "thing_classes": [], "thing_colors": [], "thing_dataset_id_to_contiguous_id": {}})
+        metadata = PanopticMetadata(
+            **vars(metadata) | {"thing_classes": [], "thing_colors": [], "thing_dataset_id_to_contiguous_id": {}}
+        )
     elif instances_json is not None:
         metadata = PanopticMetadata(**vars(metadata) | {"json_file": str(instances_json)})
         instances = load_coco_instances(name, instances_json, image_root, keep_truth=keep_truth)
@@ -106,16 +113,22 @@ def read_record_segments(record: dict) -> np.ndarray:
     segment_ids = read_segment_ids(file_name)
     height, width = segment_ids.shape
     if (height, width) != (record["height"], record["width"]):
-        raise UserError(f"panoptic PNG {file_name} is {width} x {height} pixels (width x height), but image "
-                        f"{record['image_id']} is {record['width']} x {record['height']} by its annotations")
+        raise UserError(
+            f"panoptic PNG {file_name} is {width} x {height} pixels (width x height), but image "
+            f"{record['image_id']} is {record['width']} x {record['height']} by its annotations"
+        )
     drawn = set(np.unique(_runs(segment_ids)[1]).tolist()) - {0}
     listed = {info["id"] for info in record["segments_info"]}
     if drawn - listed:
-        raise UserError(f"panoptic PNG {file_name} has a segment {min(drawn - listed)}, which is not in the annotation of "
-                        f"image {record['image_id']}")
+        raise UserError(
+            f"panoptic PNG {file_name} has a segment {min(drawn - listed)}, which is not in the annotation of "
+            f"image {record['image_id']}"
+        )
     if listed - drawn:
-        raise UserError(f"panoptic PNG {file_name} lacks segment {min(listed - drawn)}, which is in the annotation of "
-                        f"image {record['image_id']}")
+        raise UserError(
+            f"panoptic PNG {file_name} lacks segment {min(listed - drawn)}, which is in the annotation of "
+            f"image {record['image_id']}"
+        )
     return segment_ids
 
 
@@ -139,9 +152,15 @@ def instance_annotations(segment_ids: np.ndarray, segments_info: list[dict]) -> 
     for info in segments_info:
         if info["isthing"]:
             encoded = mask_util.encode(np.asfortranarray(segment_ids == info["id"]).view(np.uint8))
-            annotations.append({
-                "id": info["id"], "bbox": mask_util.toBbox(encoded).tolist(), "category_id": info["category_id"],
-                "iscrowd": info["iscrowd"], "segmentation": encoded})
+            annotations.append(
+                {
+                    "id": info["id"],
+                    "bbox": mask_util.toBbox(encoded).tolist(),
+                    "category_id": info["category_id"],
+                    "iscrowd": info["iscrowd"],
+                    "segmentation": encoded,
+                }
+            )
     return annotations
 
 
@@ -195,10 +214,13 @@ def _metadata(name: str, categories: list, panoptic_json: str, panoptic_root: st
     if len(stuff) >= UNLABELLED:
         raise UserError(f"{panoptic_json}: {len(stuff)} stuff categories; a semantic target has room for {UNLABELLED - 1}")
     return PanopticMetadata(
-        name=name, json_file=None, image_root=str(image_root),
+        name=name,
+        json_file=None,
+        image_root=str(image_root),
         thing_classes=[label for label, _ in things.values()],
         thing_dataset_id_to_contiguous_id={category_id: i for i, category_id in enumerate(things)},
-        panoptic_json=str(panoptic_json), panoptic_root=str(panoptic_root),
+        panoptic_json=str(panoptic_json),
+        panoptic_root=str(panoptic_root),
         thing_colors=[color for _, color in things.values()],
         stuff_classes=["things", *(label for label, _ in stuff.values())],
         stuff_colors=[(82, 18, 128), *(color for _, color in stuff.values())],
@@ -232,14 +254,20 @@ def _record(image: dict, annotation: dict, metadata: PanopticMetadata, where: st
 def _segment(info: dict, metadata: PanopticMetadata, where: str) -> dict:
     segment_id = require(info, "id", where)
     if not isinstance(segment_id, int) or not 0 < segment_id <= MAX_SEGMENT_ID:
-        raise UserError(f"{where}: a segment id is a whole number from 1 to {MAX_SEGMENT_ID}, which RGB holds, not {segment_id!r}")
+        raise UserError(
+            f"{where}: a segment id is a whole number from 1 to {MAX_SEGMENT_ID}, which RGB holds, not {segment_id!r}"
+        )
     category_id = require(info, "category_id", f"{where}: segment {segment_id}")
     things, stuff = metadata.thing_dataset_id_to_contiguous_id, metadata.stuff_dataset_id_to_contiguous_id
     if category_id not in things and category_id not in stuff:
         raise UserError(f'{where}: segment {segment_id}: category id {category_id!r} is not in the list "categories"')
     isthing = category_id in things
-    return {"id": segment_id, "category_id": (things if isthing else stuff)[category_id], "isthing": isthing,
-            "iscrowd": int(bool(info.get("iscrowd", 0)))}
+    return {
+        "id": segment_id,
+        "category_id": (things if isthing else stuff)[category_id],
+        "isthing": isthing,
+        "iscrowd": int(bool(info.get("iscrowd", 0))),
+    }
 
 
 def _check_png_files(records: dict[int, dict], panoptic_root: str) -> None:
@@ -247,8 +275,10 @@ def _check_png_files(records: dict[int, dict], panoptic_root: str) -> None:
     present = set(os.listdir(panoptic_root))
     absent = [record for record in records.values() if os.path.basename(record["pan_seg_file_name"]) not in present]
     if absent:
-        raise UserError(f"panoptic PNG {absent[0]['pan_seg_file_name']} of image {absent[0]['image_id']} does not exist; "
-                        f"{len(absent)} of {len(records)} are absent")
+        raise UserError(
+            f"panoptic PNG {absent[0]['pan_seg_file_name']} of image {absent[0]['image_id']} does not exist; "
+            f"{len(absent)} of {len(records)} are absent"
+        )
 
 
 def _add_instances(records: dict[int, dict], metadata: PanopticMetadata, instances: Dataset) -> None:
@@ -262,12 +292,15 @@ def _add_instances(records: dict[int, dict], metadata: PanopticMetadata, instanc
     for theirs, ours in zip(instances.metadata.thing_classes, metadata.thing_classes):
         if theirs != ours:
             raise UserError(
-                f"{file}: its categories are not the things of {own}: one has {theirs!r} where the other has {ours!r}")
+                f"{file}: its categories are not the things of {own}: one has {theirs!r} where the other has {ours!r}"
+            )
     differing = {record["image_id"] for record in instances.records} ^ set(records)
     if differing:
         only = own if min(differing) in records else file
-        raise UserError(f"{file}: its images are not those of {own}: {len(differing)} are in one only, of which image "
-                        f"{min(differing)} in {only}")
+        raise UserError(
+            f"{file}: its images are not those of {own}: {len(differing)} are in one only, of which image "
+            f"{min(differing)} in {only}"
+        )
     for theirs in instances.records:
         ours = records[theirs["image_id"]]
         for key in ("height", "width", "file_name"):

@@ -8,8 +8,12 @@ from resnest_det.backbone.resnest import ResNeSt
 from resnest_det.detector.image_model import ImageModel
 
 PARTS = {
-    "backbone": "fpn", "proposal_generator": "rpn", "roi_heads.box_head": "box head", "roi_heads.box_predictor": "box head",
-    "roi_heads.mask_head": "mask head", "sem_seg_head": "semantic head",
+    "backbone": "fpn",
+    "proposal_generator": "rpn",
+    "roi_heads.box_head": "box head",
+    "roi_heads.box_predictor": "box head",
+    "roi_heads.mask_head": "mask head",
+    "sem_seg_head": "semantic head",
 }
 
 
@@ -59,5 +63,7 @@ def count_detector(model: ImageModel, size: tuple[int, int], num_proposals: int,
         if module is not None and not isinstance(module, ResNeSt):
             parts[name] = part
     return count_parts(
-        _OnFixedRegions(model).eval(), (images, box.repeat(num_proposals, 1), box.repeat(num_detections, 1)),
-        {f"model.{name}": part for name, part in parts.items()})
+        _OnFixedRegions(model).eval(),
+        (images, box.repeat(num_proposals, 1), box.repeat(num_detections, 1)),
+        {f"model.{name}": part for name, part in parts.items()},
+    )

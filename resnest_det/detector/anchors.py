@@ -24,8 +24,13 @@ class AnchorGenerator(nn.Module):
         UserError: the number of lists is neither one nor that of the levels, or levels have different numbers of anchors.
     """
 
-    def __init__(self, sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[Sequence[float]], strides: Sequence[int],
-                 offset: float = 0.0):
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[float]],
+        aspect_ratios: Sequence[Sequence[float]],
+        strides: Sequence[int],
+        offset: float = 0.0,
+    ):
         super().__init__()
         self.strides = tuple(strides)
         self.offset = offset

@@ -31,8 +31,15 @@ class FastRCNNConvFCHead(nn.Module):
             raise UserError("MODEL.ROI_BOX_HEAD.NUM_CONV and NUM_FC are both 0: the box head needs a layer")
         self.num_conv, self.num_fc = len(conv_dims), len(fc_dims)
         for i, channels in enumerate(conv_dims, start=1):
-            conv = Conv2d(in_channels, channels, 3, padding=1, bias=not norm, norm=get_norm(norm, channels),
-                          activation=nn.ReLU(inplace=True))
+            conv = Conv2d(
+                in_channels,
+                channels,
+                3,
+                padding=1,
+                bias=not norm,
+                norm=get_norm(norm, channels),
+                activation=nn.ReLU(inplace=True),
+            )
             c2_msra_fill(conv)
             self.add_module(f"conv{i}", conv)
             in_channels = channels
@@ -67,10 +74,20 @@ class BoxPredictor(nn.Module):
         score_threshold, nms_threshold, max_detections: of `detect`.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, *, class_agnostic: bool = False,
-                 box_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0), box_loss: str = "smooth_l1", smooth_l1_beta: float = 0.0,
-                 box_loss_weight: float = 1.0, score_threshold: float = 0.05, nms_threshold: float = 0.5,
-                 max_detections: int = 100):
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        class_agnostic: bool = False,
+        box_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+        box_loss: str = "smooth_l1",
+        smooth_l1_beta: float = 0.0,
+        box_loss_weight: float = 1.0,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
+    ):
         super().__init__()
         self.cls_score = nn.Linear(in_channels, num_classes + 1)
         self.bbox_pred = nn.Linear(in_channels, 4 if class_agnostic else 4 * num_classes)
@@ -111,7 +128,8 @@ class BoxPredictor(nn.Module):
         else:
             deltas = deltas.unflatten(1, (self.num_classes, 4))[foreground, labels[foreground]]
         box_loss = box_regression_loss(
-            deltas, boxes[foreground], true_boxes, self.box_weights, self.box_loss, self.smooth_l1_beta)
+            deltas, boxes[foreground], true_boxes, self.box_weights, self.box_loss, self.smooth_l1_beta
+        )
         return {"loss_cls": cls_loss, "loss_box_reg": box_loss / count * self.box_loss_weight}
 
     def boxes_of_classes(self, deltas: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:

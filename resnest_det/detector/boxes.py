@@ -30,12 +30,15 @@ def encode_boxes(boxes: Tensor, targets: Tensor, weights: Sequence[float]) -> Te
     center_x, center_y, width, height = _centers_and_sizes(boxes)
     target_x, target_y, target_width, target_height = _centers_and_sizes(targets)
     wx, wy, ww, wh = weights
-    return torch.stack((
-        wx * (target_x - center_x) / width,
-        wy * (target_y - center_y) / height,
-        ww * torch.log(target_width / width),
-        wh * torch.log(target_height / height),
-    ), dim=1)
+    return torch.stack(
+        (
+            wx * (target_x - center_x) / width,
+            wy * (target_y - center_y) / height,
+            ww * torch.log(target_width / width),
+            wh * torch.log(target_height / height),
+        ),
+        dim=1,
+    )
 
 
 def decode_boxes(deltas: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
@@ -76,8 +79,9 @@ def larger_than(boxes: Tensor, side: float = 0.0) -> Tensor:
     return (boxes[:, 2] - boxes[:, 0] > side) & (boxes[:, 3] - boxes[:, 1] > side)
 
 
-def box_regression_loss(deltas: Tensor, boxes: Tensor, targets: Tensor, weights: Sequence[float], kind: str,
-                        beta: float) -> Tensor:
+def box_regression_loss(
+    deltas: Tensor, boxes: Tensor, targets: Tensor, weights: Sequence[float], kind: str, beta: float
+) -> Tensor:
     """Sum over N boxes of the loss between predicted deltas and target boxes.
 
     Args:

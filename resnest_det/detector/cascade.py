@@ -22,15 +22,17 @@ class CascadeROIHeads(StandardROIHeads):
         UserError: a predictor is class-specific: the next stage needs one box for each region.
     """
 
-    def __init__(self, *, box_heads: Sequence[nn.Module], box_predictors: Sequence[nn.Module], iou_thresholds: Sequence[float],
-                 **arguments):
+    def __init__(
+        self, *, box_heads: Sequence[nn.Module], box_predictors: Sequence[nn.Module], iou_thresholds: Sequence[float], **arguments
+    ):
         super().__init__(box_head=nn.ModuleList(box_heads), box_predictor=nn.ModuleList(box_predictors), **arguments)
         if not all(predictor.class_agnostic for predictor in box_predictors):
             raise UserError("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG False: a cascade needs True")
         self.iou_thresholds = tuple(iou_thresholds)
 
-    def box_losses(self, maps: Sequence[Tensor], regions: list[Regions], targets: Sequence[dict],
-                   ) -> tuple[dict[str, Tensor], list[Regions]]:
+    def box_losses(
+        self, maps: Sequence[Tensor], regions: list[Regions], targets: Sequence[dict]
+    ) -> tuple[dict[str, Tensor], list[Regions]]:
         """`loss_cls_stage0`, `loss_box_reg_stage0`, ...; the mask head learns in the regions of the first stage."""
         losses = {}
         stage_regions = regions
@@ -60,8 +62,9 @@ class CascadeROIHeads(StandardROIHeads):
             features.register_hook(lambda gradient: gradient / len(self.box_predictor))
         return self.box_predictor[stage](self.box_head[stage](features))
 
-    def detect_boxes(self, maps: Sequence[Tensor], proposals: Sequence[Tensor],
-                     image_sizes: Sequence[tuple[int, int]]) -> list[dict]:
+    def detect_boxes(
+        self, maps: Sequence[Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict]:
         """Detections without masks: boxes of the last stage, scores the mean over stages."""
         boxes = list(proposals)
         counts = [len(image_boxes) for image_boxes in boxes]

@@ -27,8 +27,9 @@ class FPN(nn.Module):
         UserError: a feature is unknown, strides are not consecutive, or `fuse_type` is unknown.
     """
 
-    def __init__(self, bottom_up: nn.Module, in_features: Sequence[str], out_channels: int, norm: str = "",
-                 fuse_type: str = "sum"):
+    def __init__(
+        self, bottom_up: nn.Module, in_features: Sequence[str], out_channels: int, norm: str = "", fuse_type: str = "sum"
+    ):
         super().__init__()
         unknown = [name for name in in_features if name not in bottom_up.out_feature_strides]
         if unknown or not in_features:

@@ -30,8 +30,15 @@ class MaskRCNNConvUpsampleHead(nn.Module):
         super().__init__()
         self.num_conv = num_conv
         for i in range(1, num_conv + 1):
-            conv = Conv2d(in_channels, conv_dim, 3, padding=1, bias=not norm, norm=get_norm(norm, conv_dim),
-                          activation=nn.ReLU(inplace=True))
+            conv = Conv2d(
+                in_channels,
+                conv_dim,
+                3,
+                padding=1,
+                bias=not norm,
+                norm=get_norm(norm, conv_dim),
+                activation=nn.ReLU(inplace=True),
+            )
             c2_msra_fill(conv)
             self.add_module(f"mask_fcn{i}", conv)
             in_channels = conv_dim

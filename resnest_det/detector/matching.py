@@ -10,8 +10,9 @@ from torchvision.ops import box_iou
 MAX_PAIRS = 2**22
 
 
-def match_boxes(true_boxes: Tensor, boxes: Tensor, thresholds: Sequence[float], labels: Sequence[int],
-                allow_low_quality: bool) -> tuple[Tensor, Tensor]:
+def match_boxes(
+    true_boxes: Tensor, boxes: Tensor, thresholds: Sequence[float], labels: Sequence[int], allow_low_quality: bool
+) -> tuple[Tensor, Tensor]:
     """Assign to each box the true box that it overlaps most, and a label by how much.
 
     Args:
@@ -48,8 +49,9 @@ def match_boxes(true_boxes: Tensor, boxes: Tensor, thresholds: Sequence[float], 
     return matches, match_labels
 
 
-def subsample(labels: Tensor, num_samples: int, positive_fraction: float, background: int,
-              generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def subsample(
+    labels: Tensor, num_samples: int, positive_fraction: float, background: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
     """Draw up to `num_samples` of N labelled elements, at most `positive_fraction` of them positive.
 
     Missing positives are made up for by negatives.

@@ -41,8 +41,14 @@ class PanopticFPN(GeneralizedRCNN):
     `panoptic_seg`, see `fuse`, both at the size of the image itself.
     """
 
-    def __init__(self, *, sem_seg_head: SemSegFPNHead, instance_loss_weight: float = 1.0,
-                 fusion: FusionLimits | None = FusionLimits(), **others):
+    def __init__(
+        self,
+        *,
+        sem_seg_head: SemSegFPNHead,
+        instance_loss_weight: float = 1.0,
+        fusion: FusionLimits | None = FusionLimits(),
+        **others,
+    ):
         super().__init__(**others)
         self.sem_seg_head = sem_seg_head
         self.instance_loss_weight = instance_loss_weight
@@ -102,8 +108,15 @@ def fuse(detections: dict[str, Tensor], labels: Tensor, limits: FusionLimits) ->
         area, free_area = int(mask.sum()), int(free.sum())
         if free_area == 0 or (area - free_area) / area > limits.overlap:
             continue
-        segments.append({"id": len(segments) + 1, "isthing": True, "score": scores[instance], "category_id": classes[instance],
-                         "instance_id": instance})
+        segments.append(
+            {
+                "id": len(segments) + 1,
+                "isthing": True,
+                "score": scores[instance],
+                "category_id": classes[instance],
+                "instance_id": instance,
+            }
+        )
         panoptic[free] = len(segments)
 
     for label in torch.unique(labels).tolist():

@@ -34,7 +34,8 @@ class RegionPooler(nn.Module):
         self.min_level = int(math.log2(strides[0]))
         self.max_level = int(math.log2(strides[-1]))
         self.level_poolers = nn.ModuleList(
-            RoIAlign(output_size, 1.0 / stride, sampling_ratio, aligned=True) for stride in strides)
+            RoIAlign(output_size, 1.0 / stride, sampling_ratio, aligned=True) for stride in strides
+        )
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Pool the boxes of all images.

@@ -8,8 +8,9 @@ from resnest_det.detector.boxes import clip_boxes, larger_than
 MASK_THRESHOLD = 0.5
 
 
-def rescale_detections(detections: dict[str, Tensor], input_size: tuple[int, int],
-                       image_size: tuple[int, int]) -> dict[str, Tensor]:
+def rescale_detections(
+    detections: dict[str, Tensor], input_size: tuple[int, int], image_size: tuple[int, int]
+) -> dict[str, Tensor]:
     """Detections of one image, in the pixels of the image itself.
 
     Args:

@@ -36,8 +36,15 @@ class GeneralizedRCNN(ImageModel):
     bool, best first.
     """
 
-    def __init__(self, *, backbone: FPN, proposal_generator: RPN, roi_heads: StandardROIHeads, pixel_mean: Sequence[float],
-                 pixel_std: Sequence[float]):
+    def __init__(
+        self,
+        *,
+        backbone: FPN,
+        proposal_generator: RPN,
+        roi_heads: StandardROIHeads,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ):
         super().__init__(backbone, pixel_mean, pixel_std)
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
@@ -56,8 +63,9 @@ class GeneralizedRCNN(ImageModel):
         images, image_sizes = self.preprocess(batch)
         return self.detect(self.backbone(images), image_sizes, output_sizes(batch, image_sizes))
 
-    def detect(self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]],
-               output_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    def detect(
+        self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]], output_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
         """Detections from pyramid maps, scaled from `image_sizes` to `output_sizes`, (height, width) of each image."""
         proposals, _ = self.proposal_generator(features, image_sizes)
         detections = self.roi_heads.detect(features, [image.boxes for image in proposals], image_sizes)

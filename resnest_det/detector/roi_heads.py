@@ -34,8 +34,15 @@ class RegionSampler:
         append_objects: whether the true boxes are proposals too, so that a network that proposes nothing useful yet learns.
     """
 
-    def __init__(self, num_classes: int, iou_thresholds: Sequence[float] = (0.5,), iou_labels: Sequence[int] = (0, 1),
-                 batch_size_per_image: int = 512, positive_fraction: float = 0.25, append_objects: bool = True):
+    def __init__(
+        self,
+        num_classes: int,
+        iou_thresholds: Sequence[float] = (0.5,),
+        iou_labels: Sequence[int] = (0, 1),
+        batch_size_per_image: int = 512,
+        positive_fraction: float = 0.25,
+        append_objects: bool = True,
+    ):
         self.num_classes = num_classes
         self.iou_thresholds = tuple(iou_thresholds)
         self.iou_labels = tuple(iou_labels)
@@ -50,13 +57,15 @@ class RegionSampler:
             proposals = torch.cat((proposals, target["boxes"]))
         regions = label_regions(proposals, target, self.iou_thresholds, self.iou_labels, self.num_classes)
         positive, negative = subsample(
-            regions.labels, self.batch_size_per_image, self.positive_fraction, self.num_classes, target["generator"])
+            regions.labels, self.batch_size_per_image, self.positive_fraction, self.num_classes, target["generator"]
+        )
         drawn = torch.cat((positive, negative))
         return Regions(*(values[drawn] for values in regions))
 
 
-def label_regions(boxes: Tensor, target: dict, iou_thresholds: Sequence[float], iou_labels: Sequence[int],
-                  num_classes: int) -> Regions:
+def label_regions(
+    boxes: Tensor, target: dict, iou_thresholds: Sequence[float], iou_labels: Sequence[int], num_classes: int
+) -> Regions:
     """All of `boxes` (R, 4) with the class of the object each overlaps most; -1 where the overlap is neither high nor low."""
     objects, overlap = match_boxes(target["boxes"], boxes, iou_thresholds, iou_labels, allow_low_quality=False)
     if len(target["labels"]):
@@ -84,10 +93,18 @@ class StandardROIHeads(nn.Module):
         train_on_predicted_boxes: the mask head learns in the boxes that the box head predicts, not in the proposals.
     """
 
-    def __init__(self, *, in_features: Sequence[str], sampler: RegionSampler, box_pooler: RegionPooler,
-                 box_head: FastRCNNConvFCHead | nn.ModuleList, box_predictor: BoxPredictor | nn.ModuleList,
-                 mask_pooler: RegionPooler | None = None, mask_head: MaskRCNNConvUpsampleHead | None = None,
-                 train_on_predicted_boxes: bool = False):
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        sampler: RegionSampler,
+        box_pooler: RegionPooler,
+        box_head: FastRCNNConvFCHead | nn.ModuleList,
+        box_predictor: BoxPredictor | nn.ModuleList,
+        mask_pooler: RegionPooler | None = None,
+        mask_head: MaskRCNNConvUpsampleHead | None = None,
+        train_on_predicted_boxes: bool = False,
+    ):
         super().__init__()
         self.in_features = tuple(in_features)
         self.sampler = sampler
@@ -115,8 +132,9 @@ class StandardROIHeads(nn.Module):
             losses["loss_mask"] = self.mask_loss(maps, regions, targets)
         return losses
 
-    def box_losses(self, maps: Sequence[Tensor], regions: list[Regions], targets: Sequence[dict],
-                   ) -> tuple[dict[str, Tensor], list[Regions]]:
+    def box_losses(
+        self, maps: Sequence[Tensor], regions: list[Regions], targets: Sequence[dict]
+    ) -> tuple[dict[str, Tensor], list[Regions]]:
         """Losses of the box branch, and the regions that the mask head is to learn in."""
         boxes, labels = torch.cat([r.boxes for r in regions]), torch.cat([r.labels for r in regions])
         logits, deltas = self.box_predictor(self.box_head(self.box_pooler(maps, [r.boxes for r in regions])))
@@ -136,12 +154,14 @@ class StandardROIHeads(nn.Module):
         logits = self.mask_head(self.mask_pooler(maps, boxes), labels)
         cropped = [
             crop_masks(target["masks"], r.objects[chosen], image_boxes, logits.shape[-1])
-            for r, chosen, image_boxes, target in zip(regions, foreground, boxes, targets) if len(image_boxes)
+            for r, chosen, image_boxes, target in zip(regions, foreground, boxes, targets)
+            if len(image_boxes)
         ]
         return mask_loss(logits, torch.cat(cropped) if cropped else torch.zeros_like(logits))
 
-    def detect(self, features: dict[str, Tensor], proposals: Sequence[Tensor],
-               image_sizes: Sequence[tuple[int, int]]) -> list[dict]:
+    def detect(
+        self, features: dict[str, Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict]:
         """Detections of each image, see `BoxPredictor.detect`, with a mask head also `mask_probabilities` (D, M, M) in them."""
         maps = [features[name] for name in self.in_features]
         detections = self.detect_boxes(maps, proposals, image_sizes)
@@ -149,8 +169,9 @@ class StandardROIHeads(nn.Module):
             self.add_masks(features, detections)
         return detections
 
-    def detect_boxes(self, maps: Sequence[Tensor], proposals: Sequence[Tensor],
-                     image_sizes: Sequence[tuple[int, int]]) -> list[dict]:
+    def detect_boxes(
+        self, maps: Sequence[Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict]:
         """Detections without masks."""
         logits, deltas = self.box_predictor(self.box_head(self.box_pooler(maps, proposals)))
         counts = [len(boxes) for boxes in proposals]

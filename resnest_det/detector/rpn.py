@@ -78,13 +78,27 @@ class RPN(nn.Module):
         cls_loss_weight, box_loss_weight: factors of the two losses.
     """
 
-    def __init__(self, *, in_features: Sequence[str], head: RPNHead, anchor_generator: AnchorGenerator,
-                 iou_thresholds: Sequence[float] = (0.3, 0.7), iou_labels: Sequence[int] = (0, -1, 1),
-                 boundary_threshold: float = -1, batch_size_per_image: int = 256, positive_fraction: float = 0.5,
-                 pre_nms_topk: tuple[int, int] = (2000, 1000), post_nms_topk: tuple[int, int] = (1000, 1000),
-                 nms_threshold: float = 0.7, min_box_size: float = 0.0,
-                 box_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), box_loss: str = "smooth_l1", smooth_l1_beta: float = 0.0,
-                 cls_loss_weight: float = 1.0, box_loss_weight: float = 1.0):
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        head: RPNHead,
+        anchor_generator: AnchorGenerator,
+        iou_thresholds: Sequence[float] = (0.3, 0.7),
+        iou_labels: Sequence[int] = (0, -1, 1),
+        boundary_threshold: float = -1,
+        batch_size_per_image: int = 256,
+        positive_fraction: float = 0.5,
+        pre_nms_topk: tuple[int, int] = (2000, 1000),
+        post_nms_topk: tuple[int, int] = (1000, 1000),
+        nms_threshold: float = 0.7,
+        min_box_size: float = 0.0,
+        box_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        box_loss: str = "smooth_l1",
+        smooth_l1_beta: float = 0.0,
+        cls_loss_weight: float = 1.0,
+        box_loss_weight: float = 1.0,
+    ):
         super().__init__()
         self.in_features = tuple(in_features)
         self.rpn_head = head
@@ -104,8 +118,9 @@ class RPN(nn.Module):
         self.cls_loss_weight = cls_loss_weight
         self.box_loss_weight = box_loss_weight
 
-    def forward(self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]], targets: Sequence[dict] | None = None,
-                ) -> tuple[list[Proposals], dict[str, Tensor]]:
+    def forward(
+        self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]], targets: Sequence[dict] | None = None
+    ) -> tuple[list[Proposals], dict[str, Tensor]]:
         """Proposals for each image and, given targets, the losses `loss_rpn_cls` and `loss_rpn_loc`.
 
         Args:
@@ -128,8 +143,9 @@ class RPN(nn.Module):
             proposals = self.find_proposals(anchors, logits, deltas, image_sizes, names)
         return proposals, losses
 
-    def losses(self, anchors: Tensor, logits: Tensor, deltas: Tensor, image_sizes: Sequence[tuple[int, int]],
-               targets: Sequence[dict]) -> dict[str, Tensor]:
+    def losses(
+        self, anchors: Tensor, logits: Tensor, deltas: Tensor, image_sizes: Sequence[tuple[int, int]], targets: Sequence[dict]
+    ) -> dict[str, Tensor]:
         """Losses over a sample of R `anchors` (R, 4), for `logits` (N, R) and `deltas` (N, R, 4); both are divided by the
         number of anchors that would be drawn if there were enough."""
         positives, sampled, labels, matched = [], [], [], []
@@ -144,13 +160,15 @@ class RPN(nn.Module):
 
         cls_loss = F.binary_cross_entropy_with_logits(logits.flatten()[sampled], labels.to(logits.dtype), reduction="sum")
         box_loss = box_regression_loss(
-            deltas.flatten(0, 1)[positives], anchors[positives % len(anchors)], torch.cat(matched), self.box_weights,
-            self.box_loss, self.smooth_l1_beta)
+            deltas.flatten(0, 1)[positives],
+            anchors[positives % len(anchors)],
+            torch.cat(matched),
+            self.box_weights,
+            self.box_loss,
+            self.smooth_l1_beta,
+        )
         count = self.batch_size_per_image * len(targets)
-        return {
-            "loss_rpn_cls": cls_loss / count * self.cls_loss_weight,
-            "loss_rpn_loc": box_loss / count * self.box_loss_weight,
-        }
+        return {"loss_rpn_cls": cls_loss / count * self.cls_loss_weight, "loss_rpn_loc": box_loss / count * self.box_loss_weight}
 
     @torch.no_grad()
     def sample_anchors(self, anchors: Tensor, image_size: tuple[int, int], target: dict) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,8 +182,14 @@ class RPN(nn.Module):
         positive, negative = subsample(labels, self.batch_size_per_image, self.positive_fraction, 0, target["generator"])
         return positive, negative, matches[positive]
 
-    def find_proposals(self, anchors: Sequence[Tensor], logits: Sequence[Tensor], deltas: Sequence[Tensor],
-                       image_sizes: Sequence[tuple[int, int]], names: Sequence[str] | None) -> list[Proposals]:
+    def find_proposals(
+        self,
+        anchors: Sequence[Tensor],
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        names: Sequence[str] | None,
+    ) -> list[Proposals]:
         """The best boxes of each level, after suppression within the level; `names` of the images mean training."""
         when = 0 if names is not None else 1
         boxes, scores, levels = [], [], []
@@ -186,7 +210,8 @@ class RPN(nn.Module):
                 what = "objectness logits" if not scores[image].isfinite().all() else "boxes"
                 raise UserError(
                     f"{names[image]}: the predicted {what} of the proposals are not finite, training has diverged; "
-                    "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or switch SOLVER.CLIP_GRADIENTS on")
+                    "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or switch SOLVER.CLIP_GRADIENTS on"
+                )
             clipped = clip_boxes(boxes[image], image_size)
             usable = finite & larger_than(clipped, self.min_box_size)
             clipped, image_scores = clipped[usable], scores[image][usable]

@@ -33,9 +33,19 @@ class SemSegFPNHead(nn.Module):
         UserError: a map is unknown, or its stride cannot be brought to the common one.
     """
 
-    def __init__(self, in_features: Sequence[str], strides: Mapping[str, int], channels: Mapping[str, int], *, num_classes: int,
-                 conv_dim: int = 128, common_stride: int = 4, norm: str = "GN", loss_weight: float = 1.0,
-                 ignore_value: int = 255):
+    def __init__(
+        self,
+        in_features: Sequence[str],
+        strides: Mapping[str, int],
+        channels: Mapping[str, int],
+        *,
+        num_classes: int,
+        conv_dim: int = 128,
+        common_stride: int = 4,
+        norm: str = "GN",
+        loss_weight: float = 1.0,
+        ignore_value: int = 255,
+    ):
         super().__init__()
         unknown = [name for name in in_features if name not in strides]
         if unknown or not in_features:
@@ -49,8 +59,10 @@ class SemSegFPNHead(nn.Module):
         for name in self.in_features:
             doublings = math.log2(strides[name] / common_stride)
             if doublings < 0 or doublings != int(doublings):
-                raise UserError(f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE {common_stride}: the stride of {name}, {strides[name]}, is "
-                                "not this or this times a power of two")
+                raise UserError(
+                    f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE {common_stride}: the stride of {name}, {strides[name]}, is "
+                    "not this or this times a power of two"
+                )
             self.add_module(name, _branch(channels[name], conv_dim, int(doublings), norm))
         self.predictor = Conv2d(conv_dim, num_classes, 1)
         # He initialisation would, of a few classes, begin with logits so large that their gradients drown those of other heads.

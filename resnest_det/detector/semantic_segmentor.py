@@ -23,8 +23,9 @@ class SemanticSegmentor(ImageModel):
     itself.
     """
 
-    def __init__(self, *, backbone: nn.Module, sem_seg_head: SemSegFPNHead, pixel_mean: Sequence[float],
-                 pixel_std: Sequence[float]):
+    def __init__(
+        self, *, backbone: nn.Module, sem_seg_head: SemSegFPNHead, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+    ):
         super().__init__(backbone, pixel_mean, pixel_std)
         self.sem_seg_head = sem_seg_head
 

@@ -50,7 +50,8 @@ class GeneralizedRCNNWithTTA(nn.Module):
         views = self._views(sample["image"])
         found = [
             (self._moved(detection["boxes"], size, view, to_view=False), detection["scores"], detection["classes"])
-            for chunk in _chunks(views) for view, detection in zip(chunk, self._boxes(chunk))
+            for chunk in _chunks(views)
+            for view, detection in zip(chunk, self._boxes(chunk))
         ]
         boxes, scores, classes = (torch.cat(values) for values in zip(*found))
         detections = self._predictor().suppress(clip_boxes(boxes, size), scores, classes)

@@ -21,8 +21,9 @@ _MASK_OPACITY = 0.45
 _GAP = 8
 
 
-def draw_comparison(image: Image.Image, truth: dict, prediction: dict, class_names: list[str],
-                    score_threshold: float = 0.5) -> Image.Image:
+def draw_comparison(
+    image: Image.Image, truth: dict, prediction: dict, class_names: list[str], score_threshold: float = 0.5
+) -> Image.Image:
     """The true objects (left) and the predicted ones (right) drawn on an image.
 
     Small images are enlarged until the longest side has 480 pixels, so that labels can be read.
@@ -102,8 +103,9 @@ def outline(mask: np.ndarray) -> np.ndarray:
     return mask & ~inside
 
 
-def write_labels(canvas: Image.Image, corners: list[tuple[float, float]], labels: list[str],
-                 colors: list[tuple[int, int, int]]) -> None:
+def write_labels(
+    canvas: Image.Image, corners: list[tuple[float, float]], labels: list[str], colors: list[tuple[int, int, int]]
+) -> None:
     """Write each label near its corner, inside the picture and, where there is room, not over another label."""
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=13)
@@ -118,8 +120,9 @@ def write_labels(canvas: Image.Image, corners: list[tuple[float, float]], labels
         draw.text((place[0] + 3 - left, place[1] + 3 - top), label, font=font, fill="white" if dark else "black")
 
 
-def place_label(x: float, y: float, width: float, height: float, size: tuple[int, int],
-                taken: list[tuple[float, float, float, float]]) -> tuple[float, float, float, float] | None:
+def place_label(
+    x: float, y: float, width: float, height: float, size: tuple[int, int], taken: list[tuple[float, float, float, float]]
+) -> tuple[float, float, float, float] | None:
     """A box (x0, y0, x1, y1) for a label, inside a picture of `size` (width, height) and clear of the boxes that are taken.
 
     It begins at (x, y) or up to four label heights below or above; None where all of these are taken.
@@ -174,8 +177,9 @@ def truth_of_record(record: dict) -> dict:
     truth = {"boxes": boxes, "classes": torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)}
     if annotations and all(a.get("segmentation") for a in annotations):
         height, width = record["height"], record["width"]
-        truth["masks"] = torch.stack([torch.from_numpy(segmentation_to_mask(a["segmentation"], height, width)).bool()
-                                      for a in annotations])
+        truth["masks"] = torch.stack(
+            [torch.from_numpy(segmentation_to_mask(a["segmentation"], height, width)).bool() for a in annotations]
+        )
     return truth
 
 

@@ -57,8 +57,15 @@ def _write_names(canvas: Image.Image, ids: np.ndarray, segments: list[dict]) -> 
         place = place_label(columns[nearest] - width / 2, rows[nearest] - height / 2, width, height, canvas.size, taken)
         if place is not None:
             taken.append(place)
-            draw.text((place[0] + width / 2, place[1] + height / 2), segment["label"], font=font, fill="white", anchor="mm",
-                      stroke_width=2, stroke_fill="black")
+            draw.text(
+                (place[0] + width / 2, place[1] + height / 2),
+                segment["label"],
+                font=font,
+                fill="white",
+                anchor="mm",
+                stroke_width=2,
+                stroke_fill="black",
+            )
 
 
 def _shades(colors: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -92,8 +99,10 @@ class PanopticComparisonWriter:
 
     def __init__(self, dataset, output_dir: str, count: int = 4):
         metadata = dataset.metadata
-        self.classes = {True: list(zip(metadata.thing_classes, metadata.thing_colors)),
-                        False: list(zip(metadata.stuff_classes, metadata.stuff_colors))}
+        self.classes = {
+            True: list(zip(metadata.thing_classes, metadata.thing_colors)),
+            False: list(zip(metadata.stuff_classes, metadata.stuff_colors)),
+        }
         self.output_dir = output_dir
         self.records = spread_records(dataset.records, count)
 
@@ -106,8 +115,12 @@ class PanopticComparisonWriter:
                 predicted, segments = output["panoptic_seg"]
                 truth = draw_panoptic(image, read_record_segments(record), self._named(record["segments_info"]))
                 prediction = draw_panoptic(image, predicted.cpu().numpy(), self._named(segments))
-                sheet = side_by_side([(f"truth, segments: {len(record['segments_info'])}", truth),
-                                      (f"predicted, segments: {len(segments)}", prediction)])
+                sheet = side_by_side(
+                    [
+                        (f"truth, segments: {len(record['segments_info'])}", truth),
+                        (f"predicted, segments: {len(segments)}", prediction),
+                    ]
+                )
                 stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
                 save_picture(sheet, os.path.join(self.output_dir, f"{stem}_panoptic.png"))
 

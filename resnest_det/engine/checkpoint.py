@@ -81,9 +81,7 @@ class DetectionCheckpointer(Checkpointer):
         return checkpoint
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        problems = describe_incompatible(
-            incompatible.missing_keys, incompatible.unexpected_keys, incompatible.incorrect_shapes
-        )
+        problems = describe_incompatible(incompatible.missing_keys, incompatible.unexpected_keys, incompatible.incorrect_shapes)
         if problems:
             raise UserError(f"checkpoint {self._loaded_from} is of another model: {problems}")
 

@@ -127,8 +127,10 @@ def _wait_for_machine_0(address: tuple, dist_url: str) -> None:
             except OSError as error:
                 reason = error.strerror or str(error)
         if time.monotonic() >= give_up:
-            raise UserError(f"--dist-url {dist_url}: machine 0 has not answered there for {RENDEZVOUS_TIMEOUT} s: {reason}; is it "
-                            "started with this address, and is the port open to this machine?")
+            raise UserError(
+                f"--dist-url {dist_url}: machine 0 has not answered there for {RENDEZVOUS_TIMEOUT} s: {reason}; is it "
+                "started with this address, and is the port open to this machine?"
+            )
         if not told:
             print(f"waiting up to {RENDEZVOUS_TIMEOUT} s for machine 0 at {dist_url} ({reason})", file=sys.stderr, flush=True)
             told = True

@@ -22,8 +22,10 @@ def update_batch_norm_statistics(model: nn.Module, batches: Iterable, count: int
     Args:
         batches: what `model` is called with; at least `count` of them.
     """
-    moments = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64, device=norm.running_mean.device)
-               for norm in get_bn_modules(model)}
+    moments = {
+        norm: torch.zeros(3, norm.num_features, dtype=torch.float64, device=norm.running_mean.device)
+        for norm in get_bn_modules(model)
+    }
 
     def add(norm: nn.Module, inputs: tuple[Tensor]) -> None:
         x = inputs[0].float()  # sums of half-precision maps overflow

@@ -59,9 +59,7 @@ def parameter_groups(
     return [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()]
 
 
-def gradient_clipper(
-    clip_type: str, clip_value: float, norm_type: float = 2.0
-) -> Callable[[Iterable[nn.Parameter]], None]:
+def gradient_clipper(clip_type: str, clip_value: float, norm_type: float = 2.0) -> Callable[[Iterable[nn.Parameter]], None]:
     """A function that clips each parameter's gradient on its own: by absolute value ("value") or norm ("norm")."""
     if clip_type not in ("value", "norm"):
         raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip_type!r}; supported are 'value' and 'norm'")

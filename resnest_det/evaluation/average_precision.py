@@ -45,8 +45,9 @@ def _mean(values: np.ndarray) -> float:
     return 100 * float(np.mean(present)) if present.size else float("nan")
 
 
-def precision_and_recall(ground_truth: dict, detections: list[dict], task: str,
-                         max_detections: int) -> tuple[np.ndarray, np.ndarray]:
+def precision_and_recall(
+    ground_truth: dict, detections: list[dict], task: str, max_detections: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Precision (10 IoU, 101 recalls, K categories, 4 areas, 3 limits) and recall (10, K, 4, 3), -1 without ground truth.
 
     faster-coco-eval counts. It divides by TP + FP where pycocotools divides by TP + FP + 2.2e-16, which gives another
@@ -55,8 +56,13 @@ def precision_and_recall(ground_truth: dict, detections: list[dict], task: str,
     are asked for beside the usual 101 and the number of pycocotools is put where it belongs.
     """
     truth = COCO({**ground_truth, "annotations": [dict(annotation) for annotation in ground_truth["annotations"]]})
-    found = COCO({"images": ground_truth["images"], "categories": ground_truth["categories"],
-                  "annotations": [_as_annotation(d, i + 1, task) for i, d in enumerate(detections)]})
+    found = COCO(
+        {
+            "images": ground_truth["images"],
+            "categories": ground_truth["categories"],
+            "annotations": [_as_annotation(d, i + 1, task) for i, d in enumerate(detections)],
+        }
+    )
     counting = COCOeval_faster(truth, found, task)
     params = counting.params
     params.maxDets = [1, 10, max(10, max_detections)]
@@ -82,10 +88,19 @@ def _as_annotation(detection: dict, identity: int, task: str) -> dict:
     if task == "bbox":
         shape = {"bbox": detection["bbox"], "area": detection["bbox"][2] * detection["bbox"][3]}
     else:
-        shape = {"segmentation": detection["segmentation"], "area": float(mask_codec.area(detection["segmentation"])),
-                 "bbox": detection["bbox"]}
-    return {"id": identity, "image_id": detection["image_id"], "category_id": detection["category_id"],
-            "score": detection["score"], "iscrowd": 0, **shape}
+        shape = {
+            "segmentation": detection["segmentation"],
+            "area": float(mask_codec.area(detection["segmentation"])),
+            "bbox": detection["bbox"],
+        }
+    return {
+        "id": identity,
+        "image_id": detection["image_id"],
+        "category_id": detection["category_id"],
+        "score": detection["score"],
+        "iscrowd": 0,
+        **shape,
+    }
 
 
 def _objects_per_category_and_area(annotations: list[dict], category_ids: list[int], area_ranges) -> np.ndarray:

@@ -66,8 +66,9 @@ class COCOEvaluator:
         for sample, output in zip(batch, outputs, strict=True):
             image_id = sample["image_id"]
             if image_id not in self.image_ids:
-                raise UserError(f"{self.json_file or self.dataset_name}: there is no image {image_id}, "
-                                f"of which detections were made")
+                raise UserError(
+                    f"{self.json_file or self.dataset_name}: there is no image {image_id}, of which detections were made"
+                )
             self._check(image_id, output)
             self.results_by_image[image_id] = detections_to_coco(output, image_id, self.category_ids, "segm" in self.tasks)
 
@@ -78,8 +79,10 @@ class COCOEvaluator:
             raise UserError(f"image {image_id} of {self.dataset_name}: a predicted box or score is not finite")
         unknown = set(output["classes"].tolist()) - set(self.category_ids)
         if unknown:
-            raise UserError(f"image {image_id} of {self.dataset_name}: predicted class {min(unknown)}, "
-                            f"but {self.dataset_name} has {len(self.category_ids)} classes (MODEL.ROI_HEADS.NUM_CLASSES)")
+            raise UserError(
+                f"image {image_id} of {self.dataset_name}: predicted class {min(unknown)}, "
+                f"but {self.dataset_name} has {len(self.category_ids)} classes (MODEL.ROI_HEADS.NUM_CLASSES)"
+            )
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Gather the detections of all processes, write them and count.
@@ -95,8 +98,12 @@ class COCOEvaluator:
         by_image = {image_id: results for part in gathered for image_id, results in part.items()}
         absent = len(self.image_ids) - len(by_image)
         if absent:
-            logger.warning("%d of %d images of %s were not predicted; they count as images without detections",
-                           absent, len(self.image_ids), self.dataset_name)
+            logger.warning(
+                "%d of %d images of %s were not predicted; they count as images without detections",
+                absent,
+                len(self.image_ids),
+                self.dataset_name,
+            )
         detections = list(itertools.chain.from_iterable(by_image[image_id] for image_id in sorted(by_image)))
         if not detections:
             logger.warning("there is not one detection on %s: AP is 0 wherever there is ground truth", self.dataset_name)
@@ -121,8 +128,9 @@ def detections_to_coco(output: dict, image_id, category_ids: dict[int, int], wit
     boxes = output["boxes"].detach().cpu().clone()
     boxes[:, 2:] -= boxes[:, :2]
     columns = zip(boxes.tolist(), output["scores"].tolist(), output["classes"].tolist())
-    results = [{"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-               for box, score, label in columns]
+    results = [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score} for box, score, label in columns
+    ]
     if with_masks:
         for result, encoded in zip(results, encode_masks(output["masks"]), strict=True):
             result["segmentation"] = encoded

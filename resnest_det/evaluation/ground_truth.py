@@ -42,8 +42,9 @@ def checked_ground_truth(content: dict | None, json_file: str, tasks) -> dict:
             annotation["area"] = _area(annotation, images.get(annotation["image_id"]), json_file)
         annotations.append(annotation)
     if 0 in seen:
-        logger.warning("%s has an annotation 0, which COCO's definition of AP counts as never found; count ids from 1 to mend it",
-                       json_file)
+        logger.warning(
+            "%s has an annotation 0, which COCO's definition of AP counts as never found; count ids from 1 to mend it", json_file
+        )
     return {**content, "annotations": annotations}
 
 
@@ -59,9 +60,15 @@ def ground_truth_of_segments(dataset) -> dict:
     for record in dataset.records:
         for annotation in with_truth(record)[0]["annotations"]:
             # Segment ids are of one image only, those of annotations of the whole data set.
-            annotations.append({**annotation, "id": len(annotations) + 1, "image_id": record["image_id"],
-                                "category_id": category_ids[annotation["category_id"]],
-                                "area": float(mask_codec.area(annotation["segmentation"]))})
+            annotations.append(
+                {
+                    **annotation,
+                    "id": len(annotations) + 1,
+                    "image_id": record["image_id"],
+                    "category_id": category_ids[annotation["category_id"]],
+                    "area": float(mask_codec.area(annotation["segmentation"])),
+                }
+            )
     images = [{"id": record["image_id"], "height": record["height"], "width": record["width"]} for record in dataset.records]
     categories = [{"id": category_ids[i], "name": name} for i, name in enumerate(metadata.thing_classes)]
     return {"images": images, "categories": categories, "annotations": annotations}
@@ -76,8 +83,11 @@ def _area(annotation: dict, image: dict | None, json_file: str) -> float:
 def with_run_lengths(content: dict, json_file: str) -> list[dict]:
     """The annotations, each with its segmentation (polygons, run lengths) as compressed run lengths of the whole image."""
     images = {image["id"]: image for image in content["images"]}
-    return [{**annotation, "segmentation": _run_lengths(annotation, images[annotation["image_id"]], json_file)}
-            for annotation in content["annotations"] if annotation["image_id"] in images]
+    return [
+        {**annotation, "segmentation": _run_lengths(annotation, images[annotation["image_id"]], json_file)}
+        for annotation in content["annotations"]
+        if annotation["image_id"] in images
+    ]
 
 
 def _run_lengths(annotation: dict, image: dict, json_file: str) -> dict:

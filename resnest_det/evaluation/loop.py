@@ -53,8 +53,9 @@ class EvaluationSet:
     writers: Sequence[PictureWriter] = ()
 
 
-def inference_on_dataset(model, loader, evaluators: Sequence[Evaluator],
-                         writers: Sequence[PictureWriter] = ()) -> dict[str, dict[str, float]]:
+def inference_on_dataset(
+    model, loader, evaluators: Sequence[Evaluator], writers: Sequence[PictureWriter] = ()
+) -> dict[str, dict[str, float]]:
     """Predict every batch of `loader` and evaluate.
 
     The model is in eval mode meanwhile and as before afterwards. Logs seconds an image, with and without loading and
@@ -133,13 +134,26 @@ class _Clock:
             self.last_log = now
             counted = self.batches - self.warm_up if self.batches > self.warm_up else self.batches
             left = datetime.timedelta(seconds=int((now - self.start) / counted * (self.total - self.batches)))
-            logger.info("inference %d/%d  %.4f s/img  (model %.4f)  eta %s",
-                        self.batches, self.total, (now - self.start) / self.images, self.compute / self.images, left)
+            logger.info(
+                "inference %d/%d  %.4f s/img  (model %.4f)  eta %s",
+                self.batches,
+                self.total,
+                (now - self.start) / self.images,
+                self.compute / self.images,
+                left,
+            )
 
     def log_speed(self) -> None:
         if not self.images:
             return
         elapsed = time.perf_counter() - self.start
-        logger.info("inference took %s: %.4f s/img, of which the model %.4f s/img (%d images after %d batches of warm-up, "
-                    "%d process%s)", datetime.timedelta(seconds=int(elapsed)), elapsed / self.images, self.compute / self.images,
-                    self.images, self.warm_up, get_world_size(), "" if get_world_size() == 1 else "es")
+        logger.info(
+            "inference took %s: %.4f s/img, of which the model %.4f s/img (%d images after %d batches of warm-up, %d process%s)",
+            datetime.timedelta(seconds=int(elapsed)),
+            elapsed / self.images,
+            self.compute / self.images,
+            self.images,
+            self.warm_up,
+            get_world_size(),
+            "" if get_world_size() == 1 else "es",
+        )

@@ -66,8 +66,10 @@ class PanopticEvaluator:
         category_ids = self.category_ids[bool(segment["isthing"])]
         if segment["category_id"] not in category_ids:
             kind = "thing" if segment["isthing"] else "stuff"
-            raise UserError(f"image {image_id} of {self.dataset_name}: segment {segment['id']} has {kind} class "
-                            f"{segment['category_id']}, of which the data set has {len(category_ids)}")
+            raise UserError(
+                f"image {image_id} of {self.dataset_name}: segment {segment['id']} has {kind} class "
+                f"{segment['category_id']}, of which the data set has {len(category_ids)}"
+            )
         info = {"id": int(segment["id"]), "category_id": category_ids[segment["category_id"]]}
         return {**info, "score": float(segment["score"])} if "score" in segment else info
 

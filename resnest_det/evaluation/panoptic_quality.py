@@ -58,8 +58,9 @@ class PanopticSide:
     folder: str
 
 
-def panoptic_quality(truth_json: str, truth_dir: str, prediction_json: str, prediction_dir: str,
-                     processes: int | None = None) -> dict[str, dict]:
+def panoptic_quality(
+    truth_json: str, truth_dir: str, prediction_json: str, prediction_dir: str, processes: int | None = None
+) -> dict[str, dict]:
     """`compare` of files in COCO's panoptic format.
 
     Raises:
@@ -100,8 +101,9 @@ def compare(truth: PanopticSide, prediction: PanopticSide, processes: int | None
         return _summarize(pool.map(count, jobs, chunksize=min(32, len(jobs) // processes)), categories)
 
 
-def count_segments(overlaps: tuple[np.ndarray, np.ndarray, np.ndarray], truth_segments: dict[int, dict],
-                   predicted_segments: dict[int, dict]) -> ImageCounts:
+def count_segments(
+    overlaps: tuple[np.ndarray, np.ndarray, np.ndarray], truth_segments: dict[int, dict], predicted_segments: dict[int, dict]
+) -> ImageCounts:
     """Match the segments of one image.
 
     Args:
@@ -177,8 +179,9 @@ def _sum_by_id(ids: np.ndarray, pixels: np.ndarray) -> dict[int, int]:
     return dict(zip(unique.tolist(), areas.tolist()))
 
 
-def _count_files(job: tuple[dict, dict, tuple[int, int] | None], files: tuple[str, str, str, str],
-                 categories: frozenset[int]) -> ImageCounts:
+def _count_files(
+    job: tuple[dict, dict, tuple[int, int] | None], files: tuple[str, str, str, str], categories: frozenset[int]
+) -> ImageCounts:
     true_annotation, predicted_annotation, size = job
     truth_json, truth_dir, prediction_json, prediction_dir = files
     sides = ((true_annotation, truth_dir, truth_json), (predicted_annotation, prediction_dir, prediction_json))
@@ -187,18 +190,23 @@ def _count_files(job: tuple[dict, dict, tuple[int, int] | None], files: tuple[st
         path = os.path.join(folder, annotation["file_name"])
         ids = read_segment_ids(path)
         if size is not None and ids.shape != size:
-            raise UserError(f"{path} is {ids.shape[1]} x {ids.shape[0]} pixels (width x height), "
-                            f"but image {annotation['image_id']} is {size[1]} x {size[0]}")
+            raise UserError(
+                f"{path} is {ids.shape[1]} x {ids.shape[0]} pixels (width x height), "
+                f"but image {annotation['image_id']} is {size[1]} x {size[0]}"
+            )
         size = ids.shape
         maps.append(ids)
     overlaps = find_overlaps(*maps)
-    segments = [_segments_by_id(annotation, drawn, folder, json_file, categories)
-                for (annotation, folder, json_file), drawn in zip(sides, overlaps)]
+    segments = [
+        _segments_by_id(annotation, drawn, folder, json_file, categories)
+        for (annotation, folder, json_file), drawn in zip(sides, overlaps)
+    ]
     return count_segments(overlaps, *segments)
 
 
-def _segments_by_id(annotation: dict, drawn: np.ndarray, folder: str, json_file: str,
-                    categories: frozenset[int]) -> dict[int, dict]:
+def _segments_by_id(
+    annotation: dict, drawn: np.ndarray, folder: str, json_file: str, categories: frozenset[int]
+) -> dict[int, dict]:
     """The segments of an annotation, found to be those of its PNG, which has the ids `drawn`."""
     image, path = f"image {annotation['image_id']}", os.path.join(folder, annotation["file_name"])
     segments = {}
@@ -265,8 +273,12 @@ def _summarize(images: Iterable[ImageCounts], categories: dict[int, dict]) -> di
     per_class = {category_id: count.quality() for category_id, count in counts.items()}
     things = [category_id for category_id, category in categories.items() if category["isthing"] == 1]
     stuff = [category_id for category_id, category in categories.items() if category["isthing"] != 1]
-    return {"All": _mean(per_class, categories), "Things": _mean(per_class, things), "Stuff": _mean(per_class, stuff),
-            "per_class": per_class}
+    return {
+        "All": _mean(per_class, categories),
+        "Things": _mean(per_class, things),
+        "Stuff": _mean(per_class, stuff),
+        "per_class": per_class,
+    }
 
 
 def _mean(per_class: dict[int, dict[str, float]], category_ids: Iterable[int]) -> dict[str, float]:

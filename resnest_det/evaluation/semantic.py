@@ -43,13 +43,17 @@ class SemSegEvaluator:
             if image_id not in self.records:
                 raise UserError(f"{self.dataset_name} has no image {image_id}, of which semantic classes were predicted")
             if len(scores) != classes:
-                raise UserError(f"the model predicts {len(scores)} semantic classes, {self.dataset_name} has {classes} "
-                                f"(MODEL.SEM_SEG_HEAD.NUM_CLASSES)")
+                raise UserError(
+                    f"the model predicts {len(scores)} semantic classes, {self.dataset_name} has {classes} "
+                    f"(MODEL.SEM_SEG_HEAD.NUM_CLASSES)"
+                )
             truth = read_semantic_labels(self.records[image_id]).astype(np.int64)
             predicted = scores.argmax(dim=0).cpu().numpy()
             if truth.shape != predicted.shape:
-                raise UserError(f"image {image_id} of {self.dataset_name}: the semantic truth is {truth.shape} (height, width), "
-                                f"the prediction {predicted.shape}")
+                raise UserError(
+                    f"image {image_id} of {self.dataset_name}: the semantic truth is {truth.shape} (height, width), "
+                    f"the prediction {predicted.shape}"
+                )
             labelled = truth != UNLABELLED
             pairs = classes * predicted[labelled] + truth[labelled]
             self.pixels += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
@@ -74,8 +78,12 @@ def semantic_figures(pixels: np.ndarray, class_names: list[str]) -> dict[str, fl
         accuracy = np.where(true > 0, right / true, np.nan)
         iou = np.where(true > 0, right / (true + predicted - right), np.nan)
         present = true > 0
-        figures = {"mIoU": iou[present].sum() / present.sum(), "fwIoU": (iou[present] * (true / true.sum())[present]).sum(),
-                   "mACC": accuracy[present].sum() / present.sum(), "pACC": right.sum() / true.sum()}
+        figures = {
+            "mIoU": iou[present].sum() / present.sum(),
+            "fwIoU": (iou[present] * (true / true.sum())[present]).sum(),
+            "mACC": accuracy[present].sum() / present.sum(),
+            "pACC": right.sum() / true.sum(),
+        }
     figures.update({f"IoU-{name}": value for name, value in zip(class_names, iou)})
     figures.update({f"ACC-{name}": value for name, value in zip(class_names, accuracy)})
     return {name: 100 * float(value) for name, value in figures.items()}

@@ -29,8 +29,11 @@ def copypaste_lines(results: dict[str, dict[str, float]]) -> list[str]:
     lines = []
     for task, figures in results.items():
         overall = {name: value for name, value in figures.items() if "-" not in name}
-        lines += [f"copypaste: Task: {task}", "copypaste: " + ",".join(overall),
-                  "copypaste: " + ",".join(f"{value:.4f}" for value in overall.values())]
+        lines += [
+            f"copypaste: Task: {task}",
+            "copypaste: " + ",".join(overall),
+            "copypaste: " + ",".join(f"{value:.4f}" for value in overall.values()),
+        ]
     return lines
 
 
@@ -41,8 +44,13 @@ def _class_table(per_class: dict[str, dict[str, float]]) -> str:
     cells = [[label, *(_number(values.get(label, math.nan)) for values in per_class.values())] for label in labels]
     across = max(1, min(6 // len(header), len(cells)))
     down = math.ceil(len(cells) / across)
-    rows = [sum((cells[row + column * down] if row + column * down < len(cells) else [""] * len(header)
-                 for column in range(across)), []) for row in range(down)]
+    rows = [
+        sum(
+            (cells[row + column * down] if row + column * down < len(cells) else [""] * len(header) for column in range(across)),
+            [],
+        )
+        for row in range(down)
+    ]
     return _table([header * across, *rows])
 
 

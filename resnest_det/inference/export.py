@@ -46,8 +46,9 @@ class DeployedModel(nn.Module):
         UserError: the conventions do not fit the model.
     """
 
-    def __init__(self, model: Classifier | FeatureExtractor, *, bgr: bool = False, pixels: bool = False,
-                 probabilities: bool = False):
+    def __init__(
+        self, model: Classifier | FeatureExtractor, *, bgr: bool = False, pixels: bool = False, probabilities: bool = False
+    ):
         super().__init__()
         self.in_channels = next(model.parameters()).shape[1]
         if (bgr or pixels) and self.in_channels != 3:
@@ -128,7 +129,9 @@ def check_path(path: Path, file_format: str) -> None:
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"cannot export to {path}: " + ("it is a folder" if path.is_dir() else "its folder does not exist"))
     if file_format == "openvino" and path.suffix != ".xml":
-        raise UserError(f"cannot export to {path}: the name of an OpenVINO model ends in .xml (its weights go into a .bin beside it)")
+        raise UserError(
+            f"cannot export to {path}: the name of an OpenVINO model ends in .xml (its weights go into a .bin beside it)"
+        )
 
 
 def check_exported(model: DeployedModel, path: str | os.PathLike, file_format: str) -> dict[tuple[int, ...], float]:
@@ -144,10 +147,13 @@ def check_exported(model: DeployedModel, path: str | os.PathLike, file_format: s
             expected = model(images)
         expected = (expected,) if isinstance(expected, Tensor) else expected
         difference = max(
-            ((got - want).abs().max() / want.abs().max()).item() for got, want in zip(run(images), expected, strict=True))
+            ((got - want).abs().max() / want.abs().max()).item() for got, want in zip(run(images), expected, strict=True)
+        )
         if not difference <= TOLERANCE:
-            raise UserError(f"the {file_format} file does not give the model's numbers: they differ by {difference:.1e} "
-                            f"(tolerance {TOLERANCE:.0e}) for input {shape}; nothing was written")
+            raise UserError(
+                f"the {file_format} file does not give the model's numbers: they differ by {difference:.1e} "
+                f"(tolerance {TOLERANCE:.0e}) for input {shape}; nothing was written"
+            )
         differences[shape] = difference
     return differences
 
@@ -192,14 +198,25 @@ def _write_torchscript(model: DeployedModel, images: Tensor, path: Path) -> None
 
 def _write_onnx(model: DeployedModel, images: Tensor, path: Path) -> None:
     torch.onnx.export(
-        model, (images,), str(path), dynamo=True, dynamic_shapes=(_DYNAMIC_AXES,), input_names=[INPUT_NAME],
-        output_names=list(model.output_names), opset_version=18, external_data=False, verbose=False)
+        model,
+        (images,),
+        str(path),
+        dynamo=True,
+        dynamic_shapes=(_DYNAMIC_AXES,),
+        input_names=[INPUT_NAME],
+        output_names=list(model.output_names),
+        opset_version=18,
+        external_data=False,
+        verbose=False,
+    )
 
 
 def _write_openvino(model: DeployedModel, images: Tensor, path: Path) -> None:
     import openvino
 
-    converted = openvino.convert_model(model, example_input=images, input=[openvino.PartialShape([-1, model.in_channels, -1, -1])])
+    converted = openvino.convert_model(
+        model, example_input=images, input=[openvino.PartialShape([-1, model.in_channels, -1, -1])]
+    )
     for port, name in ((converted.inputs[0], INPUT_NAME), *zip(converted.outputs, model.output_names, strict=True)):
         port.get_tensor().set_names({name})
     openvino.save_model(converted, str(path), compress_to_fp16=False)

@@ -30,8 +30,13 @@ from resnest_det.configuration.model import resnest_arguments  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.integrations.detectron2_weights import WeightsHandler  # noqa: E402
 
-__all__ = ["ResNeStBackbone", "add_resnest_config", "build_resnest_backbone", "build_resnest_fpn_backbone",
-           "build_retinanet_resnest_fpn_backbone"]
+__all__ = [
+    "ResNeStBackbone",
+    "add_resnest_config",
+    "build_resnest_backbone",
+    "build_resnest_fpn_backbone",
+    "build_retinanet_resnest_fpn_backbone",
+]
 
 PathManager.register_handler(WeightsHandler(), allow_override=True)
 
@@ -87,8 +92,10 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     resnets = cfg.MODEL.RESNETS
     missing = [key for key in RESNEST_KEYS if key not in resnets]
     if missing:
-        raise UserError(f"MODEL.RESNETS has no {', '.join(missing)}: call add_resnest_config(cfg) of "
-                        "resnest_det.integrations.detectron2 before any file is merged")
+        raise UserError(
+            f"MODEL.RESNETS has no {', '.join(missing)}: call add_resnest_config(cfg) of "
+            "resnest_det.integrations.detectron2 before any file is merged"
+        )
     if resnets.DEPTH not in BLOCKS_PER_STAGE:
         supported = ", ".join(map(str, BLOCKS_PER_STAGE))
         raise UserError(f"MODEL.RESNETS.DEPTH {resnets.DEPTH} is not supported; supported: {supported}")
@@ -117,6 +124,8 @@ def _with_pyramid(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> Ba
     fpn = cfg.MODEL.FPN
     unknown = [name for name in fpn.IN_FEATURES if name not in bottom_up.out_features]
     if unknown or not fpn.IN_FEATURES:
-        raise UserError(f"MODEL.FPN.IN_FEATURES {list(fpn.IN_FEATURES)} is not supported; supported: some of "
-                        f"MODEL.RESNETS.OUT_FEATURES, {', '.join(bottom_up.out_features)}")
+        raise UserError(
+            f"MODEL.FPN.IN_FEATURES {list(fpn.IN_FEATURES)} is not supported; supported: some of "
+            f"MODEL.RESNETS.OUT_FEATURES, {', '.join(bottom_up.out_features)}"
+        )
     return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, top_block=top_block, fuse_type=fpn.FUSE_TYPE)

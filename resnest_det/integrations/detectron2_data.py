@@ -73,6 +73,8 @@ def have_run_length_masks(names: list[str]) -> bool:
     """Whether objects of one of these data sets, as far as `register_datasets` made them known, are not polygons."""
     return any(
         isinstance(entry.get("segmentation"), dict) and not entry["iscrowd"]
-        for name in names if name in _ours
-        for record in DatasetCatalog.get(name) for entry in record["annotations"]
+        for name in names
+        if name in _ours
+        for record in DatasetCatalog.get(name)
+        for entry in record["annotations"]
     )

@@ -76,8 +76,9 @@ def run(cfg: CfgNode, options: RunOptions) -> dict:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_det", abbrev_name="resnest_det")
     config_file, overrides = str(find_config_file(options.config_file)), list(options.overrides)
     # What Detectron2's tools have of their command line.
-    default_setup(cfg, SimpleNamespace(
-        config_file=config_file, opts=overrides, eval_only=options.eval_only, resume=options.resume))
+    default_setup(
+        cfg, SimpleNamespace(config_file=config_file, opts=overrides, eval_only=options.eval_only, resume=options.resume)
+    )
     logger.info("Detectron2 on %s; config %s; overrides %s", cfg.MODEL.DEVICE, config_file, " ".join(overrides) or "none")
     register_datasets(cfg, list(options.datasets), only_test=options.eval_only)
     if options.eval_only:
@@ -111,8 +112,10 @@ def _train(cfg: CfgNode, resume: bool) -> dict:
     if resume and trainer.checkpointer.has_checkpoint():
         path = trainer.checkpointer.get_checkpoint_file()
         if "trainer" not in read_checkpoint(path):
-            raise UserError(f"checkpoint {path} was not made by Detectron2's trainer, which cannot go on from it; use --engine "
-                            "builtin if the built-in detector made it, or give it as MODEL.WEIGHTS without --resume")
+            raise UserError(
+                f"checkpoint {path} was not made by Detectron2's trainer, which cannot go on from it; use --engine "
+                "builtin if the built-in detector made it, or give it as MODEL.WEIGHTS without --resume"
+            )
         trainer.resume_or_load(resume=True)
     else:
         _load(cfg, trainer.model, cfg.MODEL.WEIGHTS)
@@ -181,7 +184,8 @@ class Trainer(DefaultTrainer):
             folder = os.path.join(folder, dataset_name)
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         others = {
-            "cityscapes_instance": CityscapesInstanceEvaluator, "cityscapes_sem_seg": CityscapesSemSegEvaluator,
+            "cityscapes_instance": CityscapesInstanceEvaluator,
+            "cityscapes_sem_seg": CityscapesSemSegEvaluator,
             "pascal_voc": PascalVOCDetectionEvaluator,
         }
         if kind in others:
@@ -211,8 +215,11 @@ class Trainer(DefaultTrainer):
         if isinstance(model, PanopticFPN):
             # Detectron2 augments what finds objects; a Panoptic FPN has all parts of that.
             model = GeneralizedRCNN(
-                backbone=model.backbone, proposal_generator=model.proposal_generator, roi_heads=model.roi_heads,
-                pixel_mean=model.pixel_mean.flatten().tolist(), pixel_std=model.pixel_std.flatten().tolist(),
+                backbone=model.backbone,
+                proposal_generator=model.proposal_generator,
+                roi_heads=model.roi_heads,
+                pixel_mean=model.pixel_mean.flatten().tolist(),
+                pixel_std=model.pixel_std.flatten().tolist(),
                 input_format=model.input_format,
             ).to(model.device)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
@@ -228,4 +235,6 @@ def _panoptic_evaluator(dataset_name: str, folder: str):
     metadata = copy.copy(MetadataCatalog.get(dataset_name).as_dict())
     stuff = metadata["stuff_dataset_id_to_contiguous_id"]
     metadata["stuff_dataset_id_to_contiguous_id"] = {key: value for key, value in stuff.items() if value != 0}
-    return PanopticEvaluator(SimpleNamespace(name=dataset_name, metadata=SimpleNamespace(**metadata), panoptic_truth=None), folder)
+    return PanopticEvaluator(
+        SimpleNamespace(name=dataset_name, metadata=SimpleNamespace(**metadata), panoptic_truth=None), folder
+    )

@@ -3,8 +3,10 @@
 from resnest_det.errors import UserError
 from resnest_det.integrations.installed import is_installed
 
-_HINT = ("install its current main branch as https://detectron2.readthedocs.io/tutorials/install.html says, or use the built-in "
-         "detector, which needs nothing more: --engine builtin")
+_HINT = (
+    "install its current main branch as https://detectron2.readthedocs.io/tutorials/install.html says, or use the built-in "
+    "detector, which needs nothing more: --engine builtin"
+)
 
 
 def check_detectron2() -> None:

@@ -31,8 +31,10 @@ def weights_for_detectron2(spec: str) -> str:
             content = {"model": weights.state}
         else:
             # With this mark Detectron2 puts them where names end alike, below whatever prefix the model has.
-            content = {"model": {name: value for name, value in weights.backbone.items() if not name.startswith("linear.")},
-                       "matching_heuristics": True}
+            content = {
+                "model": {name: value for name, value in weights.backbone.items() if not name.startswith("linear.")},
+                "matching_heuristics": True,
+            }
         translated.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(translated, "wb") as file:
             torch.save(content, file)

@@ -32,11 +32,7 @@ from resnest_det.weights.names import find_backbone, from_own_names, to_own_name
 __all__ = ["ResNeStDet"]
 
 # (strides, dilations) of the four stages, to the stride of the last.
-_OUTPUT_STRIDES = {
-    ((1, 2, 2, 2), (1, 1, 1, 1)): 32,
-    ((1, 2, 2, 1), (1, 1, 1, 2)): 16,
-    ((1, 2, 1, 1), (1, 1, 2, 4)): 8,
-}
+_OUTPUT_STRIDES = {((1, 2, 2, 2), (1, 1, 1, 1)): 32, ((1, 2, 2, 1), (1, 1, 1, 2)): 16, ((1, 2, 1, 1), (1, 1, 2, 4)): 8}
 _NETWORK = "network."
 
 
@@ -73,13 +69,32 @@ class ResNeStDet(BaseModule):
         UserError: an argument that makes no such network.
     """
 
-    def __init__(self, depth: int, groups: int = 1, base_width: int = 4, radix: int = 2, reduction_factor: int = 4,
-                 avg_down_stride: bool = True, avd_first: bool = False, in_channels: int = 3, stem_channels: int | None = None,
-                 base_channels: int = 64, num_stages: int = 4, strides: Sequence[int] = (1, 2, 2, 2),
-                 dilations: Sequence[int] = (1, 1, 1, 1), out_indices: Sequence[int] = (0, 1, 2, 3), style: str = "pytorch",
-                 frozen_stages: int = -1, norm_cfg: dict = dict(type="BN", requires_grad=True), norm_eval: bool = True,
-                 dcn: dict | None = None, stage_with_dcn: Sequence[bool] = (False,) * 4, with_cp: bool = False,
-                 zero_init_residual: bool = True, init_cfg: dict | list[dict] | None = None):
+    def __init__(
+        self,
+        depth: int,
+        groups: int = 1,
+        base_width: int = 4,
+        radix: int = 2,
+        reduction_factor: int = 4,
+        avg_down_stride: bool = True,
+        avd_first: bool = False,
+        in_channels: int = 3,
+        stem_channels: int | None = None,
+        base_channels: int = 64,
+        num_stages: int = 4,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        style: str = "pytorch",
+        frozen_stages: int = -1,
+        norm_cfg: dict = dict(type="BN", requires_grad=True),
+        norm_eval: bool = True,
+        dcn: dict | None = None,
+        stage_with_dcn: Sequence[bool] = (False,) * 4,
+        with_cp: bool = False,
+        zero_init_residual: bool = True,
+        init_cfg: dict | list[dict] | None = None,
+    ):
         super().__init__(init_cfg)
         if depth not in BLOCKS_PER_STAGE:
             raise UserError(f"depth {depth} is not supported; supported: {', '.join(map(str, BLOCKS_PER_STAGE))}")
@@ -96,13 +111,24 @@ class ResNeStDet(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.network = ResNeSt(
-            BLOCKS_PER_STAGE[depth], stem_channels // 2, in_channels=in_channels, radix=radix, groups=groups,
-            reduction_factor=reduction_factor, bottleneck_width=64 if groups == 1 else base_width,
-            bottleneck_channels=base_channels if groups == 1 else 64, res2_out_channels=4 * base_channels,
-            avd=avg_down_stride and style == "pytorch", avd_first=avd_first, stride_in_1x1=style == "caffe",
-            norm=_norm_function(norm_cfg), output_stride=_output_stride(num_stages, strides, dilations),
-            checkpoint_stages=STAGES if with_cp else (), out_features=tuple(STAGES[index] for index in sorted(out_indices)),
-            **_deformable(dcn, stage_with_dcn, num_stages))
+            BLOCKS_PER_STAGE[depth],
+            stem_channels // 2,
+            in_channels=in_channels,
+            radix=radix,
+            groups=groups,
+            reduction_factor=reduction_factor,
+            bottleneck_width=64 if groups == 1 else base_width,
+            bottleneck_channels=base_channels if groups == 1 else 64,
+            res2_out_channels=4 * base_channels,
+            avd=avg_down_stride and style == "pytorch",
+            avd_first=avd_first,
+            stride_in_1x1=style == "caffe",
+            norm=_norm_function(norm_cfg),
+            output_stride=_output_stride(num_stages, strides, dilations),
+            checkpoint_stages=STAGES if with_cp else (),
+            out_features=tuple(STAGES[index] for index in sorted(out_indices)),
+            **_deformable(dcn, stage_with_dcn, num_stages),
+        )
         self._register_state_dict_hook(_use_checkpoint_names)
         self._freeze_stages()
 
@@ -113,8 +139,10 @@ class ResNeStDet(BaseModule):
             UserError: one image in training with batch norm, which the attention's hidden layer has a single value of.
         """
         if len(x) == 1 and self._needs_several_images and get_world_size() == 1:
-            raise UserError("one image cannot train batch norm inside split attention: set train_dataloader.batch_size to 2 or "
-                            "more, or the backbone's norm_eval to True")
+            raise UserError(
+                "one image cannot train batch norm inside split attention: set train_dataloader.batch_size to 2 or "
+                "more, or the backbone's norm_eval to True"
+            )
         return tuple(self.network(x).values())
 
     def train(self, mode: bool = True) -> "ResNeStDet":
@@ -124,7 +152,7 @@ class ResNeStDet(BaseModule):
         return self
 
     def _freeze_stages(self) -> None:
-        for name in self.network.parts[:self.frozen_stages + 1]:
+        for name in self.network.parts[: self.frozen_stages + 1]:
             getattr(self.network, name).eval().requires_grad_(False)
         norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
         if self.norm_eval:
@@ -151,7 +179,7 @@ class ResNeStDet(BaseModule):
 
     def _load_from_state_dict(self, state_dict, prefix, *others) -> None:
         """Put a checkpoint's parameters, MMDetection's or of any other layout, where PyTorch looks for the network's."""
-        given = {name[len(prefix):]: value for name, value in state_dict.items() if name.startswith(prefix)}
+        given = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
         found = find_backbone(given)
         if found and found[1] == "":
             targets = self.network.state_dict()
@@ -159,15 +187,17 @@ class ResNeStDet(BaseModule):
             for name, value in backbone.items():
                 del state_dict[prefix + origin[name]]
                 if name in targets and value.shape != targets[name].shape:
-                    raise UserError(f"the checkpoint's {prefix}{origin[name]} {tuple(value.shape)} does not fit the model's "
-                                    f"{tuple(targets[name].shape)}")
+                    raise UserError(
+                        f"the checkpoint's {prefix}{origin[name]} {tuple(value.shape)} does not fit the model's "
+                        f"{tuple(targets[name].shape)}"
+                    )
                 state_dict[f"{prefix}{_NETWORK}{name}"] = value
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 def _use_checkpoint_names(module: ResNeStDet, state_dict: dict[str, Tensor], prefix: str, metadata: dict) -> None:
     prefix_in_model = prefix + _NETWORK
-    own = {name[len(prefix_in_model):]: name for name in state_dict if name.startswith(prefix_in_model)}
+    own = {name[len(prefix_in_model) :]: name for name in state_dict if name.startswith(prefix_in_model)}
     values = {name: state_dict.pop(name_in_model) for name, name_in_model in own.items()}
     state_dict.update({prefix + name: value for name, value in from_own_names(values, "mmdet").items()})
 
@@ -208,8 +238,10 @@ def _output_stride(num_stages: int, strides: Sequence[int], dilations: Sequence[
         if (tuple(strides), tuple(dilations)) == (all_strides[:num_stages], all_dilations[:num_stages]):
             return output_stride
     known = "; ".join(f"{strides[:num_stages]} with {dilations[:num_stages]}" for strides, dilations in _OUTPUT_STRIDES)
-    raise UserError(f"strides {tuple(strides)} with dilations {tuple(dilations)} are not supported in {num_stages} stages "
-                    f"(num_stages); supported: {known}")
+    raise UserError(
+        f"strides {tuple(strides)} with dilations {tuple(dilations)} are not supported in {num_stages} stages "
+        f"(num_stages); supported: {known}"
+    )
 
 
 def _deformable(dcn: dict | None, stage_with_dcn: Sequence[bool], num_stages: int) -> dict:
@@ -223,5 +255,8 @@ def _deformable(dcn: dict | None, stage_with_dcn: Sequence[bool], num_stages: in
         raise UserError(f"dcn {dcn} is not supported: it has a type, deform_groups, and fallback_on_stride=False")
     if len(stage_with_dcn) != num_stages:
         raise UserError(f"stage_with_dcn {tuple(stage_with_dcn)} is not one value for each of {num_stages} stages (num_stages)")
-    return {"deform_on_per_stage": tuple(stage_with_dcn) + (False,) * (len(STAGES) - num_stages),
-            "deform_modulated": dcn["type"] == "DCNv2", "deform_groups": dcn.get("deform_groups", 1)}
+    return {
+        "deform_on_per_stage": tuple(stage_with_dcn) + (False,) * (len(STAGES) - num_stages),
+        "deform_modulated": dcn["type"] == "DCNv2",
+        "deform_groups": dcn.get("deform_groups", 1),
+    }

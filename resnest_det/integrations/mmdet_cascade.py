@@ -42,7 +42,7 @@ class Detectron2CascadeRoIHead(CascadeRoIHead):
 
     def _bbox_forward(self, stage: int, x: tuple[Tensor], rois: Tensor) -> dict[str, Tensor]:
         extractor = self.bbox_roi_extractor[stage]
-        features = extractor(x[:extractor.num_inputs], rois)
+        features = extractor(x[: extractor.num_inputs], rois)
         if features.requires_grad:
             features.register_hook(lambda gradient: gradient / self.num_stages)
         logits, deltas = self.bbox_head[stage](features)
@@ -60,8 +60,9 @@ class Detectron2CascadeRoIHead(CascadeRoIHead):
         predictions = self._mask_forward(x, bbox2roi([result.pos_priors for result in sampling_results]))["mask_preds"]
         return self.mask_head.loss_and_target(predictions, sampling_results, batch_gt_instances, self.train_cfg[0])
 
-    def _refine_roi(self, x: tuple[Tensor], rois: Tensor, batch_img_metas: list[dict], num_proposals_per_img: tuple[int, ...],
-                    **kwargs) -> tuple:
+    def _refine_roi(
+        self, x: tuple[Tensor], rois: Tensor, batch_img_metas: list[dict], num_proposals_per_img: tuple[int, ...], **kwargs
+    ) -> tuple:
         probabilities = 0
         for stage in range(self.num_stages):
             if stage > 0:

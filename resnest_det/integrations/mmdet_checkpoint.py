@@ -103,7 +103,7 @@ def to_mmdet_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: one has no name there.
     """
-    backbone = {name[len(BACKBONE):]: value for name, value in state.items() if name.startswith(BACKBONE)}
+    backbone = {name[len(BACKBONE) :]: value for name, value in state.items() if name.startswith(BACKBONE)}
     translated = {f"backbone.{name}": value for name, value in from_own_names(backbone, "mmdet").items()}
     for name, value in state.items():
         if name.startswith(BACKBONE) or name.endswith(NOT_PARAMETERS):
@@ -126,8 +126,10 @@ def from_mmdet_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     found = find_backbone(state)
     if found != ("mmdet", "backbone.") and not (found == ("timm", "backbone.") and "backbone.conv1.weight" in state):
-        raise UserError("not a checkpoint of an MMDetection detector: it has no backbone.stem.0.weight (ResNeSt) and no "
-                        "backbone.conv1.weight (ResNet)")
+        raise UserError(
+            "not a checkpoint of an MMDetection detector: it has no backbone.stem.0.weight (ResNeSt) and no "
+            "backbone.conv1.weight (ResNet)"
+        )
     backbone, origin, _, _ = to_own_names(state)
     translated = {BACKBONE + name: value for name, value in backbone.items()}
     for name in state.keys() - set(origin.values()):
@@ -152,7 +154,7 @@ def _to_mmdet(name: str, state: dict[str, Tensor]) -> str | None:
             child = "conv"
             if found["norm"]:
                 # MMDetection calls a norm by its kind.
-                child = "bn" if f"{name[:-len(found['parameter'])]}running_mean" in state else "gn"
+                child = "bn" if f"{name[: -len(found['parameter'])]}running_mean" in state else "gn"
             return f"{_fill(own, other, found)}.{child}.{found['parameter']}"
     return _layer(name, _LAYERS)
 

@@ -71,10 +71,7 @@ _SEMANTIC_CHOICES = {
     "MODEL.PANOPTIC_FPN.COMBINE.ENABLED": (True,),
 }
 # What makes a ResNeSt rather than one of the many networks in between.
-_RESNEST_CHOICES = {
-    "MODEL.RESNETS.DEEP_STEM": (True,),
-    "MODEL.RESNETS.AVG_DOWN": (True,),
-}
+_RESNEST_CHOICES = {"MODEL.RESNETS.DEEP_STEM": (True,), "MODEL.RESNETS.AVG_DOWN": (True,)}
 # MMDetection's ResNet, whose deformable convolutions have parameters of other names.
 _RESNET_CHOICES = {
     "MODEL.RESNETS.DEPTH": (50, 101, 152),
@@ -102,11 +99,7 @@ def mmdet_config(cfg: CfgNode, *, test: Metadata, train: Sequence[Metadata], num
     imports = ["resnest_det.integrations.mmdet"]
     if cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads":
         imports.append("resnest_det.integrations.mmdet_cascade")
-    config = dict(
-        custom_imports=dict(imports=imports, allow_failed_imports=False),
-        default_scope="mmdet",
-        model=_model(cfg),
-    )
+    config = dict(custom_imports=dict(imports=imports, allow_failed_imports=False), default_scope="mmdet", model=_model(cfg))
     config |= data_config(cfg, test, train, num_processes)
     if train:
         config |= schedule_config(cfg)
@@ -197,8 +190,11 @@ def _check(cfg: CfgNode) -> None:
         raise _untranslatable("MODEL.RESNETS.RES5_DILATION", resnets.RES5_DILATION, "a pyramid needs 1")
     width = _group_width(cfg)
     if resnets.RES2_OUT_CHANNELS % 4 or (resnets.NUM_GROUPS == 1 and resnets.RES2_OUT_CHANNELS != 4 * width):
-        raise _untranslatable("MODEL.RESNETS.RES2_OUT_CHANNELS", resnets.RES2_OUT_CHANNELS,
-                              f"of a bottleneck of {width} channels (WIDTH_PER_GROUP) it is four times as many")
+        raise _untranslatable(
+            "MODEL.RESNETS.RES2_OUT_CHANNELS",
+            resnets.RES2_OUT_CHANNELS,
+            f"of a bottleneck of {width} channels (WIDTH_PER_GROUP) it is four times as many",
+        )
 
 
 def _untranslatable(key: str, value, why: str) -> UserError:
@@ -239,22 +235,33 @@ def _model(cfg: CfgNode) -> dict:
         head, combine = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.PANOPTIC_FPN.COMBINE
         classes = dict(num_things_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES, num_stuff_classes=head.NUM_CLASSES - 1)
         model["semantic_head"] = dict(
-            type="PanopticFPNHead", **classes, in_channels=cfg.MODEL.FPN.OUT_CHANNELS, inner_channels=head.CONVS_DIM,
-            start_level=0, end_level=len(head.IN_FEATURES), norm_cfg=norm_config(head.NORM),
-            loss_seg=dict(type="CrossEntropyLoss", ignore_index=head.IGNORE_VALUE, avg_non_ignore=True,
-                          loss_weight=head.LOSS_WEIGHT))
+            type="PanopticFPNHead",
+            **classes,
+            in_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+            inner_channels=head.CONVS_DIM,
+            start_level=0,
+            end_level=len(head.IN_FEATURES),
+            norm_cfg=norm_config(head.NORM),
+            loss_seg=dict(
+                type="CrossEntropyLoss", ignore_index=head.IGNORE_VALUE, avg_non_ignore=True, loss_weight=head.LOSS_WEIGHT
+            ),
+        )
         model["panoptic_fusion_head"] = dict(type="HeuristicFusionHead", **classes)
-        model["test_cfg"]["panoptic"] = dict(
-            mask_overlap=combine.OVERLAP_THRESH, stuff_area_limit=combine.STUFF_AREA_LIMIT)
+        model["test_cfg"]["panoptic"] = dict(mask_overlap=combine.OVERLAP_THRESH, stuff_area_limit=combine.STUFF_AREA_LIMIT)
     return model
 
 
 def _preprocessor(cfg: CfgNode) -> dict:
     panoptic = is_panoptic(cfg)
     return dict(
-        type="DetDataPreprocessor", mean=list(cfg.MODEL.PIXEL_MEAN), std=list(cfg.MODEL.PIXEL_STD),
-        bgr_to_rgb=cfg.INPUT.FORMAT == "RGB", pad_size_divisor=32, pad_mask=cfg.MODEL.MASK_ON,
-        **(dict(pad_seg=True, seg_pad_value=255) if panoptic else {}))
+        type="DetDataPreprocessor",
+        mean=list(cfg.MODEL.PIXEL_MEAN),
+        std=list(cfg.MODEL.PIXEL_STD),
+        bgr_to_rgb=cfg.INPUT.FORMAT == "RGB",
+        pad_size_divisor=32,
+        pad_mask=cfg.MODEL.MASK_ON,
+        **(dict(pad_seg=True, seg_pad_value=255) if panoptic else {}),
+    )
 
 
 def norm_config(name: str) -> dict | None:
@@ -283,8 +290,14 @@ def _backbone(cfg: CfgNode) -> dict:
     if not _is_resnest(cfg):
         return dict(type="ResNet", **shared)
     backbone = dict(
-        type="ResNeStDet", **shared, groups=resnets.NUM_GROUPS, base_width=_group_width(cfg), radix=resnets.RADIX,
-        avg_down_stride=resnets.AVD, avd_first=resnets.AVD_FIRST)
+        type="ResNeStDet",
+        **shared,
+        groups=resnets.NUM_GROUPS,
+        base_width=_group_width(cfg),
+        radix=resnets.RADIX,
+        avg_down_stride=resnets.AVD,
+        avd_first=resnets.AVD_FIRST,
+    )
     if any(resnets.DEFORM_ON_PER_STAGE):
         backbone["dcn"] = dict(type="DCNv2" if resnets.DEFORM_MODULATED else "DCN", deform_groups=resnets.DEFORM_NUM_GROUPS)
         backbone["stage_with_dcn"] = tuple(resnets.DEFORM_ON_PER_STAGE)
@@ -319,8 +332,14 @@ def _anchors(cfg: CfgNode) -> dict:
     if any(list(ratios) != list(anchors.ASPECT_RATIOS[0]) for ratios in anchors.ASPECT_RATIOS):
         raise _untranslatable("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", anchors.ASPECT_RATIOS, "all levels have the same")
     return dict(
-        type="AnchorGenerator", strides=strides, base_sizes=base_sizes, scales=scales, ratios=list(anchors.ASPECT_RATIOS[0]),
-        scale_major=False, centers=[(anchors.OFFSET * stride,) * 2 for stride in strides])
+        type="AnchorGenerator",
+        strides=strides,
+        base_sizes=base_sizes,
+        scales=scales,
+        ratios=list(anchors.ASPECT_RATIOS[0]),
+        scale_major=False,
+        centers=[(anchors.OFFSET * stride,) * 2 for stride in strides],
+    )
 
 
 def _box_coder(weights: Sequence[float]) -> dict:
@@ -350,9 +369,12 @@ def _cascade_roi_head(cfg: CfgNode) -> tuple[dict, list[dict]]:
     cascade, heads = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.ROI_HEADS
     stages = len(cascade.IOUS)
     head = dict(
-        type="Detectron2CascadeRoIHead", num_stages=stages, stage_loss_weights=[1.0] * stages,
+        type="Detectron2CascadeRoIHead",
+        num_stages=stages,
+        stage_loss_weights=[1.0] * stages,
         bbox_roi_extractor=_extractor(cfg, cfg.MODEL.ROI_BOX_HEAD),
-        bbox_head=[_box_head(cfg, weights) for weights in cascade.BBOX_REG_WEIGHTS])
+        bbox_head=[_box_head(cfg, weights) for weights in cascade.BBOX_REG_WEIGHTS],
+    )
     # After the first stage no region is left out, and none is added.
     first, *later = cascade.IOUS
     training = [_region_training(cfg, first, heads.POSITIVE_FRACTION, heads.PROPOSAL_APPEND_GT)]
@@ -396,9 +418,15 @@ def _mask_branch(cfg: CfgNode) -> dict:
     mask, panoptic = cfg.MODEL.ROI_MASK_HEAD, is_panoptic(cfg)
     weight = cfg.MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT if panoptic else 1.0
     head = dict(
-        type="FCNMaskHead", num_convs=mask.NUM_CONV, in_channels=cfg.MODEL.FPN.OUT_CHANNELS, conv_out_channels=mask.CONV_DIM,
-        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES, class_agnostic=mask.CLS_AGNOSTIC_MASK, norm_cfg=norm_config(mask.NORM),
-        loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=weight))
+        type="FCNMaskHead",
+        num_convs=mask.NUM_CONV,
+        in_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        conv_out_channels=mask.CONV_DIM,
+        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        class_agnostic=mask.CLS_AGNOSTIC_MASK,
+        norm_cfg=norm_config(mask.NORM),
+        loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=weight),
+    )
     return dict(mask_roi_extractor=_extractor(cfg, mask), mask_head=head)
 
 
@@ -409,19 +437,31 @@ def _rpn_training(cfg: CfgNode) -> dict:
         # With 0 an object that no anchor touches would have all anchors.
         assigner=_assigner(positive, negative, min_pos_iou=1e-6, match_low_quality=True),
         sampler=_sampler(rpn.BATCH_SIZE_PER_IMAGE, rpn.POSITIVE_FRACTION, add_gt_as_proposals=False),
-        allowed_border=rpn.BOUNDARY_THRESH, pos_weight=-1, debug=False)
+        allowed_border=rpn.BOUNDARY_THRESH,
+        pos_weight=-1,
+        debug=False,
+    )
 
 
 def _region_training(cfg: CfgNode, iou: float, fraction: float, add_true_boxes: bool) -> dict:
     return dict(
         assigner=_assigner(iou, iou, min_pos_iou=iou, match_low_quality=False),
         sampler=_sampler(cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, fraction, add_gt_as_proposals=add_true_boxes),
-        mask_size=2 * cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION, pos_weight=-1, debug=False)
+        mask_size=2 * cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION,
+        pos_weight=-1,
+        debug=False,
+    )
 
 
 def _assigner(positive: float, negative: float, *, min_pos_iou: float, match_low_quality: bool) -> dict:
-    return dict(type="MaxIoUAssigner", pos_iou_thr=positive, neg_iou_thr=negative, min_pos_iou=min_pos_iou,
-                match_low_quality=match_low_quality, ignore_iof_thr=-1)
+    return dict(
+        type="MaxIoUAssigner",
+        pos_iou_thr=positive,
+        neg_iou_thr=negative,
+        min_pos_iou=min_pos_iou,
+        match_low_quality=match_low_quality,
+        ignore_iof_thr=-1,
+    )
 
 
 def _sampler(num: int, fraction: float, *, add_gt_as_proposals: bool) -> dict:
@@ -431,8 +471,11 @@ def _sampler(num: int, fraction: float, *, add_gt_as_proposals: bool) -> dict:
 def _proposals(cfg: CfgNode, when: str) -> dict:
     rpn = cfg.MODEL.RPN
     return dict(
-        nms_pre=rpn[f"PRE_NMS_TOPK_{when}"], max_per_img=rpn[f"POST_NMS_TOPK_{when}"],
-        nms=dict(type="nms", iou_threshold=rpn.NMS_THRESH), min_bbox_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE)
+        nms_pre=rpn[f"PRE_NMS_TOPK_{when}"],
+        max_per_img=rpn[f"POST_NMS_TOPK_{when}"],
+        nms=dict(type="nms", iou_threshold=rpn.NMS_THRESH),
+        min_bbox_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+    )
 
 
 def _detections(cfg: CfgNode) -> dict:
@@ -441,6 +484,7 @@ def _detections(cfg: CfgNode) -> dict:
     if is_panoptic(cfg):
         # No worse detection suppresses a better one: leaving them out before or after suppression is the same.
         score = max(score, cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH)
-    rcnn = dict(score_thr=score, nms=dict(type="nms", iou_threshold=heads.NMS_THRESH_TEST),
-                max_per_img=cfg.TEST.DETECTIONS_PER_IMAGE)
+    rcnn = dict(
+        score_thr=score, nms=dict(type="nms", iou_threshold=heads.NMS_THRESH_TEST), max_per_img=cfg.TEST.DETECTIONS_PER_IMAGE
+    )
     return rcnn | (dict(mask_thr_binary=0.5) if cfg.MODEL.MASK_ON else {})

@@ -23,10 +23,17 @@ def data_config(cfg: CfgNode, test: Metadata, train: Sequence[Metadata], num_pro
     """
     dataset = _dataset(cfg, test, test_pipeline(cfg)) | dict(test_mode=True)
     loader = dict(
-        batch_size=1, **_workers(cfg), drop_last=False, sampler=dict(type="DefaultSampler", shuffle=False), dataset=dataset)
+        batch_size=1, **_workers(cfg), drop_last=False, sampler=dict(type="DefaultSampler", shuffle=False), dataset=dataset
+    )
     evaluator = _evaluator(cfg, test)
-    config = dict(val_dataloader=loader, val_evaluator=evaluator, val_cfg=dict(type="ValLoop"),
-                  test_dataloader=loader, test_evaluator=evaluator, test_cfg=dict(type="TestLoop"))
+    config = dict(
+        val_dataloader=loader,
+        val_evaluator=evaluator,
+        val_cfg=dict(type="ValLoop"),
+        test_dataloader=loader,
+        test_evaluator=evaluator,
+        test_cfg=dict(type="TestLoop"),
+    )
     if not train:
         return config
     check_batch_size(cfg, num_processes)
@@ -34,8 +41,12 @@ def data_config(cfg: CfgNode, test: Metadata, train: Sequence[Metadata], num_pro
     datasets = [_dataset(cfg, metadata, train_pipeline(cfg)) | dict(filter_cfg=filter_cfg) for metadata in train]
     grouping = dict(batch_sampler=dict(type="AspectRatioBatchSampler")) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else {}
     config["train_dataloader"] = dict(
-        batch_size=cfg.SOLVER.IMS_PER_BATCH // num_processes, **_workers(cfg), sampler=dict(type="InfiniteSampler", shuffle=True),
-        **grouping, dataset=datasets[0] if len(datasets) == 1 else dict(type="ConcatDataset", datasets=datasets))
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // num_processes,
+        **_workers(cfg),
+        sampler=dict(type="InfiniteSampler", shuffle=True),
+        **grouping,
+        dataset=datasets[0] if len(datasets) == 1 else dict(type="ConcatDataset", datasets=datasets),
+    )
     return config
 
 
@@ -55,14 +66,21 @@ def _dataset(cfg: CfgNode, metadata: Metadata, pipeline: list[dict]) -> dict:
         ids = [*metadata.thing_dataset_id_to_contiguous_id, *metadata.stuff_dataset_id_to_contiguous_id]
         _check_order(metadata.panoptic_json, ids)
         return dict(
-            type="CocoPanopticDataset", ann_file=os.path.abspath(metadata.panoptic_json),
+            type="CocoPanopticDataset",
+            ann_file=os.path.abspath(metadata.panoptic_json),
             data_prefix=images | dict(seg=os.path.abspath(metadata.panoptic_root)),
-            metainfo=dict(classes=things + stuff, thing_classes=things, stuff_classes=stuff), pipeline=pipeline)
+            metainfo=dict(classes=things + stuff, thing_classes=things, stuff_classes=stuff),
+            pipeline=pipeline,
+        )
     json_file = _instances_json(metadata)
     _check_order(json_file, list(metadata.thing_dataset_id_to_contiguous_id))
     return dict(
-        type="CocoDataset", ann_file=os.path.abspath(json_file), data_prefix=images,
-        metainfo=dict(classes=tuple(metadata.thing_classes)), pipeline=pipeline)
+        type="CocoDataset",
+        ann_file=os.path.abspath(json_file),
+        data_prefix=images,
+        metainfo=dict(classes=tuple(metadata.thing_classes)),
+        pipeline=pipeline,
+    )
 
 
 def _instances_json(metadata: Metadata) -> str:
@@ -77,15 +95,22 @@ def _check_order(json_file: str, category_ids: list[int]) -> None:
     if found != category_ids:
         raise UserError(
             f'{json_file}: MMDetection numbers classes in the order of the list "categories", which here is not that of the ids '
-            f"(things before stuff): {found[:6]} ...; sort the list")
+            f"(things before stuff): {found[:6]} ...; sort the list"
+        )
 
 
 def _evaluator(cfg: CfgNode, metadata: Metadata) -> dict:
     if is_panoptic(cfg):
-        return dict(type="CocoPanopticMetric", ann_file=os.path.abspath(metadata.panoptic_json),
-                    seg_prefix=os.path.abspath(metadata.panoptic_root))
-    return dict(type="CocoMetric", ann_file=os.path.abspath(_instances_json(metadata)),
-                metric=["bbox", "segm"] if cfg.MODEL.MASK_ON else ["bbox"])
+        return dict(
+            type="CocoPanopticMetric",
+            ann_file=os.path.abspath(metadata.panoptic_json),
+            seg_prefix=os.path.abspath(metadata.panoptic_root),
+        )
+    return dict(
+        type="CocoMetric",
+        ann_file=os.path.abspath(_instances_json(metadata)),
+        metric=["bbox", "segm"] if cfg.MODEL.MASK_ON else ["bbox"],
+    )
 
 
 def _load_image() -> dict:
@@ -98,7 +123,8 @@ def test_pipeline(cfg: CfgNode) -> list[dict]:
     if cfg.INPUT.MIN_SIZE_TEST > 0:
         # Of OpenCV's and Pillow's bilinear filters only Pillow's averages the pixels that become one.
         resize = dict(
-            type="ResizeShortestEdge", scale=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST, backend="pillow")
+            type="ResizeShortestEdge", scale=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST, backend="pillow"
+        )
     else:
         resize = dict(type="Resize", scale_factor=1.0)
     return [_load_image(), resize, dict(type="PackDetInputs", meta_keys=_META_KEYS)]
@@ -115,9 +141,15 @@ def train_pipeline(cfg: CfgNode) -> list[dict]:
     if given.CROP.ENABLED:
         # Two numbers are width and height there for a fixed size only.
         fixed = given.CROP.TYPE in ("relative", "absolute")
-        steps.append(dict(
-            type="RandomCrop", crop_type=given.CROP.TYPE, crop_size=tuple(given.CROP.SIZE)[:: -1 if fixed else 1],
-            allow_negative_crop=True, recompute_bbox=cfg.MODEL.MASK_ON))
+        steps.append(
+            dict(
+                type="RandomCrop",
+                crop_type=given.CROP.TYPE,
+                crop_size=tuple(given.CROP.SIZE)[:: -1 if fixed else 1],
+                allow_negative_crop=True,
+                recompute_bbox=cfg.MODEL.MASK_ON,
+            )
+        )
     sizes = given.MIN_SIZE_TRAIN
     if given.MIN_SIZE_TRAIN_SAMPLING == "range":
         sizes = range(sizes[0], sizes[1] + 1)
@@ -125,9 +157,15 @@ def train_pipeline(cfg: CfgNode) -> list[dict]:
         raise UserError(f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)} cannot be translated to MMDetection; supported: lengths above 0")
     # With Pillow, MMDetection cannot resize the labels of pixels that it reads.
     backend = "cv2" if is_panoptic(cfg) else "pillow"
-    steps.append(dict(
-        type="RandomChoiceResize", scales=sizes if isinstance(sizes, range) else list(sizes), resize_type="ResizeShortestEdge",
-        max_size=given.MAX_SIZE_TRAIN, backend=backend))
+    steps.append(
+        dict(
+            type="RandomChoiceResize",
+            scales=sizes if isinstance(sizes, range) else list(sizes),
+            resize_type="ResizeShortestEdge",
+            max_size=given.MAX_SIZE_TRAIN,
+            backend=backend,
+        )
+    )
     if given.RANDOM_FLIP != "none":
         steps.append(dict(type="RandomFlip", prob=0.5, direction=given.RANDOM_FLIP))
     return [*steps, dict(type="PackDetInputs")]
@@ -142,24 +180,35 @@ def schedule_config(cfg: CfgNode) -> dict:
     solver = cfg.SOLVER
     config = dict(
         train_cfg=dict(
-            type="IterBasedTrainLoop", max_iters=solver.MAX_ITER, val_interval=cfg.TEST.EVAL_PERIOD or solver.MAX_ITER),
+            type="IterBasedTrainLoop", max_iters=solver.MAX_ITER, val_interval=cfg.TEST.EVAL_PERIOD or solver.MAX_ITER
+        ),
         optim_wrapper=dict(
             type="AmpOptimWrapper" if solver.AMP.ENABLED else "OptimWrapper",
-            optimizer=dict(type="SGD", lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV,
-                           weight_decay=solver.WEIGHT_DECAY)),
+            optimizer=dict(
+                type="SGD",
+                lr=solver.BASE_LR,
+                momentum=solver.MOMENTUM,
+                nesterov=solver.NESTEROV,
+                weight_decay=solver.WEIGHT_DECAY,
+            ),
+        ),
         param_scheduler=_learning_rate(cfg),
         auto_scale_lr=dict(enable=False, base_batch_size=solver.IMS_PER_BATCH),
     )
     if solver.WEIGHT_DECAY_NORM not in (None, solver.WEIGHT_DECAY):
         if not solver.WEIGHT_DECAY:
-            raise UserError(f"SOLVER.WEIGHT_DECAY_NORM {solver.WEIGHT_DECAY_NORM} cannot be translated to MMDetection, which "
-                            "multiplies SOLVER.WEIGHT_DECAY for norms, and that is 0")
+            raise UserError(
+                f"SOLVER.WEIGHT_DECAY_NORM {solver.WEIGHT_DECAY_NORM} cannot be translated to MMDetection, which "
+                "multiplies SOLVER.WEIGHT_DECAY for norms, and that is 0"
+            )
         config["optim_wrapper"]["paramwise_cfg"] = dict(norm_decay_mult=solver.WEIGHT_DECAY_NORM / solver.WEIGHT_DECAY)
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
         if clip.CLIP_TYPE != "value":
-            raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r} cannot be translated to MMDetection, which "
-                            "clips the norm of all gradients together; supported: 'value'")
+            raise UserError(
+                f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r} cannot be translated to MMDetection, which "
+                "clips the norm of all gradients together; supported: 'value'"
+            )
         config["optim_wrapper"]["clip_grad"] = dict(type="value", clip_value=clip.CLIP_VALUE)
     return config
 
@@ -197,8 +246,10 @@ def runtime_config(cfg: CfgNode, checkpoint: str) -> dict:
             visualization=dict(type="DetVisualizationHook"),
         ),
         env_cfg=dict(
-            cudnn_benchmark=cfg.CUDNN_BENCHMARK, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
-            dist_cfg=dict(backend="nccl")),
+            cudnn_benchmark=cfg.CUDNN_BENCHMARK,
+            mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+            dist_cfg=dict(backend="nccl"),
+        ),
         visualizer=dict(type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer"),
         log_processor=dict(type="LogProcessor", window_size=20, by_epoch=False),
         log_level="INFO",

@@ -14,8 +14,10 @@ from resnest_det.integrations.installed import is_installed
 # Seen to work together. mmdet 3.3 refuses mmcv 2.2 itself; mmdet 3.5 refuses nothing.
 ORIGINAL = {"mmcv": "2.1", "mmengine": "0.10", "mmdet": "3.3"}
 CONTINUATION = {"mmcv": "2.3", "mmengine": "0.10", "mmdet": "3.5"}
-_HINT = ("these work together: onedl-mmcv 2.3, onedl-mmengine 0.10 and onedl-mmdetection 3.5 (the maintained continuation), or mmcv "
-         "2.1, mmengine 0.10 and mmdet 3.3 (the original); docs/mmdetection.md has the lines that install them")
+_HINT = (
+    "these work together: onedl-mmcv 2.3, onedl-mmengine 0.10 and onedl-mmdetection 3.5 (the maintained continuation), or mmcv "
+    "2.1, mmengine 0.10 and mmdet 3.3 (the original); docs/mmdetection.md has the lines that install them"
+)
 
 
 def check_mmdet() -> None:
@@ -62,7 +64,8 @@ def _import_operators(mmcv_version: str) -> None:
         raise UserError(
             f"the compiled operators of mmcv {mmcv_version} cannot be loaded with torch {torch.__version__}: {error}; they have to "
             "be compiled with this torch, and pip's cache may hold others (pip install --no-cache-dir); docs/mmdetection.md "
-            "has the lines and the versions of torch that work") from error
+            "has the lines and the versions of torch that work"
+        ) from error
 
 
 def _listed(names: list[str]) -> str:

@@ -126,15 +126,19 @@ def fetch(file: WeightFile) -> str:
     except OSError as error:
         raise UserError(f"weights {target}: cannot be written: {error.strerror or error}") from None
     name = file.filename or "the file"
-    raise UserError(f"weights {name} cannot be downloaded: {'; '.join(failures)}. Fetch {name} by other means"
-                    + (f" and put it into {target.parent}" if file.filename else " and give its path"))
+    raise UserError(
+        f"weights {name} cannot be downloaded: {'; '.join(failures)}. Fetch {name} by other means"
+        + (f" and put it into {target.parent}" if file.filename else " and give its path")
+    )
 
 
 def _check_hash(path: Path, prefix: str) -> None:
     digest = _sha256(path) if prefix else ""
     if not digest.startswith(prefix):
-        raise UserError(f"weights {path} refused: their sha256 begins with {digest[:len(prefix)]}, published is {prefix}; "
-                        "the file is damaged or another one: delete it to have it downloaded again")
+        raise UserError(
+            f"weights {path} refused: their sha256 begins with {digest[: len(prefix)]}, published is {prefix}; "
+            "the file is damaged or another one: delete it to have it downloaded again"
+        )
 
 
 def _sha256(path: Path) -> str:
@@ -153,15 +157,21 @@ def _from_web(url: str, target: Path, sha256_prefix: str) -> None:
         try:
             _download(url, part)
             break
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError,
-                _Incomplete) as error:
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            TimeoutError,
+            ConnectionError,
+            ssl.SSLError,
+            _Incomplete,
+        ) as error:
             further = part.is_file() and part.stat().st_size > before
             if not further or attempt == _ATTEMPTS - 1:
                 raise _Unavailable(_reason(error)) from None
     digest = _sha256(part)
     if not digest.startswith(sha256_prefix):
         _forget(part)
-        raise _Unavailable(f"wrong file: sha256 {digest[:len(sha256_prefix)]}, published {sha256_prefix}; not kept")
+        raise _Unavailable(f"wrong file: sha256 {digest[: len(sha256_prefix)]}, published {sha256_prefix}; not kept")
     os.replace(part, target)
     _forget(part)
 
@@ -215,9 +225,17 @@ def _download(url: str, part: Path) -> None:
 
 
 def _receive(response, part: Path, start: int, total: int | None) -> None:
-    with part.open("ab" if start else "wb") as out, tqdm(
-            total=total, initial=start, unit="B", unit_scale=True, desc=part.name.removesuffix(".part"),
-            disable=None if is_main_process() else True) as bar:
+    with (
+        part.open("ab" if start else "wb") as out,
+        tqdm(
+            total=total,
+            initial=start,
+            unit="B",
+            unit_scale=True,
+            desc=part.name.removesuffix(".part"),
+            disable=None if is_main_process() else True,
+        ) as bar,
+    ):
         while block := response.read(_CHUNK):
             out.write(block)
             bar.update(len(block))

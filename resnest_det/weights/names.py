@@ -33,20 +33,34 @@ _SIGNS = {
 
 # (this package's name, the other's), without the parameter at the end: `weight`, `bias`, `running_mean` ...
 _TIMM_STEM = (
-    ("stem.conv1_1.norm", "conv1.1"), ("stem.conv1_1", "conv1.0"),
-    ("stem.conv1_2.norm", "conv1.4"), ("stem.conv1_2", "conv1.3"),
-    ("stem.conv1_3.norm", "bn1"), ("stem.conv1_3", "conv1.6"),
+    ("stem.conv1_1.norm", "conv1.1"),
+    ("stem.conv1_1", "conv1.0"),
+    ("stem.conv1_2.norm", "conv1.4"),
+    ("stem.conv1_2", "conv1.3"),
+    ("stem.conv1_3.norm", "bn1"),
+    ("stem.conv1_3", "conv1.6"),
 )
 _MMDET_STEM = (
-    ("stem.conv1_1.norm", "stem.1"), ("stem.conv1_1", "stem.0"),
-    ("stem.conv1_2.norm", "stem.4"), ("stem.conv1_2", "stem.3"),
-    ("stem.conv1_3.norm", "stem.7"), ("stem.conv1_3", "stem.6"),
+    ("stem.conv1_1.norm", "stem.1"),
+    ("stem.conv1_1", "stem.0"),
+    ("stem.conv1_2.norm", "stem.4"),
+    ("stem.conv1_2", "stem.3"),
+    ("stem.conv1_3.norm", "stem.7"),
+    ("stem.conv1_3", "stem.6"),
 )
 _PLAIN_STEM = (("stem.conv1.norm", "bn1"), ("stem.conv1", "conv1"))
 _BLOCK = (
-    ("conv1.norm", "bn1"), ("conv2.norm", "bn2"), ("conv3.norm", "bn3"),
-    ("conv1", "conv1"), ("conv2.conv", "conv2.conv"), ("conv2.bn0", "conv2.bn0"), ("conv2.fc1", "conv2.fc1"),
-    ("conv2.bn1", "conv2.bn1"), ("conv2.fc2", "conv2.fc2"), ("conv2", "conv2"), ("conv3", "conv3"),
+    ("conv1.norm", "bn1"),
+    ("conv2.norm", "bn2"),
+    ("conv3.norm", "bn3"),
+    ("conv1", "conv1"),
+    ("conv2.conv", "conv2.conv"),
+    ("conv2.bn0", "conv2.bn0"),
+    ("conv2.fc1", "conv2.fc1"),
+    ("conv2.bn1", "conv2.bn1"),
+    ("conv2.fc2", "conv2.fc2"),
+    ("conv2", "conv2"),
+    ("conv3", "conv3"),
 )
 _POOLED_SHORTCUT = (("shortcut.norm", "downsample.2"), ("shortcut", "downsample.1"))
 _STRIDED_SHORTCUT = (("shortcut.norm", "downsample.1"), ("shortcut", "downsample.0"))
@@ -55,8 +69,14 @@ _HEADS = {"detectron2": ("linear", "fc", "stem.fc"), "timm": ("fc",), "mmdet": (
 _CAFFE2_NAME = re.compile(r"(?:res_)?(?:(conv1)|(res[2-5])_(\d+)_branch(1|2a|2b|2c)|(fc1000|pred))_(w|b|bn_\w+)")
 _CAFFE2_CONVOLUTIONS = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
 _CAFFE2_NORM = {
-    "bn_s": "weight", "bn_gamma": "weight", "bn_b": "bias", "bn_beta": "bias", "bn_rm": "running_mean",
-    "bn_running_mean": "running_mean", "bn_riv": "running_var", "bn_running_var": "running_var",
+    "bn_s": "weight",
+    "bn_gamma": "weight",
+    "bn_b": "bias",
+    "bn_beta": "bias",
+    "bn_rm": "running_mean",
+    "bn_running_mean": "running_mean",
+    "bn_riv": "running_var",
+    "bn_running_var": "running_var",
 }
 _BLOCK_NAME = re.compile(r"(res|layer)(\d)\.(\d+)\.(.+)")
 
@@ -76,7 +96,7 @@ def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:
         raise UserError("it holds no tensors by name: not the state dict of a model")
     for prefix in _WRAPPER_PREFIXES:
         if all(name.startswith(prefix) for name in state):
-            state = {name[len(prefix):]: value for name, value in state.items()}
+            state = {name[len(prefix) :]: value for name, value in state.items()}
     return state
 
 
@@ -106,8 +126,9 @@ def to_own_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     found = find_backbone(state)
     if found is None:
         some = ", ".join(sorted(state)[:3])
-        raise UserError(f"no ResNeSt or ResNet in a layout known here ({', '.join(_SIGNS)}); its parameters are called "
-                        f"{some} ...")
+        raise UserError(
+            f"no ResNeSt or ResNet in a layout known here ({', '.join(_SIGNS)}); its parameters are called {some} ..."
+        )
     layout, prefix = found
     if layout == "caffe2":
         return *_from_caffe2(state), layout, prefix
@@ -152,10 +173,10 @@ def _own_name(name: str, layout: str, prefix: str, plain_stem: bool, strided_sho
     for head in _HEADS[layout]:
         for spelled in (prefix + head, head):
             if name in (f"{spelled}.weight", f"{spelled}.bias"):
-                return "linear" + name[len(spelled):]
+                return "linear" + name[len(spelled) :]
     if not name.startswith(prefix):
         return None
-    name = name[len(prefix):]
+    name = name[len(prefix) :]
     if layout == "detectron2":
         return name if re.match(r"(stem|res[2-5])\.", name) else None
     if layout == "mmdet":
@@ -164,7 +185,7 @@ def _own_name(name: str, layout: str, prefix: str, plain_stem: bool, strided_sho
     if block and block[1] == "layer":
         offset = _OFFSET[layout]
         if block[4].startswith(offset + "."):
-            inner = "conv2_offset" + block[4][len(offset):]
+            inner = "conv2_offset" + block[4][len(offset) :]
         else:
             pairs = _BLOCK + (_STRIDED_SHORTCUT if strided_shortcut else _POOLED_SHORTCUT)
             inner = _replace_start(block[4], ((other, own) for own, other in pairs))
@@ -176,7 +197,7 @@ def _own_name(name: str, layout: str, prefix: str, plain_stem: bool, strided_sho
 def _replace_start(name: str, pairs) -> str | None:
     for old, new in pairs:
         if name.startswith(old + "."):
-            return new + name[len(old):]
+            return new + name[len(old) :]
     return None
 
 
@@ -210,11 +231,11 @@ def _has_strided_shortcut(state: dict[str, Tensor]) -> bool:
 
 def _other_name(name: str, layout: str, strided_shortcut: bool) -> str | None:
     if name.startswith("linear."):
-        return "fc" + name[len("linear"):]
+        return "fc" + name[len("linear") :]
     block = _BLOCK_NAME.fullmatch(name)
     if block:
         if block[4].startswith("conv2_offset."):
-            inner = _OFFSET[layout] + block[4][len("conv2_offset"):]
+            inner = _OFFSET[layout] + block[4][len("conv2_offset") :]
         else:
             inner = _replace_start(block[4], _BLOCK + (_STRIDED_SHORTCUT if strided_shortcut else _POOLED_SHORTCUT))
         return inner and f"layer{int(block[2]) - 1}.{block[3]}.{inner}"
@@ -249,6 +270,8 @@ def _grouped_offsets(weight: Tensor, name: str) -> Tensor:
     index = torch.arange(groups)
     diagonal = blocks[index, :, index]
     if torch.count_nonzero(weight) != torch.count_nonzero(diagonal):
-        raise UserError(f"{name}: offsets of a deformable group are computed from the channels of other groups too, "
-                        "which only MMDetection's own backbone can do")
+        raise UserError(
+            f"{name}: offsets of a deformable group are computed from the channels of other groups too, "
+            "which only MMDetection's own backbone can do"
+        )
     return diagonal.flatten(0, 1)

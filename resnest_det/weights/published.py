@@ -58,12 +58,18 @@ def _file(name: str, digits: str, *, authors: bool, timm_release: str | None, hu
     return WeightFile(filename, tuple(mirrors), digits)
 
 
-def _standard(name: str, timm_name: str, size: int, crop: float, interpolation: str, top1: float, top5: float,
-              digits: str) -> ImageNetWeights:
+def _standard(
+    name: str, timm_name: str, size: int, crop: float, interpolation: str, top1: float, top5: float, digits: str
+) -> ImageNetWeights:
     by_authors = name not in ("resnest14", "resnest26")  # those were published for Gluon, and converted by timm
     hub = f"{timm_name}.in1k" if by_authors else f"{timm_name}.gluon_in1k"
-    file = _file(name if by_authors else f"gluon_{name}", digits, authors=by_authors,
-                 timm_release="v0.1-resnest" if by_authors else "v0.1-weights", hub=hub)
+    file = _file(
+        name if by_authors else f"gluon_{name}",
+        digits,
+        authors=by_authors,
+        timm_release="v0.1-resnest" if by_authors else "v0.1-weights",
+        hub=hub,
+    )
     return ImageNetWeights(name, (timm_name, hub), size, crop, interpolation, top1, top5, file)
 
 
@@ -71,25 +77,29 @@ def _fast(setting: str, top1: float, top5: float | None, digits: str, in_timm: b
     name = f"resnest50_fast_{setting}"
     timm_name, hub = f"resnest50d_{setting}", f"resnest50d_{setting}.in1k"
     file = _file(name, digits, authors=True, timm_release="v0.1-resnest" if in_timm else None, hub=hub if in_timm else None)
-    return ImageNetWeights(name, (timm_name, hub) if in_timm else (), 224, 0.875, "bicubic" if in_timm else "bilinear", top1, top5,
-                           file)
+    return ImageNetWeights(
+        name, (timm_name, hub) if in_timm else (), 224, 0.875, "bicubic" if in_timm else "bilinear", top1, top5, file
+    )
 
 
-IMAGENET_WEIGHTS: dict[str, ImageNetWeights] = {weights.name: weights for weights in (
-    _standard("resnest14", "resnest14d", 224, 0.875, "bilinear", 75.51, 92.52, "9c8fe254"),
-    _standard("resnest26", "resnest26d", 224, 0.875, "bilinear", 78.48, 94.30, "50eb607c"),
-    _standard("resnest50", "resnest50d", 224, 0.875, "bilinear", 81.03, 95.38, "528c19ca"),
-    _standard("resnest101", "resnest101e", 256, 0.875, "bilinear", 82.83, 96.31, "22405ba7"),
-    _standard("resnest200", "resnest200e", 320, 0.909, "bicubic", 83.84, 96.89, "75117900"),
-    _standard("resnest269", "resnest269e", 416, 0.928, "bicubic", 84.54, 96.99, "0cc87c48"),
-    _fast("1s1x64d", 80.33, None, "d8fbf808"),
-    _fast("2s1x64d", 80.53, None, "44938639"),
-    _fast("4s1x64d", 80.76, None, "f74f3fc3"),
-    _fast("1s2x40d", 80.59, None, "32830b84"),
-    _fast("2s2x40d", 80.61, None, "9d126481"),
-    _fast("4s2x40d", 81.14, 95.55, "41d14ed0", in_timm=True),
-    _fast("1s4x24d", 80.99, 95.33, "d4a4f76f", in_timm=True),
-)}
+IMAGENET_WEIGHTS: dict[str, ImageNetWeights] = {
+    weights.name: weights
+    for weights in (
+        _standard("resnest14", "resnest14d", 224, 0.875, "bilinear", 75.51, 92.52, "9c8fe254"),
+        _standard("resnest26", "resnest26d", 224, 0.875, "bilinear", 78.48, 94.30, "50eb607c"),
+        _standard("resnest50", "resnest50d", 224, 0.875, "bilinear", 81.03, 95.38, "528c19ca"),
+        _standard("resnest101", "resnest101e", 256, 0.875, "bilinear", 82.83, 96.31, "22405ba7"),
+        _standard("resnest200", "resnest200e", 320, 0.909, "bicubic", 83.84, 96.89, "75117900"),
+        _standard("resnest269", "resnest269e", 416, 0.928, "bicubic", 84.54, 96.99, "0cc87c48"),
+        _fast("1s1x64d", 80.33, None, "d8fbf808"),
+        _fast("2s1x64d", 80.53, None, "44938639"),
+        _fast("4s1x64d", 80.76, None, "f74f3fc3"),
+        _fast("1s2x40d", 80.59, None, "32830b84"),
+        _fast("2s2x40d", 80.61, None, "9d126481"),
+        _fast("4s2x40d", 81.14, 95.55, "41d14ed0", in_timm=True),
+        _fast("1s4x24d", 80.99, 95.33, "d4a4f76f", in_timm=True),
+    )
+}
 
 ALIASES: dict[str, str] = {alias: weights.name for weights in IMAGENET_WEIGHTS.values() for alias in weights.aliases}
 

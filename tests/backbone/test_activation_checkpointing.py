@@ -29,10 +29,16 @@ def step(model: ResNeSt, images: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-@pytest.mark.parametrize("arguments", [
-    dict(norm="BN"), dict(norm="SyncBN", freeze_at=2), dict(norm="GN", bottleneck_channels=32, stem_width=32),
-    dict(norm="BN", deform_on_per_stage=(False, True, True, True), deform_modulated=True, deform_groups=2),
-], ids=["BN", "SyncBN, frozen", "GN", "deformable"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(norm="BN"),
+        dict(norm="SyncBN", freeze_at=2),
+        dict(norm="GN", bottleneck_channels=32, stem_width=32),
+        dict(norm="BN", deform_on_per_stage=(False, True, True, True), deform_modulated=True, deform_groups=2),
+    ],
+    ids=["BN", "SyncBN, frozen", "GN", "deformable"],
+)
 def test_losses_gradients_and_statistics_do_not_change(arguments):
     plain, checkpointed = networks(**arguments)
     for seed in range(2):

@@ -9,8 +9,17 @@ from resnest_det.backbone.loading import load_weights
 from resnest_det.backbone.resnest import ResNeSt
 from resnest_det.errors import UserError
 
-PLAIN = dict(blocks=(1, 2, 1, 1), stem_width=4, radix=0, bottleneck_channels=8, res2_out_channels=16, deep_stem=False, avd=False,
-             avg_down=False, stride_in_1x1=True)
+PLAIN = dict(
+    blocks=(1, 2, 1, 1),
+    stem_width=4,
+    radix=0,
+    bottleneck_channels=8,
+    res2_out_channels=16,
+    deep_stem=False,
+    avd=False,
+    avg_down=False,
+    stride_in_1x1=True,
+)
 BRANCHES = {"shortcut": "1", "conv1": "2a", "conv2": "2b", "conv3": "2c"}
 NORM = {"weight": "bn_gamma", "bias": "bn_beta", "running_mean": "bn_running_mean", "running_var": "bn_running_var"}
 OLD_NORM = {"weight": "bn_s", "bias": "bn_b"}

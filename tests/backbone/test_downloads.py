@@ -68,7 +68,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if server.breaks > 0:
             server.breaks -= 1
-            self.wfile.write(content[start:start + server.break_after])
+            self.wfile.write(content[start : start + server.break_after])
             self.close_connection = True
         else:
             self.wfile.write(content[start:])
@@ -163,8 +163,15 @@ def test_no_mirror_answers(server, cache, monkeypatch):
     with pytest.raises(UserError) as caught:
         resolve_weights("resnest://resnest50")
     message = str(caught.value)
-    for part in (f"{DEAD}/x.pth (", "refused", f"{server.url}/absent.pth (HTTP 404", "wrong file: sha256", DIGITS[:8],
-                 f"resnest50-{DIGITS[:8]}.pth", f"put it into {cache}"):
+    for part in (
+        f"{DEAD}/x.pth (",
+        "refused",
+        f"{server.url}/absent.pth (HTTP 404",
+        "wrong file: sha256",
+        DIGITS[:8],
+        f"resnest50-{DIGITS[:8]}.pth",
+        f"put it into {cache}",
+    ):
         assert part in message
     assert "\n" not in message
     assert not [path for path in cache.iterdir() if path.suffix in (".pth", ".part")]
@@ -184,8 +191,9 @@ def test_file_put_there_by_hand_is_used_and_checked(cache, monkeypatch):
 def test_hugging_face_hub(server, cache, monkeypatch):
     server.files["/timm/some.in1k/resolve/main/model.safetensors"] = CONTENT
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-                        server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     path = resolve_weights("hf://timm/some.in1k")
     assert content_of(path) == CONTENT and path.startswith(str(cache / "huggingface"))
@@ -232,14 +240,17 @@ def test_local_paths(tmp_path):
         resolve_weights("resnest50d")
 
 
-@pytest.mark.parametrize("spec, reason", [
-    ("resnest://resnest51", "not published; nearest: resnest50"),
-    ("resnest://mask_rcnn_ResNeSt_50_FPN_1x", "nearest: mask_rcnn_ResNeSt_50_FPN_syncBN_1x"),
-    ("hf://resnest50", "expected hf://owner/name"),
-    ("s3://bucket/x.pth", "unknown scheme s3://; supported: a path, https://"),
-    ("https://", "not the address of a file"),
-    ("https://example.org/../../x.pth", "not the address of a file"),
-])
+@pytest.mark.parametrize(
+    "spec, reason",
+    [
+        ("resnest://resnest51", "not published; nearest: resnest50"),
+        ("resnest://mask_rcnn_ResNeSt_50_FPN_1x", "nearest: mask_rcnn_ResNeSt_50_FPN_syncBN_1x"),
+        ("hf://resnest50", "expected hf://owner/name"),
+        ("s3://bucket/x.pth", "unknown scheme s3://; supported: a path, https://"),
+        ("https://", "not the address of a file"),
+        ("https://example.org/../../x.pth", "not the address of a file"),
+    ],
+)
 def test_addresses_that_cannot_be(spec, reason):
     with pytest.raises(UserError, match=reason):
         resolve_weights(spec)
@@ -269,9 +280,11 @@ def test_catalog_is_complete():
         assert file.filename.startswith(name) or name in ("resnest14", "resnest26")
         assert all(url.startswith("hf://timm/") or url.endswith("/" + file.filename) for url in file.mirrors)
     assert WEIGHT_FILES["resnest50"].mirrors[0] == (
-        "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1/resnest50-528c19ca.pth")
+        "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1/resnest50-528c19ca.pth"
+    )
     assert WEIGHT_FILES["resnest200_detectron"].mirrors == (
-        "https://s3.us-west-1.wasabisys.com/resnest/detectron/resnest200_detectron-02644020.pth",)
+        "https://s3.us-west-1.wasabisys.com/resnest/detectron/resnest200_detectron-02644020.pth",
+    )
 
 
 @pytest.mark.parametrize("address", ["https://../x.pth", "https://./x.pth", "https://.../x.pth"])

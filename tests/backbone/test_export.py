@@ -50,8 +50,12 @@ def _as_tuple(outputs):
     return (outputs,) if isinstance(outputs, torch.Tensor) else outputs
 
 
-RUNTIMES = {"torchscript": ("m.pt", run_torchscript), "exported": ("m.pt2", run_exported), "onnx": ("m.onnx", run_onnx),
-            "openvino": ("m.xml", run_openvino)}
+RUNTIMES = {
+    "torchscript": ("m.pt", run_torchscript),
+    "exported": ("m.pt2", run_exported),
+    "onnx": ("m.onnx", run_onnx),
+    "openvino": ("m.xml", run_openvino),
+}
 BACK_ENDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 
 
@@ -129,7 +133,9 @@ def test_a_file_with_other_numbers_is_refused_and_what_was_there_stays(tmp_path,
         return wrong
 
     monkeypatch.setattr(export, "fold_norms", fold_wrongly)
-    with pytest.raises(UserError, match=r"torchscript file does not give the model's numbers: they differ by .* \(1, 3, 224, 224\)"):
+    with pytest.raises(
+        UserError, match=r"torchscript file does not give the model's numbers: they differ by .* \(1, 3, 224, 224\)"
+    ):
         export_model(model, path, "torchscript")
     assert path.read_bytes() == b"the last good one" and list(tmp_path.iterdir()) == [path]
 

@@ -19,19 +19,27 @@ def randomise_norms(model):
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, BATCH_NORMS):
-            for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.5, 0.5), (module.running_mean, -0.5, 0.5),
-                                      (module.running_var, 0.5, 2.0)):
+            for tensor, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.5, 0.5),
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 2.0),
+            ):
                 with torch.no_grad():
                     tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
 
 
-@pytest.mark.parametrize("arguments", [
-    {"norm": "BN"},
-    {"norm": "FrozenBN", "radix": 4, "groups": 2, "bottleneck_width": 40, "avd_first": True},
-    {"norm": "BN", "radix": 0, "avd": False, "deep_stem": False, "freeze_at": 2},
-    {"norm": "BN", "deform_on_per_stage": (False, True, True, True), "deform_modulated": True},
-    {"norm": "GN"},
-], ids=["resnest", "frozen-4s2x40d", "resnet", "deformable", "group-norm"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"norm": "BN"},
+        {"norm": "FrozenBN", "radix": 4, "groups": 2, "bottleneck_width": 40, "avd_first": True},
+        {"norm": "BN", "radix": 0, "avd": False, "deep_stem": False, "freeze_at": 2},
+        {"norm": "BN", "deform_on_per_stage": (False, True, True, True), "deform_modulated": True},
+        {"norm": "GN"},
+    ],
+    ids=["resnest", "frozen-4s2x40d", "resnet", "deformable", "group-norm"],
+)
 def test_folded_network_gives_the_same_maps(arguments):
     torch.manual_seed(0)
     model = ResNeSt((1, 1, 1, 1), **arguments)

@@ -24,8 +24,10 @@ def ours(name, reference, **arguments):
 
 def timm_maps(reference, x):
     maps = []
-    handles = [getattr(reference, name).register_forward_hook(lambda module, inputs, output: maps.append(output.clone()))
-               for name in TIMM_MAPS]
+    handles = [
+        getattr(reference, name).register_forward_hook(lambda module, inputs, output: maps.append(output.clone()))
+        for name in TIMM_MAPS
+    ]
     logits = reference(x)
     for handle in handles:
         handle.remove()
@@ -65,8 +67,10 @@ def test_dilated_equals_timm(name, output_stride):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name, output_stride", [*(pytest.param(*each.values, 32, marks=each.marks) for each in ALL),
-                                                 ("resnest26", 8), ("resnest50_fast_2s2x40d", 16)])
+@pytest.mark.parametrize(
+    "name, output_stride",
+    [*(pytest.param(*each.values, 32, marks=each.marks) for each in ALL), ("resnest26", 8), ("resnest50_fast_2s2x40d", 16)],
+)
 def test_training_equals_timm(name, output_stride):
     # In float64: in float32 one rounding on the other side of a ReLU moves some gradients of timm itself by 1e-2 from
     # what they are in float64, so that a tolerance would measure luck.
@@ -106,13 +110,25 @@ def test_a_training_step_in_float32_equals_timm():
     assert relative(*joined) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["resnest14d", "resnest26d", "resnest50d", "resnest50d_4s2x40d", "resnest50d_1s4x24d",
-                                  "resnest101e", "resnest200e", "resnest269e"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnest14d",
+        "resnest26d",
+        "resnest50d",
+        "resnest50d_4s2x40d",
+        "resnest50d_1s4x24d",
+        "resnest101e",
+        "resnest200e",
+        "resnest269e",
+    ],
+)
 def test_the_reference_is_what_timm_calls_so(name):
     # The parity tests build timm's networks from its parts; here they are the ones timm has names for.
     with torch.device("meta"):
         named = timm.create_model(name)
     built = timm_model(ALIASES[name])
     assert {key: tuple(value.shape) for key, value in named.state_dict().items()} == {
-        key: tuple(value.shape) for key, value in built.state_dict().items()}
+        key: tuple(value.shape) for key, value in built.state_dict().items()
+    }
     assert [str(module) for module in named.modules()] == [str(module) for module in built.modules()]

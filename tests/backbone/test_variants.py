@@ -18,10 +18,19 @@ from resnest_det.weights.published import ALIASES
 from tests.backbone.timm_reference import images, randomise, timm_model, with_weights_of
 
 PARAMETERS = {
-    "resnest14": 10_611_688, "resnest26": 17_069_448, "resnest50": 27_483_240, "resnest101": 48_275_016, "resnest200": 70_201_544,
-    "resnest269": 110_929_480, "resnest50_fast_1s1x64d": 26_217_896, "resnest50_fast_2s1x64d": 27_483_240,
-    "resnest50_fast_4s1x64d": 31_912_712, "resnest50_fast_1s2x40d": 25_946_680, "resnest50_fast_2s2x40d": 26_943_792,
-    "resnest50_fast_4s2x40d": 30_417_592, "resnest50_fast_1s4x24d": 25_677_000,
+    "resnest14": 10_611_688,
+    "resnest26": 17_069_448,
+    "resnest50": 27_483_240,
+    "resnest101": 48_275_016,
+    "resnest200": 70_201_544,
+    "resnest269": 110_929_480,
+    "resnest50_fast_1s1x64d": 26_217_896,
+    "resnest50_fast_2s1x64d": 27_483_240,
+    "resnest50_fast_4s1x64d": 31_912_712,
+    "resnest50_fast_1s2x40d": 25_946_680,
+    "resnest50_fast_2s2x40d": 26_943_792,
+    "resnest50_fast_4s2x40d": 30_417_592,
+    "resnest50_fast_1s4x24d": 25_677_000,
 }
 
 
@@ -52,7 +61,12 @@ def test_feature_maps_of_the_model_card():
         model = create_model("resnest101e", features_only=True).eval()
         maps = model(torch.empty(1, 3, 256, 256))
     assert [tuple(each.shape) for each in maps] == [
-        (1, 128, 128, 128), (1, 256, 64, 64), (1, 512, 32, 32), (1, 1024, 16, 16), (1, 2048, 8, 8)]
+        (1, 128, 128, 128),
+        (1, 256, 64, 64),
+        (1, 512, 32, 32),
+        (1, 1024, 16, 16),
+        (1, 2048, 8, 8),
+    ]
     assert list(model.out_feature_strides.values()) == [2, 4, 8, 16, 32]
     assert list(model.out_feature_channels.values()) == [128, 256, 512, 1024, 2048]
 
@@ -101,21 +115,27 @@ def test_norms(norm, kind):
         assert isinstance(model.stem.conv1_1.norm, kind)
 
 
-@pytest.mark.parametrize("arguments, reason", [
-    (dict(name="resnest51"), "unknown model 'resnest51'; nearest: resnest50, "),
-    (dict(name="vit"), "known: resnest14, resnest26"),
-    (dict(output_stride=4), "output stride 4 is not possible; supported: 8, 16, 32"),
-    (dict(features_only=True, out_indices=(0, 5)), r"out_indices \[0, 5\] are not possible: there are 5 feature maps, 0 to 4"),
-    (dict(features_only=True, out_indices=()), "out_indices"),
-    (dict(features_only=True, out_indices=(1, -4)), "name a feature map twice"),
-    (dict(features_only=True, out_indices=3), "out_indices is 3, expected a list"),
-    (dict(in_chans=0), "in_chans is 0"),
-    (dict(num_classes=-1), "num_classes is -1"),
-    (dict(drop_rate=1.0), "drop_rate is 1.0"),
-    (dict(norm="LN"), "unknown norm 'LN'"),
-    (dict(pretrained=True, checkpoint_path="x.pth"), "choose one"),
-    (dict(checkpoint_path="none.pth"), "none.pth: no such file"),
-])
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (dict(name="resnest51"), "unknown model 'resnest51'; nearest: resnest50, "),
+        (dict(name="vit"), "known: resnest14, resnest26"),
+        (dict(output_stride=4), "output stride 4 is not possible; supported: 8, 16, 32"),
+        (
+            dict(features_only=True, out_indices=(0, 5)),
+            r"out_indices \[0, 5\] are not possible: there are 5 feature maps, 0 to 4",
+        ),
+        (dict(features_only=True, out_indices=()), "out_indices"),
+        (dict(features_only=True, out_indices=(1, -4)), "name a feature map twice"),
+        (dict(features_only=True, out_indices=3), "out_indices is 3, expected a list"),
+        (dict(in_chans=0), "in_chans is 0"),
+        (dict(num_classes=-1), "num_classes is -1"),
+        (dict(drop_rate=1.0), "drop_rate is 1.0"),
+        (dict(norm="LN"), "unknown norm 'LN'"),
+        (dict(pretrained=True, checkpoint_path="x.pth"), "choose one"),
+        (dict(checkpoint_path="none.pth"), "none.pth: no such file"),
+    ],
+)
 def test_arguments_that_cannot_be(arguments, reason):
     with torch.device("meta"), pytest.raises(UserError, match=reason):
         create_model(**{"name": "resnest14", **arguments})
@@ -178,8 +198,19 @@ def test_published_file_of_a_variant_with_the_same_shapes_is_refused(tmp_path):
         create_model("resnest50_fast_2s1x64d", checkpoint_path=str(path))
 
 
-@pytest.mark.parametrize("name", ["resnest14d", "resnest26d", "resnest50d", "resnest101e", "resnest200e", "resnest269e",
-                                  "resnest50d_4s2x40d", "resnest50d_1s4x24d"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnest14d",
+        "resnest26d",
+        "resnest50d",
+        "resnest101e",
+        "resnest200e",
+        "resnest269e",
+        "resnest50d_4s2x40d",
+        "resnest50d_1s4x24d",
+    ],
+)
 def test_input_transform_equals_timms(name):
     with torch.device("meta"):
         model, reference = create_model(name), timm.create_model(name)

@@ -41,8 +41,10 @@ def class_folders(folder, images_each=3):
             Image.fromarray(pixels).convert("L" if index == 0 else "RGB").save(folder / name / f"{index}.png")
 
 
-@pytest.mark.parametrize("layout, out", [("mmdet", "x.pth"), ("mmdet", "x.safetensors"), ("detectron2", "x.pkl"),
-                                         ("detectron2", "x.pth"), ("timm", "x.safetensors")])
+@pytest.mark.parametrize(
+    "layout, out",
+    [("mmdet", "x.pth"), ("mmdet", "x.safetensors"), ("detectron2", "x.pkl"), ("detectron2", "x.pth"), ("timm", "x.safetensors")],
+)
 def test_convert_there_and_back(tmp_path, capsys, checkpoint, layout, out):
     run("convert_weights", checkpoint, tmp_path / out, "--to", layout)
     assert "timm layout, resnest14" in capsys.readouterr().out
@@ -62,20 +64,25 @@ def test_convert_for_detectron2_says_that_names_are_to_be_looked_up(tmp_path, ch
 
 
 def test_convert_leaves_heads_of_a_detector_and_says_so(tmp_path, capsys, checkpoint):
-    state = {f"backbone.{name}": value for name, value in from_own_names(
-        create_model("resnest14", num_classes=0).state_dict(), "mmdet").items()}
+    state = {
+        f"backbone.{name}": value
+        for name, value in from_own_names(create_model("resnest14", num_classes=0).state_dict(), "mmdet").items()
+    }
     torch.save({"state_dict": {**state, "neck.lateral_convs.0.conv.weight": torch.zeros(1)}, "meta": {}}, tmp_path / "in.pth")
     run("convert_weights", tmp_path / "in.pth", tmp_path / "out.pth", "--to", "timm")
     assert "left out: 1 parameters" in capsys.readouterr().out
     assert "conv1.0.weight" in read_checkpoint(tmp_path / "out.pth")
 
 
-@pytest.mark.parametrize("out, extra, reason", [
-    ("x.txt", ["--to", "timm"], "unknown suffix '.txt'"),
-    ("x.pkl", ["--to", "timm"], "only Detectron2 reads .pkl"),
-    ("there.pth", ["--to", "timm"], "exists; add --overwrite"),
-    ("none/x.pth", ["--to", "timm"], "is not a folder"),
-])
+@pytest.mark.parametrize(
+    "out, extra, reason",
+    [
+        ("x.txt", ["--to", "timm"], "unknown suffix '.txt'"),
+        ("x.pkl", ["--to", "timm"], "only Detectron2 reads .pkl"),
+        ("there.pth", ["--to", "timm"], "exists; add --overwrite"),
+        ("none/x.pth", ["--to", "timm"], "is not a folder"),
+    ],
+)
 def test_convert_refuses(tmp_path, checkpoint, out, extra, reason):
     (tmp_path / "there.pth").write_text("precious")
     with pytest.raises(UserError, match=reason):
@@ -106,8 +113,21 @@ def test_classify_image_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_verify_imagenet(tmp_path, capsys, checkpoint, workers):
     class_folders(tmp_path / "data" / "val")
-    run("verify_imagenet", "--data", tmp_path / "data", "--model", "resnest14", "--checkpoint", checkpoint, "--num-classes", 3,
-        "--batch-size", 4, "--workers", workers)
+    run(
+        "verify_imagenet",
+        "--data",
+        tmp_path / "data",
+        "--model",
+        "resnest14",
+        "--checkpoint",
+        checkpoint,
+        "--num-classes",
+        3,
+        "--batch-size",
+        4,
+        "--workers",
+        workers,
+    )
     model = create_model("resnest14", num_classes=3, checkpoint_path=checkpoint).eval()
     transform, right = transforms_for(model), 0
     for label, folder in enumerate(sorted((tmp_path / "data" / "val").iterdir())):
@@ -124,8 +144,19 @@ def test_verify_imagenet_names_a_broken_image(tmp_path, checkpoint, workers):
     class_folders(tmp_path)
     (tmp_path / "n02" / "1.png").write_text("no image")
     with pytest.raises(UserError, match="n02/1.png cannot be read"):
-        run("verify_imagenet", "--data", tmp_path, "--model", "resnest14", "--checkpoint", checkpoint, "--num-classes", 3,
-            "--workers", workers)
+        run(
+            "verify_imagenet",
+            "--data",
+            tmp_path,
+            "--model",
+            "resnest14",
+            "--checkpoint",
+            checkpoint,
+            "--num-classes",
+            3,
+            "--workers",
+            workers,
+        )
 
 
 def test_verify_imagenet_folder_of_another_layout(tmp_path):
@@ -143,9 +174,14 @@ def test_verify_imagenet_folder_of_another_layout(tmp_path):
 
 def test_bad_input_is_one_line_and_status_2(tmp_path):
     (tmp_path / "x.pth").write_text("<html>")
-    done = subprocess.run([sys.executable, TOOLS / "convert_weights.py", tmp_path / "x.pth", tmp_path / "y.pth", "--to", "timm"],
-                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(TOOLS.parent)})
+    done = subprocess.run(
+        [sys.executable, TOOLS / "convert_weights.py", tmp_path / "x.pth", tmp_path / "y.pth", "--to", "timm"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(TOOLS.parent)},
+    )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.splitlines()[-1] == (
-        f"error: checkpoint {tmp_path}/x.pth is a web page, not a checkpoint: the address it came from has moved")
+        f"error: checkpoint {tmp_path}/x.pth is a web page, not a checkpoint: the address it came from has moved"
+    )
     assert "Traceback" not in done.stderr

@@ -48,11 +48,22 @@ def assert_same(state, expected):
         assert state[name].dtype == value.dtype and torch.equal(state[name], value), name
 
 
-@pytest.mark.parametrize("file_format, wrapper", [
-    ("pth", None), ("pth", "state_dict"), ("pth", "state_dict_ema"), ("pkl", None), ("pkl", "model"), ("safetensors", None)])
-@pytest.mark.parametrize("layout, prefix", [
-    ("timm", ""), ("timm", "module."), ("detectron2", ""), ("detectron2", "backbone.bottom_up."), ("detectron2", "bottom_up."),
-    ("mmdet", ""), ("mmdet", "backbone.")])
+@pytest.mark.parametrize(
+    "file_format, wrapper",
+    [("pth", None), ("pth", "state_dict"), ("pth", "state_dict_ema"), ("pkl", None), ("pkl", "model"), ("safetensors", None)],
+)
+@pytest.mark.parametrize(
+    "layout, prefix",
+    [
+        ("timm", ""),
+        ("timm", "module."),
+        ("detectron2", ""),
+        ("detectron2", "backbone.bottom_up."),
+        ("detectron2", "bottom_up."),
+        ("mmdet", ""),
+        ("mmdet", "backbone."),
+    ],
+)
 def test_every_layout_and_wrapping(tmp_path, layout, prefix, file_format, wrapper):
     source = small_backbone(seed=1)
     state = with_prefix(prefix, from_own_names(source.state_dict(), layout))
@@ -91,8 +102,13 @@ def test_whole_detector_and_its_backbone(tmp_path):
     backbone = small_backbone()
     report = load_weights(backbone, tmp_path / "x.pth")
     assert_same(backbone.state_dict(), source.backbone.bottom_up.state_dict())
-    assert report.left.keys() == {*extra, "backbone.fpn_lateral2.weight", "backbone.fpn_lateral2.bias", "roi_heads.weight",
-                                  "roi_heads.bias"}
+    assert report.left.keys() == {
+        *extra,
+        "backbone.fpn_lateral2.weight",
+        "backbone.fpn_lateral2.bias",
+        "roi_heads.weight",
+        "roi_heads.bias",
+    }
 
 
 def test_detector_of_other_classes_is_refused_unless_asked_for(tmp_path):
@@ -147,8 +163,11 @@ def test_plain_resnet_of_torchvision(tmp_path):
     assert report.left.keys() == {"fc.weight", "fc.bias"}
     x = images(1)
     with torch.no_grad():
-        expected = reference.layer4(reference.layer3(reference.layer2(reference.layer1(
-            reference.maxpool(reference.relu(reference.bn1(reference.conv1(x))))))))
+        expected = reference.layer4(
+            reference.layer3(
+                reference.layer2(reference.layer1(reference.maxpool(reference.relu(reference.bn1(reference.conv1(x))))))
+            )
+        )
         torch.testing.assert_close(model(x)["res5"], expected, rtol=1e-5, atol=1e-5)
     assert_same(from_own_names(to_own_names(reference.state_dict())[0], "timm"), reference.state_dict())
 
@@ -179,16 +198,43 @@ def test_there_and_back_is_bit_for_bit_the_same(layout, deformable):
 def test_mmdetections_names_are_these():
     # As `ResNeSt` of MMDetection 3.3 builds its stem, blocks and shortcuts (mmdet/models/backbones/resnest.py, resnet.py).
     own = [
-        "stem.conv1_1.weight", "stem.conv1_1.norm.bias", "stem.conv1_2.weight", "stem.conv1_2.norm.bias", "stem.conv1_3.weight",
-        "stem.conv1_3.norm.bias", "res3.1.conv1.weight", "res3.1.conv1.norm.bias", "res3.1.conv2.conv.weight",
-        "res3.1.conv2.bn0.bias", "res3.1.conv2.fc1.bias", "res3.1.conv2.bn1.bias", "res3.1.conv2.fc2.bias", "res3.1.conv3.weight",
-        "res3.1.conv3.norm.bias", "res2.0.shortcut.weight", "res2.0.shortcut.norm.bias", "res5.0.shortcut.norm.running_var",
+        "stem.conv1_1.weight",
+        "stem.conv1_1.norm.bias",
+        "stem.conv1_2.weight",
+        "stem.conv1_2.norm.bias",
+        "stem.conv1_3.weight",
+        "stem.conv1_3.norm.bias",
+        "res3.1.conv1.weight",
+        "res3.1.conv1.norm.bias",
+        "res3.1.conv2.conv.weight",
+        "res3.1.conv2.bn0.bias",
+        "res3.1.conv2.fc1.bias",
+        "res3.1.conv2.bn1.bias",
+        "res3.1.conv2.fc2.bias",
+        "res3.1.conv3.weight",
+        "res3.1.conv3.norm.bias",
+        "res2.0.shortcut.weight",
+        "res2.0.shortcut.norm.bias",
+        "res5.0.shortcut.norm.running_var",
     ]
     theirs = [
-        "stem.0.weight", "stem.1.bias", "stem.3.weight", "stem.4.bias", "stem.6.weight",
-        "stem.7.bias", "layer2.1.conv1.weight", "layer2.1.bn1.bias", "layer2.1.conv2.conv.weight",
-        "layer2.1.conv2.bn0.bias", "layer2.1.conv2.fc1.bias", "layer2.1.conv2.bn1.bias", "layer2.1.conv2.fc2.bias",
-        "layer2.1.conv3.weight", "layer2.1.bn3.bias", "layer1.0.downsample.1.weight", "layer1.0.downsample.2.bias",
+        "stem.0.weight",
+        "stem.1.bias",
+        "stem.3.weight",
+        "stem.4.bias",
+        "stem.6.weight",
+        "stem.7.bias",
+        "layer2.1.conv1.weight",
+        "layer2.1.bn1.bias",
+        "layer2.1.conv2.conv.weight",
+        "layer2.1.conv2.bn0.bias",
+        "layer2.1.conv2.fc1.bias",
+        "layer2.1.conv2.bn1.bias",
+        "layer2.1.conv2.fc2.bias",
+        "layer2.1.conv3.weight",
+        "layer2.1.bn3.bias",
+        "layer1.0.downsample.1.weight",
+        "layer1.0.downsample.2.bias",
         "layer4.0.downsample.2.running_var",
     ]
     state = {name: torch.tensor(index) for index, name in enumerate(own)}
@@ -223,10 +269,10 @@ def test_timms_own_names_are_these():
     assert own.keys() == create_model("resnest14").state_dict().keys()
 
 
-@pytest.mark.parametrize("checkpoint, reason", [
-    ({"epoch": 3}, "no tensors by name"),
-    ({"encoder.weight": torch.zeros(2)}, "no ResNeSt or ResNet in a layout known here"),
-])
+@pytest.mark.parametrize(
+    "checkpoint, reason",
+    [({"epoch": 3}, "no tensors by name"), ({"encoder.weight": torch.zeros(2)}, "no ResNeSt or ResNet in a layout known here")],
+)
 def test_something_without_a_backbone(tmp_path, checkpoint, reason):
     torch.save(checkpoint, tmp_path / "x.pth")
     with pytest.raises(UserError, match=f"x.pth: .*{reason}"):

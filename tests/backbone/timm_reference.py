@@ -17,9 +17,18 @@ def timm_model(name: str, output_stride: int = 32, num_classes: int = 1000, in_c
     variant = VARIANTS[name]
     with torch.device("meta"):
         model = ResNet(
-            block=ResNestBottleneck, layers=list(variant.blocks), stem_type="deep", stem_width=variant.stem_width, avg_down=True,
-            base_width=variant.bottleneck_width, cardinality=variant.groups, output_stride=output_stride, num_classes=num_classes,
-            in_chans=in_chans, block_args=dict(radix=variant.radix, avd=True, avd_first=variant.avd_first))
+            block=ResNestBottleneck,
+            layers=list(variant.blocks),
+            stem_type="deep",
+            stem_width=variant.stem_width,
+            avg_down=True,
+            base_width=variant.bottleneck_width,
+            cardinality=variant.groups,
+            output_stride=output_stride,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            block_args=dict(radix=variant.radix, avd=True, avd_first=variant.avd_first),
+        )
     return randomise(model.to_empty(device="cpu"))
 
 

@@ -15,11 +15,18 @@ from resnest_det.errors import UserError
 
 # Parameters and 10^9 multiply-adds. The figures of two models with three decimals, 13.322 and 4.330, were rounded twice.
 FAMILY = {
-    "resnest14": (10_611_688, 2.749), "resnest26": (17_069_448, 3.623), "resnest50": (27_483_240, 5.371),
-    "resnest101": (48_275_016, 13.3215), "resnest200": (70_201_544, 35.520), "resnest269": (110_929_480, 77.349),
-    "resnest50_fast_1s1x64d": (26_217_896, 4.3295), "resnest50_fast_2s1x64d": (27_483_240, 4.331),
-    "resnest50_fast_4s1x64d": (31_912_712, 4.335), "resnest50_fast_1s2x40d": (25_946_680, 4.365),
-    "resnest50_fast_2s2x40d": (26_943_792, 4.366), "resnest50_fast_4s2x40d": (30_417_592, 4.369),
+    "resnest14": (10_611_688, 2.749),
+    "resnest26": (17_069_448, 3.623),
+    "resnest50": (27_483_240, 5.371),
+    "resnest101": (48_275_016, 13.3215),
+    "resnest200": (70_201_544, 35.520),
+    "resnest269": (110_929_480, 77.349),
+    "resnest50_fast_1s1x64d": (26_217_896, 4.3295),
+    "resnest50_fast_2s1x64d": (27_483_240, 4.331),
+    "resnest50_fast_4s1x64d": (31_912_712, 4.335),
+    "resnest50_fast_1s2x40d": (25_946_680, 4.365),
+    "resnest50_fast_2s2x40d": (26_943_792, 4.366),
+    "resnest50_fast_4s2x40d": (30_417_592, 4.369),
     "resnest50_fast_1s4x24d": (25_677_000, 4.400),
 }
 
@@ -66,7 +73,14 @@ def test_a_model_equals_fvcore_on_timms(tmp_path):
         flops, activations = FlopCountAnalysis(reference, images), ActivationCountAnalysis(reference, images)
         flops.unsupported_ops_warnings(False), activations.unsupported_ops_warnings(False)
         by_module, outputs = flops.by_module_and_operator(), activations.by_module()
-    stages = {"res2": ["layer1"], "res3": ["layer2"], "res4": ["layer3"], "res5": ["layer4"], "stem": ["conv1", "bn1"], "head": ["fc"]}
+    stages = {
+        "res2": ["layer1"],
+        "res3": ["layer2"],
+        "res4": ["layer3"],
+        "res5": ["layer4"],
+        "stem": ["conv1", "bn1"],
+        "head": ["fc"],
+    }
     assert set(result["parts"]) == set(stages)
     for part, modules in stages.items():
         counts = result["parts"][part]
@@ -123,14 +137,23 @@ def test_semantic_head_alone(tmp_path):
     assert result["parts"]["semantic head"]["multiply_adds"] > 0
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--model", "resnest15"], "unknown model 'resnest15'"),
-    (["--model", "resnest14", "MODEL.MASK_ON", "False"], "MODEL.MASK_ON False: overrides of config keys need --config-file"),
-    (["--model", "resnest14", "--json", "no_such_folder/counts.json"], "no_such_folder/counts.json: the folder does not exist"),
-    (["--all", "--size", "224"], "--all counts each variant at its own size"),
-    (["--config-file", "mask_rcnn_ResNeSt50_FPM"], "nearest: mask_rcnn_ResNeSt50_FPN"),
-    (["--config-file", "mask_rcnn_ResNeSt14_FPN_shapes", "--size", "100x128"], "100x128: the detector pads images to multiples of 32"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "resnest15"], "unknown model 'resnest15'"),
+        (["--model", "resnest14", "MODEL.MASK_ON", "False"], "MODEL.MASK_ON False: overrides of config keys need --config-file"),
+        (
+            ["--model", "resnest14", "--json", "no_such_folder/counts.json"],
+            "no_such_folder/counts.json: the folder does not exist",
+        ),
+        (["--all", "--size", "224"], "--all counts each variant at its own size"),
+        (["--config-file", "mask_rcnn_ResNeSt50_FPM"], "nearest: mask_rcnn_ResNeSt50_FPN"),
+        (
+            ["--config-file", "mask_rcnn_ResNeSt14_FPN_shapes", "--size", "100x128"],
+            "100x128: the detector pads images to multiples of 32",
+        ),
+    ],
+)
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(UserError, match=message):
         main(arguments)

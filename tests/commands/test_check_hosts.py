@@ -49,13 +49,19 @@ def test_torchvision_of_another_torch(monkeypatch, capsys):
     assert hosts(capsys)["built-in detector"] == [
         "not usable: operator torchvision::nms does not exist",
         "what to do, in this project's folder and best in a new environment:",
-        "pip install --upgrade torch torchvision", "pip install -e ."]
+        "pip install --upgrade torch torchvision",
+        "pip install -e .",
+    ]
 
 
 @pytest.mark.parametrize(("has_cuda", "operators"), [(True, "CUDA 12.8"), (False, "the CPU")])
 def test_detectron2_and_what_its_operators_run_on(monkeypatch, capsys, has_cuda, operators):
     package, modeling = ModuleType("detectron2"), ModuleType("detectron2.modeling")
-    package.__version__, package.__path__, modeling.Backbone = "0.6", ["/packages/detectron2"], SimpleNamespace(padding_constraints={})
+    package.__version__, package.__path__, modeling.Backbone = (
+        "0.6",
+        ["/packages/detectron2"],
+        SimpleNamespace(padding_constraints={}),
+    )
     package._C = SimpleNamespace(has_cuda=lambda: has_cuda, get_cuda_version=lambda: "12.8")
     monkeypatch.setattr(detectron2_version, "is_installed", lambda name: True)
     monkeypatch.setitem(sys.modules, "detectron2", package)

@@ -58,7 +58,7 @@ def test_every_command_is_also_a_script_in_tools_with_the_same_help(name, tmp_pa
     assert script.returncode == installed.returncode == 0, script.stderr + installed.stderr
     # They differ in how the program is called, which moves the line breaks of its usage.
     assert script.stdout.startswith(f"usage: {module}.py") and installed.stdout.startswith(f"usage: resnest-det {name}")
-    options = [text[text.index("\n\n"):] for text in (script.stdout, installed.stdout)]
+    options = [text[text.index("\n\n") :] for text in (script.stdout, installed.stdout)]
     assert options[0] == options[1]
 
 
@@ -84,23 +84,48 @@ def test_wheel_in_a_bare_environment_trains_three_steps(tmp_path):
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--no-deps", "--no-index", wheels / wheel], check=True, capture_output=True)
-    site = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True,
-                          capture_output=True, text=True).stdout.strip()
+    site = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True, capture_output=True, text=True
+    ).stdout.strip()
     # What the package depends on, torch above all, is this environment's: installing it again takes gigabytes.
     Path(site, "dependencies.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
     outside = tmp_path / "elsewhere"
     outside.mkdir()
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    where = subprocess.run([python, "-c", "import resnest_det; print(resnest_det.__file__)"], cwd=outside, env=variables,
-                           check=True, capture_output=True, text=True).stdout.strip()
+    where = subprocess.run(
+        [python, "-c", "import resnest_det; print(resnest_det.__file__)"],
+        cwd=outside,
+        env=variables,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
     assert where.startswith(site) and Path(site, "resnest_det", "py.typed").is_file()
 
-    run = [environment / "bin" / "resnest-det", "train", "--config-file", "mask_rcnn_ResNeSt14_FPN_shapes", "--engine", "builtin",
-           "--num-gpus", "0", "SOLVER.MAX_ITER", "3", "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()",
-           "TEST.PRECISE_BN.ENABLED", "False", "DATALOADER.NUM_WORKERS", "0"]
+    run = [
+        environment / "bin" / "resnest-det",
+        "train",
+        "--config-file",
+        "mask_rcnn_ResNeSt14_FPN_shapes",
+        "--engine",
+        "builtin",
+        "--num-gpus",
+        "0",
+        "SOLVER.MAX_ITER",
+        "3",
+        "SOLVER.IMS_PER_BATCH",
+        "2",
+        "DATASETS.TEST",
+        "()",
+        "TEST.PRECISE_BN.ENABLED",
+        "False",
+        "DATALOADER.NUM_WORKERS",
+        "0",
+    ]
     done = subprocess.run(run, cwd=outside, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert list(outside.glob("output/**/model_final.pth"))
-    hosts = subprocess.run([environment / "bin" / "resnest-det", "check-hosts"], cwd=outside, env=variables, capture_output=True,
-                           text=True)
+    hosts = subprocess.run(
+        [environment / "bin" / "resnest-det", "check-hosts"], cwd=outside, env=variables, capture_output=True, text=True
+    )
     assert hosts.returncode == 0 and "built-in detector: usable" in hosts.stdout, hosts.stderr

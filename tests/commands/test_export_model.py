@@ -14,8 +14,21 @@ def test_checkpoint_becomes_a_file_that_gives_its_numbers(tmp_path, capsys):
     model = create_model("resnest14", num_classes=5).eval()
     torch.save(model.state_dict(), tmp_path / "tuned.pth")
     out = tmp_path / "tuned.pt2"
-    main(["--model", "resnest14d", "--checkpoint", str(tmp_path / "tuned.pth"), "--num-classes", "5", "--format", "exported",
-          "--out", str(out), "--probabilities"])
+    main(
+        [
+            "--model",
+            "resnest14d",
+            "--checkpoint",
+            str(tmp_path / "tuned.pth"),
+            "--num-classes",
+            "5",
+            "--format",
+            "exported",
+            "--out",
+            str(out),
+            "--probabilities",
+        ]
+    )
     images = torch.randn(2, 3, 64, 64)
     exported = torch.export.load(str(out)).module()
     torch.testing.assert_close(exported(images), model(images).softmax(1), rtol=0, atol=1e-4)
@@ -26,7 +39,22 @@ def test_checkpoint_becomes_a_file_that_gives_its_numbers(tmp_path, capsys):
 
 def test_features_by_index(tmp_path, capsys):
     out = tmp_path / "features.pt"
-    main(["--model", "resnest14", "--untrained", "--features", "1", "3", "--format", "torchscript", "--out", str(out), "--bgr", "--pixels"])
+    main(
+        [
+            "--model",
+            "resnest14",
+            "--untrained",
+            "--features",
+            "1",
+            "3",
+            "--format",
+            "torchscript",
+            "--out",
+            str(out),
+            "--bgr",
+            "--pixels",
+        ]
+    )
     maps = torch.jit.load(str(out))(torch.zeros(1, 3, 64, 96))
     assert [tuple(each.shape) for each in maps] == [(1, 256, 16, 24), (1, 1024, 4, 6)]
     assert "BGR, pixels 0 ... 255; output res2, res4" in capsys.readouterr().out

@@ -19,8 +19,11 @@ ROOT = Path(__file__).parents[2]
 def arguments(tmp_path):
     for folder in ("images", "panoptic_mine"):
         (tmp_path / folder).mkdir()
-    categories = [{"id": 9, "name": "grass", "isthing": 0}, {"id": 3, "name": "box", "isthing": 1},
-                  {"id": 7, "name": "sky", "isthing": 0}]
+    categories = [
+        {"id": 9, "name": "grass", "isthing": 0},
+        {"id": 3, "name": "box", "isthing": 1},
+        {"id": 7, "name": "sky", "isthing": 0},
+    ]
     content = {"images": [], "annotations": [], "categories": categories}
     for image_id in range(3):
         ids = np.zeros((4, 6), dtype=int)
@@ -31,13 +34,22 @@ def arguments(tmp_path):
         segments = [{"id": i, "category_id": c, "iscrowd": 0} for i, c in ((5, 9), (70000, 3), (600, 7))]
         content["annotations"].append({"image_id": image_id, "file_name": f"{image_id}.png", "segments_info": segments})
     (tmp_path / "panoptic.json").write_text(json.dumps(content))
-    return ["mine", "--processes", "2", "--register-panoptic",
-            f"mine={tmp_path}/panoptic.json,{tmp_path}/panoptic_mine,{tmp_path}/images"]
+    return [
+        "mine",
+        "--processes",
+        "2",
+        "--register-panoptic",
+        f"mine={tmp_path}/panoptic.json,{tmp_path}/panoptic_mine,{tmp_path}/images",
+    ]
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, ROOT / "tools" / "prepare_panoptic_fpn.py", *arguments], capture_output=True,
-                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return subprocess.run(
+        [sys.executable, ROOT / "tools" / "prepare_panoptic_fpn.py", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 def test_semantic_pngs_are_written_where_detectron2_looks_and_only_once(tmp_path, arguments):

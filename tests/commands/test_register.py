@@ -17,10 +17,17 @@ def parsed(*arguments):
 
 def test_datasets_of_both_flags(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    given = parsed("--register", "a = ~/a.json, images", "--register-panoptic", "p=p.json,png,images",
-                   "--register-panoptic", "q=p.json,png,images,i.json")
+    given = parsed(
+        "--register",
+        "a = ~/a.json, images",
+        "--register-panoptic",
+        "p=p.json,png,images",
+        "--register-panoptic",
+        "q=p.json,png,images,i.json",
+    )
     assert given == {
-        "a": CocoFiles("/home/me/a.json", "images"), "p": PanopticFiles("p.json", "png", "images"),
+        "a": CocoFiles("/home/me/a.json", "images"),
+        "p": PanopticFiles("p.json", "png", "images"),
         "q": PanopticFiles("p.json", "png", "images", "i.json"),
     }
 

@@ -165,12 +165,22 @@ def test_unreadable_files_are_refused(tmp_path):
         read((tmp_path / "absent.json", tmp_path))
 
 
-@pytest.mark.parametrize("name, expected", [
-    ({"__import__('os').system('touch x'), x": 1}, "must be text"),
-    (None, "must be text"), (["x"], "must be text"), (True, "must be text"), (float("nan"), "must be text"), (" ", "must be text"),
-    ("a\nb", r"'a\\nb' has a control character"), ("\x1b[2J", "control character"), ("\ud800", "control character"),
-    ("a\u2028b", "control character"), ("\x00", "control character"),
-])
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ({"__import__('os').system('touch x'), x": 1}, "must be text"),
+        (None, "must be text"),
+        (["x"], "must be text"),
+        (True, "must be text"),
+        (float("nan"), "must be text"),
+        (" ", "must be text"),
+        ("a\nb", r"'a\\nb' has a control character"),
+        ("\x1b[2J", "control character"),
+        ("\ud800", "control character"),
+        ("a\u2028b", "control character"),
+        ("\x00", "control character"),
+    ],
+)
 def test_category_names_that_are_no_plain_text_are_refused(write_coco, name, expected):
     paths = write_coco([(1, 10, 10)], [], [(4, name)])
     with pytest.raises(UserError, match=f"category 4: .*{expected}") as error:

@@ -27,8 +27,10 @@ from resnest_det.errors import UserError
 
 # Ids out of order and with gaps, things among stuff, as in COCO.
 CATEGORIES = [
-    {"id": 92, "name": "wall", "isthing": 0, "color": [1, 2, 3]}, {"id": 3, "name": "dog", "isthing": 1},
-    {"id": 40, "name": "sky", "isthing": 0}, {"id": 1, "name": "cat", "isthing": 1, "color": [250, 0, 9]},
+    {"id": 92, "name": "wall", "isthing": 0, "color": [1, 2, 3]},
+    {"id": 3, "name": "dog", "isthing": 1},
+    {"id": 40, "name": "sky", "isthing": 0},
+    {"id": 1, "name": "cat", "isthing": 1, "color": [250, 0, 9]},
 ]
 # Segment id: category id. 70000 needs all three bytes.
 SEGMENTS = {5: 3, 70000: 1, 300: 40, 7: 92}
@@ -81,8 +83,16 @@ class Made:
         content = {
             "images": [dict(image) for image in self.content["images"]],
             "categories": [{"id": c["id"], "name": c["name"]} for c in self.content["categories"] if c["isthing"]],
-            "annotations": [{"id": 1, "image_id": 4, "category_id": 3, "bbox": [3, 2, 9, 7], "iscrowd": 0,
-                             "segmentation": [[3, 2, 12, 2, 12, 9, 3, 9]]}],
+            "annotations": [
+                {
+                    "id": 1,
+                    "image_id": 4,
+                    "category_id": 3,
+                    "bbox": [3, 2, 9, 7],
+                    "iscrowd": 0,
+                    "segmentation": [[3, 2, 12, 2, 12, 9, 3, 9]],
+                }
+            ],
         }
         change(content)
         json_file = self.folder / "instances.json"
@@ -122,9 +132,12 @@ def test_objects_come_from_the_png_where_there_is_no_instance_file(made):
     record, labels = with_truth(dataset.records[0])
     assert dataset.metadata.json_file is None and labels.tolist() == expected_labels(segment_map(20, 26)).tolist()
     assert [(a["id"], a["category_id"], a["bbox"]) for a in record["annotations"]] == [
-        (5, 1, [3, 2, 9, 7]), (70000, 0, [8, 6, 6, 10])]
+        (5, 1, [3, 2, 9, 7]),
+        (70000, 0, [8, 6, 6, 10]),
+    ]
     sample = training_sample(
-        dataset.records[0], np.random.default_rng(0), augmentation=KEEP_SIZE, image_format="RGB", mask_format="polygon")
+        dataset.records[0], np.random.default_rng(0), augmentation=KEEP_SIZE, image_format="RGB", mask_format="polygon"
+    )
     ids = torch.from_numpy(segment_map(20, 26))
     assert torch.equal(sample["target"]["masks"], torch.stack([ids == 5, ids == 70000]))
     assert sample["target"]["labels"].tolist() == [1, 0] and "sem_seg" not in sample["target"]
@@ -148,7 +161,8 @@ def test_a_crowd_is_a_thing_to_the_labels_and_no_target(made):
     made.content["annotations"][1]["segments_info"][0]["iscrowd"] = 1
     record = made.load().records[0]
     sample = training_sample(
-        record, np.random.default_rng(0), augmentation=KEEP_SIZE, image_format="RGB", mask_format="polygon", semantic=True)
+        record, np.random.default_rng(0), augmentation=KEEP_SIZE, image_format="RGB", mask_format="polygon", semantic=True
+    )
     assert sample["target"]["labels"].tolist() == [0]
     assert sample["target"]["sem_seg"].tolist() == expected_labels(segment_map(20, 26)).tolist()
 
@@ -163,8 +177,13 @@ def test_a_crowd_is_a_thing_to_the_labels_and_no_target(made):
 )
 def test_labels_are_resized_to_the_nearest_pixel(made, augmentation, expected):
     sample = training_sample(
-        made.load().records[0], np.random.default_rng(0), augmentation=augmentation, image_format="RGB", mask_format=None,
-        semantic=True)
+        made.load().records[0],
+        np.random.default_rng(0),
+        augmentation=augmentation,
+        image_format="RGB",
+        mask_format=None,
+        semantic=True,
+    )
     assert sample["target"]["sem_seg"].dtype == torch.uint8
     assert sample["target"]["sem_seg"].tolist() == expected(expected_labels(segment_map(20, 26))).tolist()
 
@@ -176,15 +195,22 @@ def test_labels_move_with_the_image(tmp_path, flip):
     write_png(tmp_path / "1.png", ids)
     Image.fromarray(np.repeat(expected_labels(ids)[:, :, None], 3, axis=2).astype(np.uint8)).save(tmp_path / "painted.png")
     record = {
-        "file_name": str(tmp_path / "painted.png"), "pan_seg_file_name": str(tmp_path / "1.png"), "height": 24, "width": 30,
-        "image_id": 1, "annotations": [],
-        "segments_info": [{"id": i, "category_id": c, "isthing": i in (5, 70000), "iscrowd": 0}
-                          for i, c in ((5, 1), (70000, 0), (300, 1), (7, 2))],
+        "file_name": str(tmp_path / "painted.png"),
+        "pan_seg_file_name": str(tmp_path / "1.png"),
+        "height": 24,
+        "width": 30,
+        "image_id": 1,
+        "annotations": [],
+        "segments_info": [
+            {"id": i, "category_id": c, "isthing": i in (5, 70000), "iscrowd": 0}
+            for i, c in ((5, 1), (70000, 0), (300, 1), (7, 2))
+        ],
     }
     augmentation = Augmentation((0,), 1000, flip=flip, crop=("relative_range", (0.4, 0.4)))
     for seed in range(10):
         sample = training_sample(
-            record, np.random.default_rng(seed), augmentation=augmentation, image_format="RGB", mask_format=None, semantic=True)
+            record, np.random.default_rng(seed), augmentation=augmentation, image_format="RGB", mask_format=None, semantic=True
+        )
         assert torch.equal(sample["image"][0], sample["target"]["sem_seg"])
 
 
@@ -200,8 +226,7 @@ def test_labels_and_masks_of_any_map(seed):
     assert ((labels == UNLABELLED) == (ids == 0)).all()
     for annotation in instance_annotations(ids.astype(np.uint32), infos):
         rows, columns = np.nonzero(ids == annotation["id"])
-        assert annotation["bbox"] == [
-            columns.min(), rows.min(), columns.max() - columns.min() + 1, rows.max() - rows.min() + 1]
+        assert annotation["bbox"] == [columns.min(), rows.min(), columns.max() - columns.min() + 1, rows.max() - rows.min() + 1]
 
 
 def change_info(**values):
@@ -250,7 +275,8 @@ def test_a_png_that_disagrees_is_named_with_the_segment(made, ids, message):
         read_semantic_labels(dataset.records[0])
     with pytest.raises(UserError, match=message):
         training_sample(
-            dataset.records[0], np.random.default_rng(0), augmentation=KEEP_SIZE, image_format="RGB", mask_format=None)
+            dataset.records[0], np.random.default_rng(0), augmentation=KEEP_SIZE, image_format="RGB", mask_format=None
+        )
 
 
 @pytest.mark.parametrize(
@@ -303,7 +329,9 @@ def test_coco_is_found_where_detectron2_looks(made, registry, tmp_path):
     (coco / "annotations").mkdir(parents=True)
     panoptic_json, panoptic_root, image_root = made.paths()
     for source, name in (
-        (panoptic_json, "annotations/panoptic_val2017.json"), (panoptic_root, "panoptic_val2017"), (image_root, "val2017"),
+        (panoptic_json, "annotations/panoptic_val2017.json"),
+        (panoptic_root, "panoptic_val2017"),
+        (image_root, "val2017"),
         (made.write_instances(), "annotations/instances_val2017.json"),
     ):
         (coco / name).symlink_to(source)
@@ -324,11 +352,31 @@ def test_shapes_have_panoptic_truth(registry, monkeypatch):
 
 def panoptic_config(architecture: str, overrides=()):
     cfg = default_config()
-    cfg.merge_from_list([
-        "MODEL.META_ARCHITECTURE", architecture, "MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3,
-        "MODEL.MASK_ON", architecture != "SemanticSegmentor", "DATASETS.TRAIN", ("mine",), "DATASETS.TEST", ("mine",), "SOLVER.IMS_PER_BATCH", 2,
-        "DATALOADER.NUM_WORKERS", 0, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", architecture == "SemanticSegmentor",
-        "INPUT.MIN_SIZE_TRAIN", (20,), *overrides])
+    cfg.merge_from_list(
+        [
+            "MODEL.META_ARCHITECTURE",
+            architecture,
+            "MODEL.ROI_HEADS.NUM_CLASSES",
+            2,
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+            3,
+            "MODEL.MASK_ON",
+            architecture != "SemanticSegmentor",
+            "DATASETS.TRAIN",
+            ("mine",),
+            "DATASETS.TEST",
+            ("mine",),
+            "SOLVER.IMS_PER_BATCH",
+            2,
+            "DATALOADER.NUM_WORKERS",
+            0,
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+            architecture == "SemanticSegmentor",
+            "INPUT.MIN_SIZE_TRAIN",
+            (20,),
+            *overrides,
+        ]
+    )
     return cfg
 
 
@@ -337,7 +385,8 @@ def train_loader(cfg):
 
 
 @pytest.mark.parametrize(
-    "architecture, has_labels", [("GeneralizedRCNN", False), ("PanopticFPN", True), ("SemanticSegmentor", True)])
+    "architecture, has_labels", [("GeneralizedRCNN", False), ("PanopticFPN", True), ("SemanticSegmentor", True)]
+)
 def test_loaders_give_labels_to_the_models_that_learn_them(made, registry, architecture, has_labels):
     catalog.register_panoptic("mine", *made.paths())
     batch = next(train_loader(panoptic_config(architecture)))

@@ -112,12 +112,7 @@ def test_outline_draws_its_mask_again(polygon):
 
 @pytest.mark.parametrize(
     "rows",
-    [
-        ["....", "...."],
-        ["#..#", "#..#"],
-        ["###.", "#.#.", "###."],
-        ["##..", "..##"],
-    ],
+    [["....", "...."], ["#..#", "#..#"], ["###.", "#.#.", "###."], ["##..", "..##"]],
     ids=["empty", "two pieces", "hole", "corner contact"],
 )
 def test_no_outline_unless_one_simple_piece(rows):

@@ -74,7 +74,8 @@ def test_map_and_list_name_the_same_segments(seed, overlap, stuff_area, score):
     generator = torch.Generator().manual_seed(seed)
     count = int(torch.randint(0, 6, (), generator=generator))
     found = {
-        "scores": torch.rand(count, generator=generator), "classes": torch.randint(0, 3, (count,), generator=generator),
+        "scores": torch.rand(count, generator=generator),
+        "classes": torch.randint(0, 3, (count,), generator=generator),
         "masks": torch.rand(count, 8, 9, generator=generator) < 0.3,
     }
     labels = torch.randint(0, 4, (8, 9), generator=generator)

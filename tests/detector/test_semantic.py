@@ -74,18 +74,41 @@ def test_rescaling_cuts_off_the_padding():
 @pytest.mark.parametrize("dilations, stride", [((1, 1), 32), ((1, 2), 16), ((2, 4), 8)])
 def test_backbones_without_pyramid_feed_the_head(dilations, stride):
     """Images whose sides no stride divides train and come back at the size asked for."""
-    cfg = load_config("semantic_ResNeSt50_FPN", [
-        "MODEL.BACKBONE.NAME", "build_resnest_backbone", "MODEL.RESNETS.DEPTH", "14", "MODEL.RESNETS.WIDTH_PER_GROUP", "16",
-        "MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.RESNETS.RES4_DILATION", str(dilations[0]),
-        "MODEL.RESNETS.RES5_DILATION", str(dilations[1]), "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']",
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3", "MODEL.DEVICE", "cpu"])
+    cfg = load_config(
+        "semantic_ResNeSt50_FPN",
+        [
+            "MODEL.BACKBONE.NAME",
+            "build_resnest_backbone",
+            "MODEL.RESNETS.DEPTH",
+            "14",
+            "MODEL.RESNETS.WIDTH_PER_GROUP",
+            "16",
+            "MODEL.RESNETS.RES2_OUT_CHANNELS",
+            "32",
+            "MODEL.RESNETS.RES4_DILATION",
+            str(dilations[0]),
+            "MODEL.RESNETS.RES5_DILATION",
+            str(dilations[1]),
+            "MODEL.SEM_SEG_HEAD.IN_FEATURES",
+            "['res2', 'res3', 'res4', 'res5']",
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+            "3",
+            "MODEL.DEVICE",
+            "cpu",
+        ],
+    )
     model = build_model(cfg)
     assert model.backbone.out_feature_strides["res5"] == stride
     sizes = ((37, 61), (50, 42))
     samples = [
-        {"image": torch.zeros(3, *size, dtype=torch.uint8), "height": 2 * size[0], "width": 3 * size[1],
-         "target": {"sem_seg": torch.ones(size, dtype=torch.uint8)}}
-        for size in sizes]
+        {
+            "image": torch.zeros(3, *size, dtype=torch.uint8),
+            "height": 2 * size[0],
+            "width": 3 * size[1],
+            "target": {"sem_seg": torch.ones(size, dtype=torch.uint8)},
+        }
+        for size in sizes
+    ]
     losses = model(samples)
     losses["loss_sem_seg"].backward()
     assert set(losses) == {"loss_sem_seg"} and all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -104,10 +127,27 @@ def test_one_batch_can_be_learned_by_heart():
     torch.manual_seed(0)
     labels = torch.randint(0, 3, (4, 4), generator=generator).repeat_interleave(16, 0).repeat_interleave(16, 1).to(torch.uint8)
     image = (80 * labels + torch.randint(0, 40, labels.shape, generator=generator)).to(torch.uint8).expand(3, -1, -1)
-    cfg = load_config("semantic_ResNeSt50_FPN", [
-        "MODEL.RESNETS.DEPTH", "14", "MODEL.RESNETS.WIDTH_PER_GROUP", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32",
-        "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "16", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3",
-        "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.DEVICE", "cpu"])
+    cfg = load_config(
+        "semantic_ResNeSt50_FPN",
+        [
+            "MODEL.RESNETS.DEPTH",
+            "14",
+            "MODEL.RESNETS.WIDTH_PER_GROUP",
+            "16",
+            "MODEL.RESNETS.RES2_OUT_CHANNELS",
+            "32",
+            "MODEL.FPN.OUT_CHANNELS",
+            "16",
+            "MODEL.SEM_SEG_HEAD.CONVS_DIM",
+            "16",
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+            "3",
+            "MODEL.BACKBONE.FREEZE_AT",
+            "0",
+            "MODEL.DEVICE",
+            "cpu",
+        ],
+    )
     model = build_model(cfg)
     samples = [{"image": image, "target": {"sem_seg": labels}}, {"image": image.flip(2), "target": {"sem_seg": labels.flip(1)}}]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -16,7 +16,12 @@ def write(folder, name, text):
 
 def test_recipe_follows_the_published_figures():
     cfg = load_config(RECIPE)
-    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == (16, 0.02, (60000, 80000), 90000)
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == (
+        16,
+        0.02,
+        (60000, 80000),
+        90000,
+    )
     assert cfg.MODEL.PIXEL_MEAN == [123.68, 116.779, 103.939] and cfg.INPUT.FORMAT == "RGB"
     assert cfg.MODEL.RESNETS.NORM == cfg.MODEL.FPN.NORM == cfg.MODEL.ROI_BOX_HEAD.NORM == cfg.MODEL.ROI_MASK_HEAD.NORM == "SyncBN"
     assert (cfg.MODEL.ROI_BOX_HEAD.NUM_CONV, cfg.MODEL.ROI_BOX_HEAD.NUM_FC, cfg.TEST.PRECISE_BN.ENABLED) == (4, 1, True)
@@ -44,29 +49,47 @@ def test_base_is_relative_and_the_nearer_file_wins(tmp_path):
 
 
 def test_override_values_in_the_forms_people_type():
-    cfg = load_config(RECIPE, ["SOLVER.BASE_LR", "1", "INPUT.MIN_SIZE_TRAIN", "(320,)", "MODEL.WEIGHTS", "", "MODEL.MASK_ON", "False",
-                               "SOLVER.WEIGHT_DECAY_BIAS", "0.5", "MODEL.DEVICE", "cpu"])
+    cfg = load_config(
+        RECIPE,
+        [
+            "SOLVER.BASE_LR",
+            "1",
+            "INPUT.MIN_SIZE_TRAIN",
+            "(320,)",
+            "MODEL.WEIGHTS",
+            "",
+            "MODEL.MASK_ON",
+            "False",
+            "SOLVER.WEIGHT_DECAY_BIAS",
+            "0.5",
+            "MODEL.DEVICE",
+            "cpu",
+        ],
+    )
     assert isinstance(cfg.SOLVER.BASE_LR, float) and cfg.INPUT.MIN_SIZE_TRAIN == (320,) and cfg.MODEL.WEIGHTS == ""
     assert cfg.MODEL.MASK_ON is False and cfg.SOLVER.WEIGHT_DECAY_BIAS == 0.5
 
 
-@pytest.mark.parametrize("overrides, expected", [
-    (["SOLVER.LR", "1"], ["SOLVER.LR", "SOLVER.BASE_LR"]),
-    (["MODEL.MASKON", "True"], ["MODEL.MASKON", "MODEL.MASK_ON"]),
-    (["MODEL.ROI_HEAD.NUM_CLASSES", "3"], ["MODEL.ROI_HEAD.NUM_CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES"]),
-    (["MODEL", "3"], ["MODEL", "section"]),
-    (["MODEL.MASK_ON", "1"], ["MODEL.MASK_ON", "bool", "'1'"]),
-    (["SOLVER.STEPS", "(1,"], ["SOLVER.STEPS", "tuple"]),
-    (["MODEL.WEIGHTS"], ["MODEL.WEIGHTS", "no value"]),
-    (["MODEL.ROI_HEADS.NAME", "Res5ROIHeads"], ["MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "StandardROIHeads"]),
-    (["MODEL.RETINANET.NUM_CLASSES", "3"], ["MODEL.RETINANET.NUM_CLASSES", "3", "80"]),
-    (["MODEL.KEYPOINT_ON", "True"], ["MODEL.KEYPOINT_ON", "True", "False"]),
-    (["SOLVER.IMS_PER_BATCH", "0"], ["SOLVER.IMS_PER_BATCH", "0", "1"]),
-    (["MODEL.DEVICE", "tpu"], ["MODEL.DEVICE", "tpu", "cuda"]),
-    (["MODEL.FPN.IN_FEATURES", "['res2','p3']"], ["MODEL.FPN.IN_FEATURES", "p3", "res5"]),
-    (["MODEL.ANCHOR_GENERATOR.SIZES", "[[32],[64]]"], ["MODEL.ANCHOR_GENERATOR.SIZES", "2 lists", "5"]),
-    (["INPUT.FORMAT", "L"], ["MODEL.PIXEL_MEAN", "INPUT.FORMAT"]),
-])
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["SOLVER.LR", "1"], ["SOLVER.LR", "SOLVER.BASE_LR"]),
+        (["MODEL.MASKON", "True"], ["MODEL.MASKON", "MODEL.MASK_ON"]),
+        (["MODEL.ROI_HEAD.NUM_CLASSES", "3"], ["MODEL.ROI_HEAD.NUM_CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES"]),
+        (["MODEL", "3"], ["MODEL", "section"]),
+        (["MODEL.MASK_ON", "1"], ["MODEL.MASK_ON", "bool", "'1'"]),
+        (["SOLVER.STEPS", "(1,"], ["SOLVER.STEPS", "tuple"]),
+        (["MODEL.WEIGHTS"], ["MODEL.WEIGHTS", "no value"]),
+        (["MODEL.ROI_HEADS.NAME", "Res5ROIHeads"], ["MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "StandardROIHeads"]),
+        (["MODEL.RETINANET.NUM_CLASSES", "3"], ["MODEL.RETINANET.NUM_CLASSES", "3", "80"]),
+        (["MODEL.KEYPOINT_ON", "True"], ["MODEL.KEYPOINT_ON", "True", "False"]),
+        (["SOLVER.IMS_PER_BATCH", "0"], ["SOLVER.IMS_PER_BATCH", "0", "1"]),
+        (["MODEL.DEVICE", "tpu"], ["MODEL.DEVICE", "tpu", "cuda"]),
+        (["MODEL.FPN.IN_FEATURES", "['res2','p3']"], ["MODEL.FPN.IN_FEATURES", "p3", "res5"]),
+        (["MODEL.ANCHOR_GENERATOR.SIZES", "[[32],[64]]"], ["MODEL.ANCHOR_GENERATOR.SIZES", "2 lists", "5"]),
+        (["INPUT.FORMAT", "L"], ["MODEL.PIXEL_MEAN", "INPUT.FORMAT"]),
+    ],
+)
 def test_wrong_override_is_one_line_that_names_the_key(overrides, expected):
     with pytest.raises(UserError) as raised:
         load_config(RECIPE, overrides)
@@ -75,16 +98,19 @@ def test_wrong_override_is_one_line_that_names_the_key(overrides, expected):
         assert word in str(raised.value)
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("", "not a configuration"),
-    ("- a\n- b\n", "not a configuration"),
-    ("MODEL: {A: 1", "not valid YAML"),
-    ("_BASE_: nope.yaml\n", "nope.yaml does not exist"),
-    ("_BASE_: wrong.yaml\n", "leads back to itself"),
-    ("MODEL: [1, 2]\n", "MODEL is a section"),
-    ("MODEL: {WEIGHTS: !!python/object/apply:os.getcwd []}\n", "not valid YAML"),
-    ("SOLVER: {MAX_ITERS: 3}\n", "SOLVER.MAX_ITER"),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", "not a configuration"),
+        ("- a\n- b\n", "not a configuration"),
+        ("MODEL: {A: 1", "not valid YAML"),
+        ("_BASE_: nope.yaml\n", "nope.yaml does not exist"),
+        ("_BASE_: wrong.yaml\n", "leads back to itself"),
+        ("MODEL: [1, 2]\n", "MODEL is a section"),
+        ("MODEL: {WEIGHTS: !!python/object/apply:os.getcwd []}\n", "not valid YAML"),
+        ("SOLVER: {MAX_ITERS: 3}\n", "SOLVER.MAX_ITER"),
+    ],
+)
 def test_wrong_file_is_named(tmp_path, text, expected):
     path = write(tmp_path, "wrong.yaml", text)
     with pytest.raises(UserError, match="wrong.yaml") as raised:

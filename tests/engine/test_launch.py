@@ -120,15 +120,18 @@ def test_machine_0_that_does_not_answer(monkeypatch, capfd):
     assert capfd.readouterr().err == f"waiting up to 1 s for machine 0 at {url} (Connection refused)\n"
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(num_processes=0), "number of processes is 0"),
-    (dict(num_machines=2), "--dist-url auto works on one machine only"),
-    (dict(num_machines=2, machine_rank=2), "--machine-rank 2: it must be from 0"),
-    (dict(num_machines=0), "--num-machines 0"),
-    (dict(num_processes=2, dist_url="localhost:29500"), "expected tcp://HOST:PORT"),
-    (dict(num_processes=2, dist_url="tcp://localhost"), "expected tcp://HOST:PORT"),
-    (dict(num_processes=2, dist_url="tcp://no.such.host.invalid:29500"), "host no.such.host.invalid is unknown"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(num_processes=0), "number of processes is 0"),
+        (dict(num_machines=2), "--dist-url auto works on one machine only"),
+        (dict(num_machines=2, machine_rank=2), "--machine-rank 2: it must be from 0"),
+        (dict(num_machines=0), "--num-machines 0"),
+        (dict(num_processes=2, dist_url="localhost:29500"), "expected tcp://HOST:PORT"),
+        (dict(num_processes=2, dist_url="tcp://localhost"), "expected tcp://HOST:PORT"),
+        (dict(num_processes=2, dist_url="tcp://no.such.host.invalid:29500"), "host no.such.host.invalid is unknown"),
+    ],
+)
 def test_wrong_numbers_and_addresses(arguments, message):
     with pytest.raises(UserError, match=message):
         launch(_bug, **arguments)

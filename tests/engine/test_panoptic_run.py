@@ -10,10 +10,30 @@ from resnest_det.data.shapes import write_shapes
 from resnest_det.errors import UserError
 
 TINY = [
-    "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
-    "MODEL.RESNETS.WIDTH_PER_GROUP", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.FPN.OUT_CHANNELS", "32",
-    "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "(2,)", "SOLVER.WARMUP_ITERS", "0",
-    "TEST.PRECISE_BN.NUM_ITER", "1",
+    "MODEL.DEVICE",
+    "cpu",
+    "DATALOADER.NUM_WORKERS",
+    "0",
+    "INPUT.MIN_SIZE_TRAIN",
+    "(64,)",
+    "INPUT.MIN_SIZE_TEST",
+    "64",
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "16",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "32",
+    "MODEL.FPN.OUT_CHANNELS",
+    "32",
+    "SOLVER.IMS_PER_BATCH",
+    "2",
+    "SOLVER.MAX_ITER",
+    "3",
+    "SOLVER.STEPS",
+    "(2,)",
+    "SOLVER.WARMUP_ITERS",
+    "0",
+    "TEST.PRECISE_BN.NUM_ITER",
+    "1",
 ]
 
 
@@ -50,19 +70,50 @@ def test_panoptic(made, tmp_path):
     assert len(list(folder.glob("*_panoptic.png"))) == 3 and (folder / "coco_instances_results.json").exists()
 
     # Without fusion there is no panoptic map to count; the other figures stay.
-    main([*config, "--eval-only", *register, *overrides(name, tmp_path / "apart"), "MODEL.WEIGHTS", str(out / "model_final.pth"),
-          "MODEL.PANOPTIC_FPN.COMBINE.ENABLED", "False", "TEST.EXPECTED_RESULTS",
-          f"[['sem_seg', 'mIoU', {figures['sem_seg/mIoU']}, 1e-9], ['bbox', 'AP50', {figures['bbox/AP50']}, 1e-9]]"])
+    main(
+        [
+            *config,
+            "--eval-only",
+            *register,
+            *overrides(name, tmp_path / "apart"),
+            "MODEL.WEIGHTS",
+            str(out / "model_final.pth"),
+            "MODEL.PANOPTIC_FPN.COMBINE.ENABLED",
+            "False",
+            "TEST.EXPECTED_RESULTS",
+            f"[['sem_seg', 'mIoU', {figures['sem_seg/mIoU']}, 1e-9], ['bbox', 'AP50', {figures['bbox/AP50']}, 1e-9]]",
+        ]
+    )
     assert not list((tmp_path / "apart" / "inference").glob("*_panoptic.png"))
 
 
 def test_semantic_with_output_stride_16(made, tmp_path):
     register, name = made
     out = tmp_path / "out"
-    main(["--config-file", "semantic_ResNeSt50_FPN", *register, *overrides(name, out), "MODEL.WEIGHTS", "",
-          "MODEL.RESNETS.DEPTH", "14", "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.BACKBONE.NAME", "build_resnest_backbone",
-          "MODEL.RESNETS.RES5_DILATION", "2",
-          "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res2', 'res5']", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "SOLVER.MAX_ITER", "12"])
+    main(
+        [
+            "--config-file",
+            "semantic_ResNeSt50_FPN",
+            *register,
+            *overrides(name, out),
+            "MODEL.WEIGHTS",
+            "",
+            "MODEL.RESNETS.DEPTH",
+            "14",
+            "MODEL.BACKBONE.FREEZE_AT",
+            "0",
+            "MODEL.BACKBONE.NAME",
+            "build_resnest_backbone",
+            "MODEL.RESNETS.RES5_DILATION",
+            "2",
+            "MODEL.SEM_SEG_HEAD.IN_FEATURES",
+            "['res2', 'res5']",
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+            "4",
+            "SOLVER.MAX_ITER",
+            "12",
+        ]
+    )
     assert set(losses_of(out)[0]) == {"total_loss", "loss_sem_seg", "lr"}
     figures = read_metrics(out)[-1]
     assert figures["sem_seg/pACC"] > 0 and not any(key.startswith(("bbox", "panoptic")) for key in figures)

@@ -58,7 +58,7 @@ def test_maps_in_half_precision_do_not_overflow():
 def _part(folder, norm):
     join_process_group(torch.device("cpu"))
     model = make_model(norm)
-    update_batch_norm_statistics(model, [batch[get_rank()::get_world_size()] for batch in make_batches()], 3)
+    update_batch_norm_statistics(model, [batch[get_rank() :: get_world_size()] for batch in make_batches()], 3)
     torch.save(statistics(model), folder / f"{get_rank()}.pth")
 
 

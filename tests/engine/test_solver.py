@@ -78,10 +78,14 @@ MULTI_STEP = dict(BASE_LR=0.02, MAX_ITER=10, STEPS=(6, 8), WARMUP_ITERS=4, WARMU
 # Learning rates that Detectron2's build_lr_scheduler gives for these settings.
 DETECTRON2 = [
     (MULTI_STEP, [2e-05, 0.005015, 0.01001, 0.015005, 0.02, 0.02, 0.002, 0.002, 0.0002, 0.0002]),
-    (MULTI_STEP | {"WARMUP_METHOD": "constant", "WARMUP_FACTOR": 0.1},
-     [0.002, 0.002, 0.002, 0.002, 0.02, 0.02, 0.002, 0.002, 0.0002, 0.0002]),
-    (dict(BASE_LR=0.02, BASE_LR_END=0.002, MAX_ITER=8, WARMUP_ITERS=2, WARMUP_FACTOR=0.5, LR_SCHEDULER_NAME="WarmupCosineLR"),
-     [0.01, 0.01368198, 0.01736396, 0.01444415, 0.011, 0.00755585, 0.00463604, 0.00268508]),
+    (
+        MULTI_STEP | {"WARMUP_METHOD": "constant", "WARMUP_FACTOR": 0.1},
+        [0.002, 0.002, 0.002, 0.002, 0.02, 0.02, 0.002, 0.002, 0.0002, 0.0002],
+    ),
+    (
+        dict(BASE_LR=0.02, BASE_LR_END=0.002, MAX_ITER=8, WARMUP_ITERS=2, WARMUP_FACTOR=0.5, LR_SCHEDULER_NAME="WarmupCosineLR"),
+        [0.01, 0.01368198, 0.01736396, 0.01444415, 0.011, 0.00755585, 0.00463604, 0.00268508],
+    ),
 ]
 
 
@@ -107,13 +111,16 @@ def test_steps_beyond_the_end_are_ignored_with_a_warning(caplog):
     assert "beyond SOLVER.MAX_ITER 10" in caplog.text
 
 
-@pytest.mark.parametrize("keys, named", [
-    ({"STEPS": (8, 6)}, "SOLVER.STEPS"),
-    ({"LR_SCHEDULER_NAME": "Poly"}, "SOLVER.LR_SCHEDULER_NAME"),
-    ({"WARMUP_METHOD": "burnin"}, "SOLVER.WARMUP_METHOD"),
-    ({"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR_END": 1.0}, "SOLVER.BASE_LR_END"),
-    ({"LR_SCHEDULER_NAME": "WarmupStepWithFixedGammaLR", "NUM_DECAYS": 0}, "SOLVER.NUM_DECAYS"),
-])
+@pytest.mark.parametrize(
+    "keys, named",
+    [
+        ({"STEPS": (8, 6)}, "SOLVER.STEPS"),
+        ({"LR_SCHEDULER_NAME": "Poly"}, "SOLVER.LR_SCHEDULER_NAME"),
+        ({"WARMUP_METHOD": "burnin"}, "SOLVER.WARMUP_METHOD"),
+        ({"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR_END": 1.0}, "SOLVER.BASE_LR_END"),
+        ({"LR_SCHEDULER_NAME": "WarmupStepWithFixedGammaLR", "NUM_DECAYS": 0}, "SOLVER.NUM_DECAYS"),
+    ],
+)
 def test_wrong_schedule_keys_are_named(keys, named):
     with pytest.raises(UserError, match=named):
         _learning_rates(_config(**MULTI_STEP | keys))
@@ -144,8 +151,15 @@ def test_clipping_is_off_by_default():
 
 
 def test_scaling_to_another_number_of_processes():
-    cfg = _config(IMS_PER_BATCH=16, BASE_LR=0.1, REFERENCE_WORLD_SIZE=8, MAX_ITER=5000, STEPS=(4000,), CHECKPOINT_PERIOD=1000,
-                  WARMUP_ITERS=500)
+    cfg = _config(
+        IMS_PER_BATCH=16,
+        BASE_LR=0.1,
+        REFERENCE_WORLD_SIZE=8,
+        MAX_ITER=5000,
+        STEPS=(4000,),
+        CHECKPOINT_PERIOD=1000,
+        WARMUP_ITERS=500,
+    )
     cfg.TEST.EVAL_PERIOD = 200
     cfg.freeze()
     scaled = scale_to_world_size(cfg, 16)
@@ -162,17 +176,22 @@ def test_reference_world_size_has_to_divide_the_batch():
 
 
 @pytest.mark.detectron2
-@pytest.mark.parametrize("keys", [
-    MULTI_STEP,
-    MULTI_STEP | {"RESCALE_INTERVAL": True},
-    MULTI_STEP | {"WARMUP_ITERS": 0},
-    MULTI_STEP | {"WARMUP_ITERS": 100},
-    MULTI_STEP | {"STEPS": (6, 8, 20), "WARMUP_METHOD": "constant"},
-    dict(BASE_LR=0.02, MAX_ITER=90000, STEPS=(60000, 80000), WARMUP_ITERS=1000),
-    dict(BASE_LR=0.02, BASE_LR_END=0.001, MAX_ITER=137, WARMUP_ITERS=11, LR_SCHEDULER_NAME="WarmupCosineLR"),
-    dict(BASE_LR=0.02, MAX_ITER=137, WARMUP_ITERS=11, LR_SCHEDULER_NAME="WarmupCosineLR", RESCALE_INTERVAL=True),
-    dict(BASE_LR=0.02, MAX_ITER=137, WARMUP_ITERS=11, NUM_DECAYS=4, GAMMA=0.3, LR_SCHEDULER_NAME="WarmupStepWithFixedGammaLR"),
-])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        MULTI_STEP,
+        MULTI_STEP | {"RESCALE_INTERVAL": True},
+        MULTI_STEP | {"WARMUP_ITERS": 0},
+        MULTI_STEP | {"WARMUP_ITERS": 100},
+        MULTI_STEP | {"STEPS": (6, 8, 20), "WARMUP_METHOD": "constant"},
+        dict(BASE_LR=0.02, MAX_ITER=90000, STEPS=(60000, 80000), WARMUP_ITERS=1000),
+        dict(BASE_LR=0.02, BASE_LR_END=0.001, MAX_ITER=137, WARMUP_ITERS=11, LR_SCHEDULER_NAME="WarmupCosineLR"),
+        dict(BASE_LR=0.02, MAX_ITER=137, WARMUP_ITERS=11, LR_SCHEDULER_NAME="WarmupCosineLR", RESCALE_INTERVAL=True),
+        dict(
+            BASE_LR=0.02, MAX_ITER=137, WARMUP_ITERS=11, NUM_DECAYS=4, GAMMA=0.3, LR_SCHEDULER_NAME="WarmupStepWithFixedGammaLR"
+        ),
+    ],
+)
 def test_solver_equals_detectron2_live(keys):
     from detectron2.config import get_cfg
     from detectron2.solver import build_lr_scheduler as d2_scheduler

@@ -47,8 +47,17 @@ def _train(model, *, start=0, max_iter=4, optimizer=None, amp=False, **more):
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda iteration: 1 / (1 + iteration))
     log = _Log()
     train_loop(
-        model, _batches(start), optimizer, scheduler, start_iteration=start, max_iter=max_iter, seed=3, log=log,
-        scaler=torch.amp.GradScaler("cpu", enabled=False), autocast=torch.autocast("cpu", torch.bfloat16, enabled=amp), **more,
+        model,
+        _batches(start),
+        optimizer,
+        scheduler,
+        start_iteration=start,
+        max_iter=max_iter,
+        seed=3,
+        log=log,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        autocast=torch.autocast("cpu", torch.bfloat16, enabled=amp),
+        **more,
     )
     return log.lines
 

@@ -20,22 +20,29 @@ ROOT = Path(__file__).parents[2]
 NO_EVALUATION = ["TEST.PRECISE_BN.ENABLED", "False", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]
 
 
-@pytest.mark.parametrize("flags, keys, message", [
-    ([], ["SOLVER.MAX_ITER", "4", "--resume"], "--resume stands among the config keys; flags come before"),
-    ([], ["SOLVER.MAX_ITERS", "4"], "unknown config key SOLVER.MAX_ITERS; nearest known key: SOLVER.MAX_ITER"),
-    (["--num-gpus", "99"], [], "--num-gpus 99: this machine has"),
-    (["--num-gpus", "2", "--num-processes", "2"], [], "exclude each other"),
-    (["--num-processes", "2"], ["MODEL.DEVICE", "cuda"], "--num-processes runs on cpu, but MODEL.DEVICE is 'cuda'"),
-    (["--num-processes", "0"], [], "number of processes is 0"),
-    # Told before a thousand processes start.
-    (["--num-processes", "1000"], [], "SOLVER.IMS_PER_BATCH is 4; it must be a multiple of the number of processes, 1000"),
-    ([], ["SOLVER.IMS_PER_BATCH", "1"], "batch norm inside split attention .* one image .*IMS_PER_BATCH 2 or more.*FrozenBN.*GN"),
-    (["--eval-only"], [], "--eval-only needs MODEL.WEIGHTS, or --resume"),
-    ([], ["MODEL.WEIGHTS", "absent.pth"], "absent.pth"),
-    ([], ["DATASETS.TEST", "('absent_val',)"], "absent_val"),
-    ([], ["SOLVER.STEPS", "(4, 2)"], "SOLVER.STEPS"),
-    ([], ["SOLVER.BASE_LR", "1e12", *NO_EVALUATION], r"iteration \d: .*not finite.*images of this step: .*/images/\d.png"),
-])
+@pytest.mark.parametrize(
+    "flags, keys, message",
+    [
+        ([], ["SOLVER.MAX_ITER", "4", "--resume"], "--resume stands among the config keys; flags come before"),
+        ([], ["SOLVER.MAX_ITERS", "4"], "unknown config key SOLVER.MAX_ITERS; nearest known key: SOLVER.MAX_ITER"),
+        (["--num-gpus", "99"], [], "--num-gpus 99: this machine has"),
+        (["--num-gpus", "2", "--num-processes", "2"], [], "exclude each other"),
+        (["--num-processes", "2"], ["MODEL.DEVICE", "cuda"], "--num-processes runs on cpu, but MODEL.DEVICE is 'cuda'"),
+        (["--num-processes", "0"], [], "number of processes is 0"),
+        # Told before a thousand processes start.
+        (["--num-processes", "1000"], [], "SOLVER.IMS_PER_BATCH is 4; it must be a multiple of the number of processes, 1000"),
+        (
+            [],
+            ["SOLVER.IMS_PER_BATCH", "1"],
+            "batch norm inside split attention .* one image .*IMS_PER_BATCH 2 or more.*FrozenBN.*GN",
+        ),
+        (["--eval-only"], [], "--eval-only needs MODEL.WEIGHTS, or --resume"),
+        ([], ["MODEL.WEIGHTS", "absent.pth"], "absent.pth"),
+        ([], ["DATASETS.TEST", "('absent_val',)"], "absent_val"),
+        ([], ["SOLVER.STEPS", "(4, 2)"], "SOLVER.STEPS"),
+        ([], ["SOLVER.BASE_LR", "1e12", *NO_EVALUATION], r"iteration \d: .*not finite.*images of this step: .*/images/\d.png"),
+    ],
+)
 def test_bad_input_is_one_line_that_names_it(tiny, flags, keys, message):
     with pytest.raises(UserError, match=message) as error:
         main([*tiny, *flags, *keys])
@@ -78,7 +85,12 @@ def _start(*arguments, launcher=()):
     command = [sys.executable, *launcher, str(ROOT / "tools" / "train_net.py"), "--engine", "builtin", *arguments]
     # In a session of its own, so that whatever is left of it can be ended in the end.
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 

@@ -27,7 +27,9 @@ def test_progress_line_every_20_iterations_shows_medians(tmp_path, caplog):
     assert len(lines) == 1
     assert re.fullmatch(
         r"eta: 0:00:40  iter: 19  total_loss: 1.5  loss_cls: 1  loss_mask: 0.5  time: 2.0000  last_time: 2.0000  "
-        r"data_time: 0.2500  last_data_time: 0.2500  lr: 0.01  max_mem: \d+M", lines[0])
+        r"data_time: 0.2500  last_data_time: 0.2500  lr: 0.01  max_mem: \d+M",
+        lines[0],
+    )
 
 
 def test_every_iteration_is_in_metrics_json_with_exact_values(tmp_path):

@@ -57,8 +57,17 @@ def test_a_run_from_the_command_line(finished, capsys):
     final = {key: value for key, value in lines[-1].items() if key != "iteration"}
     before = (folder / "config.yaml").read_bytes()
     capsys.readouterr()
-    main([arguments[0], arguments[1], "--eval-only", "MODEL.WEIGHTS", str(folder / "model_final.pth"),
-          "TEST.EXPECTED_RESULTS", f"[['bbox', 'AP50', {final['bbox/AP50']}, 1e-9], ['segm', 'AP', {final['segm/AP']}, 1e-9]]"])
+    main(
+        [
+            arguments[0],
+            arguments[1],
+            "--eval-only",
+            "MODEL.WEIGHTS",
+            str(folder / "model_final.pth"),
+            "TEST.EXPECTED_RESULTS",
+            f"[['bbox', 'AP50', {final['bbox/AP50']}, 1e-9], ['segm', 'AP', {final['segm/AP']}, 1e-9]]",
+        ]
+    )
     assert "bbox per class" in capsys.readouterr().out
     assert (folder / "config.yaml").read_bytes() == before
     with pytest.raises(UserError, match="TEST.EXPECTED_RESULTS: bbox AP50 is .*, expected 99"):
@@ -115,8 +124,18 @@ def test_precise_batch_norm_changes_statistics_only(tiny, tmp_path):
 
 def test_fine_tuning_from_a_checkpoint_with_another_head(finished, tmp_path):
     arguments, folder = finished
-    quick = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path / "tuned"),
-             "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "DATASETS.TEST", "()"]
+    quick = [
+        "MODEL.WEIGHTS",
+        str(folder / "model_final.pth"),
+        "SOLVER.MAX_ITER",
+        "1",
+        "OUTPUT_DIR",
+        str(tmp_path / "tuned"),
+        "MODEL.ROI_BOX_HEAD.FC_DIM",
+        "16",
+        "DATASETS.TEST",
+        "()",
+    ]
     with pytest.raises(UserError, match=r"box_head.fc1.\w+ \(32,.* in the file, \(16,.* in the model"):
         main([*arguments[:2], *quick])
     main([*arguments[:2], *quick, "MODEL.WEIGHTS_ALLOW_MISMATCH", "True"])

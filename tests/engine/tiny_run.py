@@ -41,10 +41,17 @@ def write_tiny_run(folder: Path) -> list[str]:
         for category in (1, 2):
             x, y, w, h = (int(value) for value in random.integers((4, 4, 16, 16), (24, 24, 36, 36)))
             pixels[y : y + h, x : x + w] = (250, 40, 40) if category == 1 else (40, 40, 250)
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": number, "category_id": category, "bbox": [x, y, w, h], "area": w * h,
-                "iscrowd": 0, "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
-            })
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": category,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                }
+            )
         Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
     categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]

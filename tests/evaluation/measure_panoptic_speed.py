@@ -59,8 +59,11 @@ def generate_image(folder, image_id):
         with open(f"{folder}/{name}/{file_name}", "wb") as file:
             file.write(encode_segment_ids(segment_ids, file_name))
         present, areas = np.unique(segment_ids, return_counts=True)
-        segments = [{"id": i, "category_id": category_of[i], "iscrowd": 0, "area": area}
-                    for i, area in zip(present.tolist(), areas.tolist()) if i]
+        segments = [
+            {"id": i, "category_id": category_of[i], "iscrowd": 0, "area": area}
+            for i, area in zip(present.tolist(), areas.tolist())
+            if i
+        ]
         annotations.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
     return annotations
 
@@ -129,8 +132,8 @@ def main():
     processes, direct = f"{options.processes} processes", "direct loop"
     contenders = {
         processes: lambda: panoptic_quality(
-            f"{folder}/truth.json", f"{folder}/truth", f"{folder}/prediction.json", f"{folder}/prediction",
-            options.processes)["All"]["pq"],
+            f"{folder}/truth.json", f"{folder}/truth", f"{folder}/prediction.json", f"{folder}/prediction", options.processes
+        )["All"]["pq"],
         direct: partial(direct_loop, folder),
     }
     if importlib.util.find_spec("panopticapi"):

@@ -60,7 +60,7 @@ def pycocotools_figures(ground_truth, detections, task):
 def box_mask(box, rng):
     x, y, width, height = box
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
-    mask[int(y):math.ceil(y + height), int(x):math.ceil(x + width)] = 1
+    mask[int(y) : math.ceil(y + height), int(x) : math.ceil(x + width)] = 1
     mask[rng.integers(HEIGHT)] &= rng.integers(2, dtype=np.uint8)
     run_lengths = mask_codec.encode(np.asfortranarray(mask))
     return {"size": run_lengths["size"], "counts": run_lengths["counts"].decode()}
@@ -75,18 +75,28 @@ def random_case(seed, images=6, categories=3, most_objects=8, most_detections=20
         box = [x, y, rng.uniform(2, WIDTH - x), rng.uniform(2, HEIGHT - y)]
         return [float(int(v)) for v in box] if rng.random() < 0.5 else box
 
-    truth = {"images": [{"id": 7 * i + 3, "height": HEIGHT, "width": WIDTH, "file_name": f"{i}.jpg"} for i in range(images)],
-             "categories": [{"id": 3 * c + 1, "name": f"category {c}"} for c in range(categories + 1)], "annotations": []}
+    truth = {
+        "images": [{"id": 7 * i + 3, "height": HEIGHT, "width": WIDTH, "file_name": f"{i}.jpg"} for i in range(images)],
+        "categories": [{"id": 3 * c + 1, "name": f"category {c}"} for c in range(categories + 1)],
+        "annotations": [],
+    }
     detections = []
     for image in truth["images"]:
         objects = []
         for _ in range(rng.integers(0, most_objects + 1) if rng.random() > 0.15 else 0):
             box = random_box()
             area = box[2] * box[3] * rng.choice([0.1, 1, 1, 20])
-            objects.append({"id": len(truth["annotations"]) + len(objects) + 1, "image_id": image["id"], "bbox": box,
-                            "category_id": int(3 * rng.integers(categories) + 1), "iscrowd": int(rng.random() < 0.2),
-                            "segmentation": box_mask(box, rng),
-                            "area": float(rng.choice([area, area, 32.0**2, 96.0**2]))})
+            objects.append(
+                {
+                    "id": len(truth["annotations"]) + len(objects) + 1,
+                    "image_id": image["id"],
+                    "bbox": box,
+                    "category_id": int(3 * rng.integers(categories) + 1),
+                    "iscrowd": int(rng.random() < 0.2),
+                    "segmentation": box_mask(box, rng),
+                    "area": float(rng.choice([area, area, 32.0**2, 96.0**2])),
+                }
+            )
         truth["annotations"] += objects
         for _ in range(rng.integers(0, most_detections + 1) if rng.random() > 0.15 else 0):
             box, category = random_box(), int(3 * rng.integers(categories) + 1)
@@ -95,15 +105,22 @@ def random_case(seed, images=6, categories=3, most_objects=8, most_detections=20
                 category = near["category_id"]
                 jitter = rng.normal(size=4) * rng.choice([0, 1, 4])
                 box = [float(max(v + j, low)) for v, j, low in zip(near["bbox"], jitter, (0, 0, 1, 1))]
-            detections.append({"image_id": image["id"], "category_id": category, "bbox": box,
-                               "score": float(rng.choice([rng.random(), round(rng.random(), 1), 0.5])),
-                               "segmentation": box_mask(box, rng)})
+            detections.append(
+                {
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "bbox": box,
+                    "score": float(rng.choice([rng.random(), round(rng.random(), 1), 0.5])),
+                    "segmentation": box_mask(box, rng),
+                }
+            )
     return truth, detections
 
 
 def same(ours, theirs):
     return ours.keys() == theirs.keys() and all(
-        ours[k] == theirs[k] or (math.isnan(ours[k]) and math.isnan(theirs[k])) for k in ours)
+        ours[k] == theirs[k] or (math.isnan(ours[k]) and math.isnan(theirs[k])) for k in ours
+    )
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -131,8 +148,9 @@ def test_precision_of_one_equals_pycocotools_where_objects_are_many(first_wrong)
         box = [float(rng.integers(20)), float(rng.integers(20)), 20.0, 20.0]
         truth["annotations"].append({"id": i + 1, "image_id": i + 2, "category_id": 1, "bbox": box, "area": 400.0, "iscrowd": 0})
         wrong = i == first_wrong or (i > first_wrong and rng.random() < 0.4)
-        detections.append({"image_id": i + 2, "category_id": 1, "score": 1 - i / 300,
-                           "bbox": [60.0, 40.0, 9.0, 9.0] if wrong else box})
+        detections.append(
+            {"image_id": i + 2, "category_id": 1, "score": 1 - i / 300, "bbox": [60.0, 40.0, 9.0, 9.0] if wrong else box}
+        )
     ours, theirs = precision_and_recall(truth, detections, "bbox", 100), by_pycocotools(truth, detections, "bbox", 100).eval
     assert np.array_equal(ours[0], theirs["precision"]) and np.array_equal(ours[1], theirs["recall"])
     assert theirs["precision"].max() == (1 / (1 + np.spacing(1)) if first_wrong == 1 else 1)
@@ -141,12 +159,18 @@ def test_precision_of_one_equals_pycocotools_where_objects_are_many(first_wrong)
 def test_limit_on_detections_takes_the_place_of_100():
     """The two objects are found by the 51st and the 151st detection."""
     objects = [[0.0, 0.0, 20.0, 20.0], [40.0, 30.0, 20.0, 20.0]]
-    truth = {"images": [{"id": 1, "height": HEIGHT, "width": WIDTH}], "categories": [{"id": 1, "name": "a"}],
-             "annotations": [{"id": i + 1, "image_id": 1, "category_id": 1, "bbox": box, "area": 400.0, "iscrowd": 0}
-                             for i, box in enumerate(objects)]}
+    truth = {
+        "images": [{"id": 1, "height": HEIGHT, "width": WIDTH}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": i + 1, "image_id": 1, "category_id": 1, "bbox": box, "area": 400.0, "iscrowd": 0}
+            for i, box in enumerate(objects)
+        ],
+    }
     boxes = {50: objects[0], 150: objects[1]}
-    detections = [{"image_id": 1, "category_id": 1, "score": 1 - i / 300, "bbox": boxes.get(i, [70.0, 0, 5, 5])}
-                  for i in range(200)]
+    detections = [
+        {"image_id": 1, "category_id": 1, "score": 1 - i / 300, "bbox": boxes.get(i, [70.0, 0, 5, 5])} for i in range(200)
+    ]
     for limit, recall in ((20, 0), (100, 50), (300, 100)):
         assert coco_figures(truth, detections, "bbox", limit)["AR100"] == recall
         ours, theirs = precision_and_recall(truth, detections, "bbox", limit), by_pycocotools(truth, detections, "bbox", limit)
@@ -169,10 +193,17 @@ def outputs_of(truth, detections):
         boxes = torch.tensor([d["bbox"] for d in mine]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         masks = [torch.from_numpy(segmentation_to_mask(d["segmentation"], HEIGHT, WIDTH)).bool() for d in mine]
-        pairs.append(({"image_id": image["id"], "height": HEIGHT, "width": WIDTH},
-                      {"boxes": boxes, "scores": torch.tensor([d["score"] for d in mine]),
-                       "classes": torch.tensor([ids.index(d["category_id"]) for d in mine], dtype=torch.int64),
-                       "masks": torch.stack(masks) if masks else torch.zeros(0, HEIGHT, WIDTH, dtype=torch.bool)}))
+        pairs.append(
+            (
+                {"image_id": image["id"], "height": HEIGHT, "width": WIDTH},
+                {
+                    "boxes": boxes,
+                    "scores": torch.tensor([d["score"] for d in mine]),
+                    "classes": torch.tensor([ids.index(d["category_id"]) for d in mine], dtype=torch.int64),
+                    "masks": torch.stack(masks) if masks else torch.zeros(0, HEIGHT, WIDTH, dtype=torch.bool),
+                },
+            )
+        )
     return pairs
 
 
@@ -250,13 +281,23 @@ def test_polygons_and_uncompressed_run_lengths_of_the_truth(tmp_path):
     square = {"image_id": 3, "category_id": 1}
     truth["annotations"] = [
         {**square, "id": 1, "bbox": [10, 10, 20, 20], "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]]},
-        {**square, "id": 2, "bbox": [0, 0, 30, 60], "segmentation": {"size": [HEIGHT, WIDTH], "counts": counts}}]
+        {**square, "id": 2, "bbox": [0, 0, 30, 60], "segmentation": {"size": [HEIGHT, WIDTH], "counts": counts}},
+    ]
     masks = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool)
     masks[0, 10:30, 10:30] = True
     masks[1, :, :30] = True
     evaluator = COCOEvaluator(dataset_of(tmp_path / "truth.json", truth))
-    evaluator.process([{"image_id": 3}], [{"boxes": torch.tensor([[10.0, 10, 30, 30], [0, 0, 30, 60]]), "masks": masks,
-                                           "scores": torch.tensor([0.9, 0.8]), "classes": torch.tensor([0, 0])}])
+    evaluator.process(
+        [{"image_id": 3}],
+        [
+            {
+                "boxes": torch.tensor([[10.0, 10, 30, 30], [0, 0, 30, 60]]),
+                "masks": masks,
+                "scores": torch.tensor([0.9, 0.8]),
+                "classes": torch.tensor([0, 0]),
+            }
+        ],
+    )
     results = evaluator.evaluate()
     assert results["segm"]["AP"] == results["bbox"]["AP"] == 100
 
@@ -267,13 +308,16 @@ def _broken(path, change):
     return dataset_of(path, truth)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda t: t.pop("annotations"), "truth.json has no annotations"),
-    (lambda t: t.update(annotations=[]), "truth.json has no annotations"),
-    (lambda t: t["annotations"][1].update(id=1), "annotation 1 is there twice"),
-    (lambda t: t["annotations"][1].pop("bbox"), "annotation 2 has no bbox"),
-    (lambda t: t["annotations"][1].pop("segmentation"), "annotation 2 has no segmentation"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop("annotations"), "truth.json has no annotations"),
+        (lambda t: t.update(annotations=[]), "truth.json has no annotations"),
+        (lambda t: t["annotations"][1].update(id=1), "annotation 1 is there twice"),
+        (lambda t: t["annotations"][1].pop("bbox"), "annotation 2 has no bbox"),
+        (lambda t: t["annotations"][1].pop("segmentation"), "annotation 2 has no segmentation"),
+    ],
+)
 def test_broken_ground_truth_is_named(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         COCOEvaluator(_broken(tmp_path / "truth.json", change))
@@ -291,8 +335,12 @@ def test_unreadable_files_are_named(tmp_path):
 
 def test_impossible_outputs_are_named(tmp_path):
     evaluator = COCOEvaluator(_broken(tmp_path / "truth.json", lambda t: None))
-    good = {"boxes": torch.tensor([[0.0, 0, 9, 9]]), "scores": torch.tensor([0.5]), "classes": torch.tensor([0]),
-            "masks": torch.ones(1, HEIGHT, WIDTH, dtype=torch.bool)}
+    good = {
+        "boxes": torch.tensor([[0.0, 0, 9, 9]]),
+        "scores": torch.tensor([0.5]),
+        "classes": torch.tensor([0]),
+        "masks": torch.ones(1, HEIGHT, WIDTH, dtype=torch.bool),
+    }
     with pytest.raises(UserError, match="no image 99"):
         evaluator.process([{"image_id": 99}], [good])
     with pytest.raises(UserError, match="image 3 of invented: predicted class 4, but invented has 4 classes"):

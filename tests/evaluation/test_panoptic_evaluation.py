@@ -55,8 +55,9 @@ def quality_by_definition(truth, prediction, maps):
             if predicted["id"] in matched:
                 continue
             mask = predicted_map == predicted["id"]
-            crowds = [s["id"] for s in annotation["segments_info"]
-                      if s["iscrowd"] and s["category_id"] == predicted["category_id"]]
+            crowds = [
+                s["id"] for s in annotation["segments_info"] if s["iscrowd"] and s["category_id"] == predicted["category_id"]
+            ]
             ignored = (mask & (void | (true_map == crowds[-1]) if crowds else void)).sum()
             if ignored / mask.sum() <= 0.5:
                 fp[predicted["category_id"]] += 1
@@ -84,7 +85,7 @@ def random_map(rng, height, width):
     segment_ids = np.zeros((height, width), dtype=np.uint32)
     for segment_id in ids:
         y, x = rng.integers(height), rng.integers(width)
-        segment_ids[y:y + rng.integers(1, height), x:x + rng.integers(1, width)] = segment_id
+        segment_ids[y : y + rng.integers(1, height), x : x + rng.integers(1, width)] = segment_id
     if rng.random() < 0.5:
         segment_ids[rng.random((height, width)) < 0.1] = 0
     return segment_ids
@@ -103,10 +104,13 @@ def random_case(seed, images=3):
             predicted_map = np.roll(predicted_map, rng.integers(-3, 4, size=2), (0, 1))
         if rng.random() < 0.5:
             row = rng.integers(height)
-            predicted_map[row:row + 5] = rng.choice(predicted_map.ravel())
+            predicted_map[row : row + 5] = rng.choice(predicted_map.ravel())
         category_of = {int(i): int(rng.choice(CATEGORIES)["id"]) for i in np.unique(np.stack([true_map, predicted_map])) if i}
-        true_segments = [{"id": int(i), "category_id": category_of[i], "iscrowd": int(rng.random() < 0.3),
-                          "area": int((true_map == i).sum())} for i in np.unique(true_map) if i]
+        true_segments = [
+            {"id": int(i), "category_id": category_of[i], "iscrowd": int(rng.random() < 0.3), "area": int((true_map == i).sum())}
+            for i in np.unique(true_map)
+            if i
+        ]
         renamed = {i: int(rng.choice(CATEGORIES)["id"]) for i in category_of if rng.random() < 0.2}
         predicted_segments = [{"id": int(i), "category_id": (category_of | renamed)[i]} for i in np.unique(predicted_map) if i]
         for content, segments in ((truth, true_segments), (prediction, predicted_segments)):
@@ -166,8 +170,11 @@ def two_segments():
     ids = np.zeros((4, 8), dtype=np.uint32)
     ids[:, :4], ids[:, 4:] = 7, 300
     segments = [{"id": 7, "category_id": 2, "iscrowd": 0}, {"id": 300, "category_id": 17, "iscrowd": 0}]
-    content = {"images": [{"id": 1, "height": 4, "width": 8}], "categories": CATEGORIES,
-               "annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": segments}]}
+    content = {
+        "images": [{"id": 1, "height": 4, "width": 8}],
+        "categories": CATEGORIES,
+        "annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": segments}],
+    }
     return content, copy.deepcopy(content), {1: (ids, ids.copy())}
 
 
@@ -197,23 +204,33 @@ def segments_of(content):
 BROKEN = {
     "not listed": (lambda t, p, m: m[1][1].__setitem__((0, 0), 55), "prediction/1.png has pixels of segment 55"),
     "truth not listed": (lambda t, p, m: m[1][0].__setitem__((0, 0), 55), "truth/1.png has pixels of segment 55"),
-    "no pixels": (lambda t, p, m: segments_of(p).append({"id": 66, "category_id": 2}),
-                  "prediction.json: image 1, segment 66 has no pixel in .*1.png"),
-    "truth no pixels": (lambda t, p, m: segments_of(t).append({"id": 66, "category_id": 2}),
-                        "truth.json: image 1, segment 66 has no pixel"),
+    "no pixels": (
+        lambda t, p, m: segments_of(p).append({"id": 66, "category_id": 2}),
+        "prediction.json: image 1, segment 66 has no pixel in .*1.png",
+    ),
+    "truth no pixels": (
+        lambda t, p, m: segments_of(t).append({"id": 66, "category_id": 2}),
+        "truth.json: image 1, segment 66 has no pixel",
+    ),
     "category": (lambda t, p, m: segments_of(p)[0].update(category_id=3), "segment 7 has category 3, which is not among"),
-    "twice": (lambda t, p, m: segments_of(p).append({"id": 7, "category_id": 17}),
-              "segment 7 is listed twice, so segments overlap"),
+    "twice": (
+        lambda t, p, m: segments_of(p).append({"id": 7, "category_id": 17}),
+        "segment 7 is listed twice, so segments overlap",
+    ),
     "overflow": (lambda t, p, m: segments_of(p)[0].update(id=2**24), "segment 16777216: a segment id must be"),
     "zero": (lambda t, p, m: segments_of(p)[0].update(id=0), "segment 0: a segment id must be"),
     "no category": (lambda t, p, m: segments_of(p)[0].pop("category_id"), "segment 7 has no category_id"),
     "size": (lambda t, p, m: m.update({1: (m[1][0], m[1][1][:3])}), "prediction/1.png is 8 x 3 pixels .*, but image 1 is 8 x 4"),
     "truth size": (lambda t, p, m: t["images"][0].update(height=5), "truth/1.png is 8 x 4 pixels .*, but image 1 is 8 x 5"),
     "unpredicted": (lambda t, p, m: p.update(annotations=[]), "prediction.json has no prediction for image 1"),
-    "unknown image": (lambda t, p, m: p["annotations"].append({"image_id": 2, "file_name": "1.png", "segments_info": []}),
-                      "prediction.json has image 2, which .*truth.json has not"),
-    "image twice": (lambda t, p, m: p["annotations"].append(p["annotations"][0]),
-                    "prediction.json has two annotations of image 1"),
+    "unknown image": (
+        lambda t, p, m: p["annotations"].append({"image_id": 2, "file_name": "1.png", "segments_info": []}),
+        "prediction.json has image 2, which .*truth.json has not",
+    ),
+    "image twice": (
+        lambda t, p, m: p["annotations"].append(p["annotations"][0]),
+        "prediction.json has two annotations of image 1",
+    ),
     "file": (lambda t, p, m: p["annotations"][0].update(file_name="2.png"), "prediction/2.png does not exist"),
     "no categories": (lambda t, p, m: t.update(categories=[]), "truth.json has no categories"),
     "not panoptic": (lambda t, p, m: p.pop("annotations"), "prediction.json is not a COCO panoptic file"),
@@ -247,7 +264,7 @@ def test_a_png_of_another_mode_or_damaged_is_named(tmp_path, mode):
         panoptic_quality(*paths)
     whole = encode_segment_ids(maps[1][0], "")
     with open(f"{paths[3]}/1.png", "wb") as file:
-        file.write(whole[:len(whole) // 2])
+        file.write(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="1.png cannot be read"):
         panoptic_quality(*paths)
 
@@ -266,9 +283,12 @@ def evaluator_for(tmp_path, truth, maps, **arguments):
     paths = write_case(tmp_path, truth, truth, {i: (both[0], both[0]) for i, both in maps.items()})
     things = [c["id"] for c in CATEGORIES if c["isthing"]]
     stuff = [c["id"] for c in CATEGORIES if not c["isthing"]]
-    metadata = SimpleNamespace(panoptic_json=paths[0], panoptic_root=paths[1],
-                               thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(things)},
-                               stuff_dataset_id_to_contiguous_id={c: i for i, c in enumerate(stuff, start=1)})
+    metadata = SimpleNamespace(
+        panoptic_json=paths[0],
+        panoptic_root=paths[1],
+        thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(things)},
+        stuff_dataset_id_to_contiguous_id={c: i for i, c in enumerate(stuff, start=1)},
+    )
     return PanopticEvaluator(SimpleNamespace(name="invented", metadata=metadata, panoptic_truth=None), **arguments)
 
 
@@ -277,8 +297,15 @@ def output_of(segment_ids, segments):
     isthing = {c["id"]: bool(c["isthing"]) for c in CATEGORIES}
     things = [c["id"] for c in CATEGORIES if c["isthing"]]
     stuff = [None, *(c["id"] for c in CATEGORIES if not c["isthing"])]
-    infos = [{"id": s["id"], "isthing": isthing[s["category_id"]], "score": 0.5,
-              "category_id": (things if isthing[s["category_id"]] else stuff).index(s["category_id"])} for s in segments]
+    infos = [
+        {
+            "id": s["id"],
+            "isthing": isthing[s["category_id"]],
+            "score": 0.5,
+            "category_id": (things if isthing[s["category_id"]] else stuff).index(s["category_id"]),
+        }
+        for s in segments
+    ]
     return {"panoptic_seg": (torch.from_numpy(segment_ids.astype(np.int32)), infos)}
 
 
@@ -286,8 +313,9 @@ def test_evaluator_scores_and_writes_what_the_definition_scores(tmp_path):
     truth, prediction, maps = random_case(8, images=6)
     evaluator = evaluator_for(tmp_path, truth, maps, output_dir=str(tmp_path / "out"), processes=1)
     for annotation in prediction["annotations"]:
-        evaluator.process([{"image_id": annotation["image_id"]}],
-                          [output_of(maps[annotation["image_id"]][1], annotation["segments_info"])])
+        evaluator.process(
+            [{"image_id": annotation["image_id"]}], [output_of(maps[annotation["image_id"]][1], annotation["segments_info"])]
+        )
     figures = evaluator.evaluate()["panoptic_seg"]
     expected = quality_by_definition(truth, prediction, maps)
     assert 0 < figures["PQ"] < 100

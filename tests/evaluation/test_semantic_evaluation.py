@@ -24,8 +24,12 @@ def dataset(tmp_path):
     """Two images: sky over grass, on which a box lies; the lowest row is void. Boxes are things, leaves are nowhere."""
     for folder in ("images", "panoptic"):
         (tmp_path / folder).mkdir()
-    categories = [{"id": 3, "name": "box", "isthing": 1}, {"id": 7, "name": "sky", "isthing": 0, "color": [0, 0, 255]},
-                  {"id": 8, "name": "grass", "isthing": 0, "color": [0, 255, 0]}, {"id": 9, "name": "leaves", "isthing": 0}]
+    categories = [
+        {"id": 3, "name": "box", "isthing": 1},
+        {"id": 7, "name": "sky", "isthing": 0, "color": [0, 0, 255]},
+        {"id": 8, "name": "grass", "isthing": 0, "color": [0, 255, 0]},
+        {"id": 9, "name": "leaves", "isthing": 0},
+    ]
     content = {"images": [], "annotations": [], "categories": categories}
     for image_id in (1, 2):
         ids = np.full((HEIGHT, WIDTH), 10)
@@ -93,8 +97,12 @@ def test_thing_segments_are_the_truth_of_box_and_mask_ap(dataset):
     evaluator = COCOEvaluator(dataset)
     masks = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
     masks[0, 25:35, 5:15] = True
-    output = {"boxes": torch.tensor([[5.0, 25, 15, 35]]), "scores": torch.tensor([0.9]), "classes": torch.tensor([0]),
-              "masks": masks}
+    output = {
+        "boxes": torch.tensor([[5.0, 25, 15, 35]]),
+        "scores": torch.tensor([0.9]),
+        "classes": torch.tensor([0]),
+        "masks": masks,
+    }
     nothing = {key: value[:0] for key, value in output.items()}
     evaluator.process([{"image_id": 1}, {"image_id": 2}], [output, output])
     results = evaluator.evaluate()

@@ -4,8 +4,10 @@ import math
 
 from resnest_det.evaluation.tables import copypaste_lines, format_results
 
-RESULTS = {"bbox": {"AP": 41.23456, "AP50": 60.0, "APs": math.nan, "AP-person": 50.5, "AP-hair-drier": math.nan, "AP-cat": 1.0},
-           "panoptic_seg": {"PQ": 40.0, "PQ-cat": 30.0, "SQ-cat": 80.0}}
+RESULTS = {
+    "bbox": {"AP": 41.23456, "AP50": 60.0, "APs": math.nan, "AP-person": 50.5, "AP-hair-drier": math.nan, "AP-cat": 1.0},
+    "panoptic_seg": {"PQ": 40.0, "PQ-cat": 30.0, "SQ-cat": 80.0},
+}
 
 
 def test_every_figure_and_class_is_in_the_table_once():
@@ -24,7 +26,7 @@ def test_every_figure_and_class_is_in_the_table_once():
 def test_rows_of_a_table_are_equally_long_and_classes_read_downwards():
     results = {"bbox": {"AP": 1.0, **{f"AP-class {i}": float(i) for i in range(8)}}}
     lines = format_results(results).splitlines()
-    table = lines[lines.index("bbox per class:") + 1:]
+    table = lines[lines.index("bbox per class:") + 1 :]
     assert len({len(line) for line in table}) == 1
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
     assert [row[0] for row in cells] == ["class 0", "class 1", "class 2"]

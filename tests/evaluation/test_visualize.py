@@ -14,8 +14,10 @@ GREY = Image.new("RGB", (120, 60), (128, 128, 128))
 
 
 def instances(*boxes, masks=False, scores=None):
-    found = {"boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-             "classes": torch.zeros(len(boxes), dtype=torch.int64)}
+    found = {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "classes": torch.zeros(len(boxes), dtype=torch.int64),
+    }
     if masks:
         found["masks"] = torch.zeros(len(boxes), 60, 120, dtype=torch.bool)
         for mask, (x0, y0, x1, y1) in zip(found["masks"], boxes):
@@ -86,10 +88,22 @@ def test_writer_draws_some_images_with_objects(tmp_path):
     records = []
     for i in range(10):
         GREY.save(tmp_path / f"{i}.jpg")
-        annotation = {"id": 1, "bbox": [30, 20, 60, 30], "category_id": 0, "iscrowd": 0,
-                      "segmentation": [[30, 20, 90, 20, 90, 50, 30, 50]]}
-        records.append({"file_name": str(tmp_path / f"{i}.jpg"), "image_id": i, "height": 60, "width": 120,
-                        "annotations": [annotation] if i % 2 else []})
+        annotation = {
+            "id": 1,
+            "bbox": [30, 20, 60, 30],
+            "category_id": 0,
+            "iscrowd": 0,
+            "segmentation": [[30, 20, 90, 20, 90, 50, 30, 50]],
+        }
+        records.append(
+            {
+                "file_name": str(tmp_path / f"{i}.jpg"),
+                "image_id": i,
+                "height": 60,
+                "width": 120,
+                "annotations": [annotation] if i % 2 else [],
+            }
+        )
     dataset = SimpleNamespace(name="invented", records=records, metadata=SimpleNamespace(thing_classes=["thing"]))
     writer = ComparisonWriter(dataset, str(tmp_path / "pictures"), count=2)
     for record in records:

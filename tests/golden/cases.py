@@ -194,9 +194,9 @@ def make_samples(case: str) -> list[dict]:
             labels = random.randint(-1, semantic_classes, (-(-height // 24), -(-width // 24)))
             labels = labels.repeat(24, axis=0).repeat(24, axis=1)
             target["sem_seg"] = torch.from_numpy(np.where(labels < 0, 255, labels)[:height, :width].astype(np.uint8))
-        samples.append({
-            "image": torch.from_numpy(image.astype(np.uint8)), "height": full_height, "width": full_width, "target": target,
-        })
+        samples.append(
+            {"image": torch.from_numpy(image.astype(np.uint8)), "height": full_height, "width": full_width, "target": target}
+        )
     return samples
 
 

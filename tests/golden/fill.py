@@ -8,8 +8,13 @@ from torch import nn
 
 # Predictors get scales that spread scores over (0, 1) and move boxes by a fraction of their size.
 GAINS = {
-    "objectness_logits.weight": 1.5, "anchor_deltas.weight": 0.3, "cls_score.weight": 4.0, "bbox_pred.weight": 2.0,
-    "mask_head.predictor.weight": 3.0, "sem_seg_head.predictor.weight": 2.0, "conv3.norm.weight": 0.5,
+    "objectness_logits.weight": 1.5,
+    "anchor_deltas.weight": 0.3,
+    "cls_score.weight": 4.0,
+    "bbox_pred.weight": 2.0,
+    "mask_head.predictor.weight": 3.0,
+    "sem_seg_head.predictor.weight": 2.0,
+    "conv3.norm.weight": 0.5,
 }
 
 

@@ -69,9 +69,12 @@ def observe_detectron2(case: str) -> dict[str, np.ndarray]:
 
     with EventStorage():
         return observe(
-            model, features=lambda: model.backbone(images.tensor),
+            model,
+            features=lambda: model.backbone(images.tensor),
             propose=propose if hasattr(model, "proposal_generator") else None,
-            predict=lambda: [from_detectron2(output) for output in model(samples)], losses=lambda: model(samples))
+            predict=lambda: [from_detectron2(output) for output in model(samples)],
+            losses=lambda: model(samples),
+        )
 
 
 def shrink(name: str, values: np.ndarray) -> np.ndarray:

@@ -37,9 +37,12 @@ def observe_builtin(case: str) -> dict[str, np.ndarray]:
         return [tuple(image) for image in model.proposal_generator(features, model.preprocess(samples)[1])[0]]
 
     return observe(
-        model, features=lambda: model.backbone(model.preprocess(samples)[0]),
-        propose=propose if hasattr(model, "proposal_generator") else None, predict=lambda: model(samples),
-        losses=lambda: model(samples))
+        model,
+        features=lambda: model.backbone(model.preprocess(samples)[0]),
+        propose=propose if hasattr(model, "proposal_generator") else None,
+        predict=lambda: model(samples),
+        losses=lambda: model(samples),
+    )
 
 
 def build_builtin(case: str) -> nn.Module:
@@ -85,7 +88,8 @@ def observe(
                 panoptic, segments = prediction["panoptic_seg"]
                 result[f"panoptic/{image}/map"] = panoptic.numpy().astype(np.uint8)
                 result[f"panoptic/{image}/segments"] = np.array(
-                    [[s["id"], s["isthing"], s["category_id"], s.get("instance_id", -1)] for s in segments])
+                    [[s["id"], s["isthing"], s["category_id"], s.get("instance_id", -1)] for s in segments]
+                )
                 result[f"panoptic/{image}/areas"] = np.array([s["area"] for s in segments if not s["isthing"]])
     model.train()
     named_losses = losses()

@@ -29,10 +29,32 @@ from resnest_det.integrations.detectron2 import ResNeStBackbone, add_resnest_con
 
 STAGES = ["res2", "res3", "res4", "res5"]
 SMALL = [
-    "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.WIDTH_PER_GROUP", 32,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.CONV_DIM", 32,
-    "MODEL.ROI_BOX_HEAD.FC_DIM", 32, "MODEL.ROI_MASK_HEAD.CONV_DIM", 32, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (32,),
-    "MODEL.RPN.PRE_NMS_TOPK_TEST", 50, "MODEL.RPN.POST_NMS_TOPK_TEST", 20, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
+    "MODEL.DEVICE",
+    "cpu",
+    "MODEL.WEIGHTS",
+    "",
+    "MODEL.RESNETS.DEPTH",
+    14,
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    32,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    32,
+    "MODEL.FPN.OUT_CHANNELS",
+    32,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM",
+    32,
+    "MODEL.ROI_BOX_HEAD.FC_DIM",
+    32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM",
+    32,
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS",
+    (32,),
+    "MODEL.RPN.PRE_NMS_TOPK_TEST",
+    50,
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    20,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    0.0,
 ]
 
 
@@ -56,8 +78,17 @@ def image(height: int = 65, width: int = 71) -> torch.Tensor:
 @pytest.mark.parametrize("norm", ["BN", "SyncBN", "FrozenBN", "GN", "LN", "naiveSyncBN", "nnSyncBN"])
 def test_every_norm_of_detectron2(norm):
     # With radix 8 the attention's hidden layer has two channels for each of group norm's groups; one cannot be normalised.
-    cfg = small_config("mask_rcnn_ResNeSt50_FPN", "MODEL.RESNETS.NORM", norm, "MODEL.BACKBONE.NAME", "build_resnest_backbone",
-                       "MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.RESNETS.RADIX", 8)
+    cfg = small_config(
+        "mask_rcnn_ResNeSt50_FPN",
+        "MODEL.RESNETS.NORM",
+        norm,
+        "MODEL.BACKBONE.NAME",
+        "build_resnest_backbone",
+        "MODEL.BACKBONE.FREEZE_AT",
+        0,
+        "MODEL.RESNETS.RADIX",
+        8,
+    )
     backbone = build_backbone(cfg).eval()
     block = backbone.res3[0]
     for layer in (backbone.stem.conv1_1.norm, block.conv1.norm, block.conv2.bn0, block.conv2.bn1, block.shortcut.norm):
@@ -81,14 +112,24 @@ def test_frozen_parts_have_fixed_norms_and_the_names_of_the_built_in_detector(no
         assert any(isinstance(module, FrozenBatchNorm2d) for module in part.modules()) == frozen
         assert bool(get_bn_modules(part.train())) != frozen
     from resnest_det.backbone.resnest import ResNeSt
+
     assert backbone.state_dict().keys() == ResNeSt(**arguments, freeze_at=2).state_dict().keys()
 
 
 def test_lazy_config_builds_it_from_plain_arguments():
     lazy = LazyCall(FPN)(
-        bottom_up=LazyCall(ResNeStBackbone)(blocks=[1, 1, 1, 1], stem_width=8, bottleneck_channels=8, res2_out_channels=16,
-                                            norm="naiveSyncBN", out_features=["res3", "res5"], freeze_at=1),
-        in_features=["res3"], out_channels=8)
+        bottom_up=LazyCall(ResNeStBackbone)(
+            blocks=[1, 1, 1, 1],
+            stem_width=8,
+            bottleneck_channels=8,
+            res2_out_channels=16,
+            norm="naiveSyncBN",
+            out_features=["res3", "res5"],
+            freeze_at=1,
+        ),
+        in_features=["res3"],
+        out_channels=8,
+    )
     lazy.bottom_up.radix = 4
     backbone = instantiate(lazy).eval()
     assert backbone(image(64, 64))["p3"].shape == (1, 8, 8, 8) and backbone.bottom_up.res2[0].conv2.radix == 4
@@ -98,11 +139,17 @@ def test_lazy_config_builds_it_from_plain_arguments():
 NO_SYNC = ["MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN", "MODEL.ROI_BOX_HEAD.NORM", "BN", "MODEL.ROI_MASK_HEAD.NORM", "BN"]
 
 
-@pytest.mark.parametrize("overrides", [
-    [], ["MODEL.RESNETS.RADIX", 1, "MODEL.RESNETS.AVD_FIRST", True], ["MODEL.RESNETS.RADIX", 0, "MODEL.RESNETS.NORM", "LN"],
-    ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True], "MODEL.RESNETS.DEFORM_MODULATED", True],
-    ["MODEL.RESNETS.CHECKPOINT_STAGES", ["res2"]],
-], ids=["radix 2", "radix 1", "radix 0", "deformable", "checkpointed"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["MODEL.RESNETS.RADIX", 1, "MODEL.RESNETS.AVD_FIRST", True],
+        ["MODEL.RESNETS.RADIX", 0, "MODEL.RESNETS.NORM", "LN"],
+        ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True], "MODEL.RESNETS.DEFORM_MODULATED", True],
+        ["MODEL.RESNETS.CHECKPOINT_STAGES", ["res2"]],
+    ],
+    ids=["radix 2", "radix 1", "radix 0", "deformable", "checkpointed"],
+)
 def test_scripted_backbone_gives_the_same(overrides):
     backbone = build_backbone(small_config("mask_rcnn_ResNeSt50_FPN", *NO_SYNC, *overrides)).eval()
     fill(backbone)
@@ -119,8 +166,14 @@ def test_detector_can_be_scripted_and_traced():
     with torch.no_grad():
         expected = model.inference([sample], do_postprocess=False)[0]
         assert len(expected) > 0
-        fields = {"proposal_boxes": Boxes, "objectness_logits": torch.Tensor, "pred_boxes": Boxes, "scores": torch.Tensor,
-                  "pred_classes": torch.Tensor, "pred_masks": torch.Tensor}
+        fields = {
+            "proposal_boxes": Boxes,
+            "objectness_logits": torch.Tensor,
+            "pred_boxes": Boxes,
+            "scores": torch.Tensor,
+            "pred_classes": torch.Tensor,
+            "pred_masks": torch.Tensor,
+        }
         scripted = scripting_with_instances(model, fields).inference([sample], do_postprocess=False)[0]
         torch.testing.assert_close(scripted.pred_boxes.tensor, expected.pred_boxes.tensor)
         torch.testing.assert_close(scripted.pred_masks, expected.pred_masks)
@@ -153,8 +206,12 @@ def test_retinanet_trains_and_predicts():
 def test_keypoints_train_and_are_predicted():
     model = build_model(small_config("keypoint_rcnn_ResNeSt50_FPN"))
     keypoints = torch.tensor([[[20.0, 20.0, 2.0]] * 17])
-    truth = Instances((64, 96), gt_boxes=Boxes(torch.tensor([[8.0, 8.0, 48.0, 48.0]])), gt_classes=torch.tensor([0]),
-                      gt_keypoints=Keypoints(keypoints))
+    truth = Instances(
+        (64, 96),
+        gt_boxes=Boxes(torch.tensor([[8.0, 8.0, 48.0, 48.0]])),
+        gt_classes=torch.tensor([0]),
+        gt_keypoints=Keypoints(keypoints),
+    )
     sample = {"image": image(64, 96)[0], "instances": truth, "height": 64, "width": 96}
     with EventStorage():
         losses = model([sample, sample])
@@ -183,16 +240,27 @@ def _authors_wrapper():
     return wrapper
 
 
-@pytest.mark.parametrize("overrides, ours_only", [
-    ({}, {}),
-    ({"NUM_GROUPS": 2, "BOTTLENECK_WIDTH": 40, "RADIX": 4}, {"WIDTH_PER_GROUP": 64}),  # the wrapper counts groups twice
-    ({"RES5_DILATION": 2}, {}),
-    ({"RADIX": 1}, {"RADIX": 0}),  # the wrapper's plain convolution
-], ids=["radix 2", "radix 4, groups", "dilated", "plain"])
+@pytest.mark.parametrize(
+    "overrides, ours_only",
+    [
+        ({}, {}),
+        ({"NUM_GROUPS": 2, "BOTTLENECK_WIDTH": 40, "RADIX": 4}, {"WIDTH_PER_GROUP": 64}),  # the wrapper counts groups twice
+        ({"RES5_DILATION": 2}, {}),
+        ({"RADIX": 1}, {"RADIX": 0}),  # the wrapper's plain convolution
+    ],
+    ids=["radix 2", "radix 4, groups", "dilated", "plain"],
+)
 def test_same_features_and_gradients_as_the_authors_wrapper(overrides, ours_only):
     wrapper = _authors_wrapper()
-    cfg = small_config("mask_rcnn_ResNeSt50_FPN", "MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.NORM", "FrozenBN",
-                       "MODEL.BACKBONE.NAME", "build_resnest_backbone")
+    cfg = small_config(
+        "mask_rcnn_ResNeSt50_FPN",
+        "MODEL.RESNETS.DEPTH",
+        50,
+        "MODEL.RESNETS.NORM",
+        "FrozenBN",
+        "MODEL.BACKBONE.NAME",
+        "build_resnest_backbone",
+    )
     for key, value in overrides.items():
         cfg.MODEL.RESNETS[key] = value
     theirs = wrapper.build_resnest_backbone(cfg, ShapeSpec(channels=3))
@@ -265,19 +333,30 @@ def test_detector_by_address_keeps_its_heads(monkeypatch, tmp_path):
         assert torch.equal(model.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize("overrides, message", [
-    (["MODEL.RESNETS.DEPTH", 18], "MODEL.RESNETS.DEPTH 18 is not supported; supported: 14, 26, 50"),
-    (["MODEL.RESNETS.RADIX", -1], "MODEL.RESNETS: radix -1"),
-    (["MODEL.RESNETS.RADIX", 3], "MODEL.RESNETS: .* 32 channels cannot be divided into 1 groups x radix 3"),
-    (["MODEL.RESNETS.OUT_FEATURES", ["res2", "res6"]], "MODEL.RESNETS: the backbone has no feature 'res6'; it has stem, res2"),
-    (["MODEL.RESNETS.OUT_FEATURES", ["res2", "res3"]], "MODEL.FPN.IN_FEATURES .*res5.* some of MODEL.RESNETS.OUT_FEATURES, res2"),
-    (["MODEL.RESNETS.NORM", "BatchNorm"], "MODEL.RESNETS: Detectron2 has no norm 'BatchNorm'; it has BN"),
-    (["MODEL.RESNETS.WIDTH_PER_GROUP", 24, "MODEL.RESNETS.NORM", "GN"], "MODEL.RESNETS: norm 'GN' of 24 channels"),
-    (["MODEL.RESNETS.RES4_DILATION", 2], "MODEL.RESNETS.RES4_DILATION 2 with RES5_DILATION 1"),
-    (["MODEL.BACKBONE.FREEZE_AT", 7], "MODEL.RESNETS: cannot freeze 7"),
-    (["MODEL.BACKBONE.NAME", "build_retinanet_resnest_fpn_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3"]],
-     "MODEL.RESNETS.OUT_FEATURES .* lacks res5"),
-])
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["MODEL.RESNETS.DEPTH", 18], "MODEL.RESNETS.DEPTH 18 is not supported; supported: 14, 26, 50"),
+        (["MODEL.RESNETS.RADIX", -1], "MODEL.RESNETS: radix -1"),
+        (["MODEL.RESNETS.RADIX", 3], "MODEL.RESNETS: .* 32 channels cannot be divided into 1 groups x radix 3"),
+        (
+            ["MODEL.RESNETS.OUT_FEATURES", ["res2", "res6"]],
+            "MODEL.RESNETS: the backbone has no feature 'res6'; it has stem, res2",
+        ),
+        (
+            ["MODEL.RESNETS.OUT_FEATURES", ["res2", "res3"]],
+            "MODEL.FPN.IN_FEATURES .*res5.* some of MODEL.RESNETS.OUT_FEATURES, res2",
+        ),
+        (["MODEL.RESNETS.NORM", "BatchNorm"], "MODEL.RESNETS: Detectron2 has no norm 'BatchNorm'; it has BN"),
+        (["MODEL.RESNETS.WIDTH_PER_GROUP", 24, "MODEL.RESNETS.NORM", "GN"], "MODEL.RESNETS: norm 'GN' of 24 channels"),
+        (["MODEL.RESNETS.RES4_DILATION", 2], "MODEL.RESNETS.RES4_DILATION 2 with RES5_DILATION 1"),
+        (["MODEL.BACKBONE.FREEZE_AT", 7], "MODEL.RESNETS: cannot freeze 7"),
+        (
+            ["MODEL.BACKBONE.NAME", "build_retinanet_resnest_fpn_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3"]],
+            "MODEL.RESNETS.OUT_FEATURES .* lacks res5",
+        ),
+    ],
+)
 def test_bad_input_is_one_line_that_names_the_key(overrides, message):
     with pytest.raises(UserError, match=message) as error:
         build_backbone(small_config("mask_rcnn_ResNeSt50_FPN", *overrides))

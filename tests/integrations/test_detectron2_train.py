@@ -12,14 +12,26 @@ pytest.importorskip("detectron2")
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 
 from resnest_det.commands.train_net import main  # noqa: E402
-from resnest_det.training.process import run_process  # noqa: E402
 from resnest_det.data.shapes import write_shapes  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.inference.evaluating import flatten_results  # noqa: E402
+from resnest_det.training.process import run_process  # noqa: E402
 
 # Enough to find the rectangles of the training images again, whatever the seed: AP has to be more than 0 to be compared.
-LEARN = ["SOLVER.MAX_ITER", "120", "SOLVER.STEPS", "(100,)", "SOLVER.CHECKPOINT_PERIOD", "1000", "SOLVER.BASE_LR", "0.03",
-         "TEST.EVAL_PERIOD", "0", "MODEL.DEVICE", "cpu"]
+LEARN = [
+    "SOLVER.MAX_ITER",
+    "120",
+    "SOLVER.STEPS",
+    "(100,)",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "1000",
+    "SOLVER.BASE_LR",
+    "0.03",
+    "TEST.EVAL_PERIOD",
+    "0",
+    "MODEL.DEVICE",
+    "cpu",
+]
 
 
 def results_of(arguments, engine: str, keys) -> dict[str, float]:
@@ -53,8 +65,11 @@ def detections(folder) -> list[dict]:
 def test_other_host_evaluates_the_checkpoint_alike(trained, tmp_path):
     engine, arguments, folder, figures = trained
     other = "detectron2" if engine == "builtin" else "builtin"
-    again = results_of([*arguments[:2], "--eval-only", *arguments[2:]], other,
-                       ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"])
+    again = results_of(
+        [*arguments[:2], "--eval-only", *arguments[2:]],
+        other,
+        ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"],
+    )
     assert figures["bbox/AP50"] > 5 and figures["segm/AP50"] > 5
     for name in ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "bbox/AP-red", "segm/AP-blue"):
         assert again[name] == pytest.approx(figures[name], abs=0.1), name
@@ -80,8 +95,15 @@ def test_run_writes_the_same_files_and_resumes(tmp_path):
     keys = ["MODEL.DEVICE", "cpu", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 64)"]
     main([*arguments, *keys, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "TEST.EVAL_PERIOD", "0"])
     out = tmp_path / "out"
-    for name in ("config.yaml", "log.txt", "metrics.json", "model_final.pth", "last_checkpoint",
-                 "inference/coco_instances_results.json", "inference_TTA/coco_instances_results.json"):
+    for name in (
+        "config.yaml",
+        "log.txt",
+        "metrics.json",
+        "model_final.pth",
+        "last_checkpoint",
+        "inference/coco_instances_results.json",
+        "inference_TTA/coco_instances_results.json",
+    ):
         assert (out / name).exists(), name
     log = (out / "log.txt").read_text()
     assert "Detectron2 on cpu" in log and "Running precise batch norm over 2 batches" in log and "test-time augmentation" in log
@@ -99,15 +121,54 @@ def test_panoptic_shapes(tmp_path, monkeypatch):
     write_shapes(folder, {"train": 4, "val": 3})
     name, arguments = f"made_{tmp_path.name}", []
     for split in ("train", "val"):
-        paths = f"{folder}/annotations/panoptic_{split}.json,{folder}/panoptic_{split},{folder}/{split}," \
-                f"{folder}/annotations/instances_{split}.json"
+        paths = (
+            f"{folder}/annotations/panoptic_{split}.json,{folder}/panoptic_{split},{folder}/{split},"
+            f"{folder}/annotations/instances_{split}.json"
+        )
         arguments += ["--register-panoptic", f"{name}_{split}={paths}"]
-    main(["--config-file", "panoptic_ResNeSt14_FPN_shapes", "--engine", "detectron2", *arguments,
-          "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
-          "MODEL.RESNETS.WIDTH_PER_GROUP", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.FPN.OUT_CHANNELS", "32",
-          "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "TEST.PRECISE_BN.NUM_ITER", "1",
-          "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", "16", "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)",
-          "DATASETS.TRAIN", f"('{name}_train',)", "DATASETS.TEST", f"('{name}_val',)", "OUTPUT_DIR", str(tmp_path / "out")])
+    main(
+        [
+            "--config-file",
+            "panoptic_ResNeSt14_FPN_shapes",
+            "--engine",
+            "detectron2",
+            *arguments,
+            "MODEL.DEVICE",
+            "cpu",
+            "DATALOADER.NUM_WORKERS",
+            "0",
+            "INPUT.MIN_SIZE_TRAIN",
+            "(64,)",
+            "INPUT.MIN_SIZE_TEST",
+            "64",
+            "MODEL.RESNETS.WIDTH_PER_GROUP",
+            "16",
+            "MODEL.RESNETS.RES2_OUT_CHANNELS",
+            "32",
+            "MODEL.FPN.OUT_CHANNELS",
+            "32",
+            "SOLVER.IMS_PER_BATCH",
+            "2",
+            "SOLVER.MAX_ITER",
+            "2",
+            "SOLVER.STEPS",
+            "(1,)",
+            "TEST.PRECISE_BN.NUM_ITER",
+            "1",
+            "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT",
+            "16",
+            "TEST.AUG.ENABLED",
+            "True",
+            "TEST.AUG.MIN_SIZES",
+            "(64,)",
+            "DATASETS.TRAIN",
+            f"('{name}_train',)",
+            "DATASETS.TEST",
+            f"('{name}_val',)",
+            "OUTPUT_DIR",
+            str(tmp_path / "out"),
+        ]
+    )
     figures = read_metrics(tmp_path / "out")[-1]
     assert {"bbox/AP", "segm/AP", "sem_seg/mIoU", "panoptic_seg/PQ", "panoptic_seg/PQ_st", "bbox_TTA/AP"} <= set(figures)
     assert figures["sem_seg/pACC"] > 0 and 0 <= figures["panoptic_seg/PQ"] <= 100
@@ -117,22 +178,31 @@ def test_panoptic_shapes(tmp_path, monkeypatch):
     assert {"sem_seg_file_name", "pan_seg_file_name", "segments_info", "annotations"} <= set(record)
 
 
-@pytest.mark.parametrize("kind, architecture, expected", [
-    ("coco", "GeneralizedRCNN", ["COCOEvaluator"]),
-    ("coco_panoptic_seg", "PanopticFPN", ["COCOEvaluator", "SemSegEvaluator", "panoptic"]),
-    ("coco_panoptic_seg", "GeneralizedRCNN", ["COCOEvaluator"]),
-    ("sem_seg", "SemanticSegmentor", ["SemSegEvaluator"]),
-    ("lvis", "GeneralizedRCNN", ["LVISEvaluator"]),
-    ("pascal_voc", "GeneralizedRCNN", ["PascalVOCDetectionEvaluator"]),
-    ("cityscapes_instance", "GeneralizedRCNN", ["CityscapesInstanceEvaluator"]),
-    ("cityscapes_sem_seg", "SemanticSegmentor", ["CityscapesSemSegEvaluator"]),
-])
+@pytest.mark.parametrize(
+    "kind, architecture, expected",
+    [
+        ("coco", "GeneralizedRCNN", ["COCOEvaluator"]),
+        ("coco_panoptic_seg", "PanopticFPN", ["COCOEvaluator", "SemSegEvaluator", "panoptic"]),
+        ("coco_panoptic_seg", "GeneralizedRCNN", ["COCOEvaluator"]),
+        ("sem_seg", "SemanticSegmentor", ["SemSegEvaluator"]),
+        ("lvis", "GeneralizedRCNN", ["LVISEvaluator"]),
+        ("pascal_voc", "GeneralizedRCNN", ["PascalVOCDetectionEvaluator"]),
+        ("cityscapes_instance", "GeneralizedRCNN", ["CityscapesInstanceEvaluator"]),
+        ("cityscapes_sem_seg", "SemanticSegmentor", ["CityscapesSemSegEvaluator"]),
+    ],
+)
 def test_evaluators_are_chosen_by_the_type_of_the_data(monkeypatch, kind, architecture, expected):
     from resnest_det.integrations import detectron2_train
 
     made = []
-    for name in ("COCOEvaluator", "SemSegEvaluator", "LVISEvaluator", "PascalVOCDetectionEvaluator",
-                 "CityscapesInstanceEvaluator", "CityscapesSemSegEvaluator"):
+    for name in (
+        "COCOEvaluator",
+        "SemSegEvaluator",
+        "LVISEvaluator",
+        "PascalVOCDetectionEvaluator",
+        "CityscapesInstanceEvaluator",
+        "CityscapesSemSegEvaluator",
+    ):
         monkeypatch.setattr(detectron2_train, name, lambda *args, name=name, **kwargs: made.append(name))
     monkeypatch.setattr(detectron2_train, "_panoptic_evaluator", lambda *args: made.append("panoptic"))
     MetadataCatalog.get(f"of_{kind}").evaluator_type = kind
@@ -150,19 +220,26 @@ def test_data_that_the_model_cannot_be_measured_by():
         detectron2_train.Trainer.build_evaluator(detectron2_train.get_cfg(), "of_semantic")
 
 
-@pytest.mark.parametrize("flags, keys, message", [
-    ([], ["DATASETS.TEST", "('absent_val',)"], "unknown dataset 'absent_val'"),
-    ([], ["MODEL.ROI_HEADS.NAME", "NoSuchHeads"], "Detectron2 cannot build this configuration: .*NoSuchHeads"),
-    ([], ["MODEL.ROI_HEADS.NUM_CLASSES", "5"], "has 2 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 5"),
-    ([], ["MODEL.RESNETS.DEPTH", "51"], "MODEL.RESNETS.DEPTH 51 is not supported"),
-    ([], ["MODEL.RESNETS.RADIUS", "2"], "unknown config key MODEL.RESNETS.RADIUS; nearest known key"),
-    ([], ["SOLVER.IMS_PER_BATCH", "1"], "batch norm inside split attention"),
-    ([], ["MODEL.WEIGHTS", "absent.pth"], "weights absent.pth: no such file"),
-    ([], ["MODEL.DEVICE", "tpu"], "MODEL.DEVICE 'tpu' is not supported"),
-    (["--eval-only"], [], "--eval-only needs MODEL.WEIGHTS, or --resume"),
-    (["--num-processes", "2"], [], "Detectron2 trains with several processes on GPUs only"),
-    (["--register", "lvis_v1_val=a.json,b"], ["DATASETS.TEST", "('lvis_v1_val',)"], "Detectron2 has a dataset named lvis_v1_val"),
-])
+@pytest.mark.parametrize(
+    "flags, keys, message",
+    [
+        ([], ["DATASETS.TEST", "('absent_val',)"], "unknown dataset 'absent_val'"),
+        ([], ["MODEL.ROI_HEADS.NAME", "NoSuchHeads"], "Detectron2 cannot build this configuration: .*NoSuchHeads"),
+        ([], ["MODEL.ROI_HEADS.NUM_CLASSES", "5"], "has 2 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 5"),
+        ([], ["MODEL.RESNETS.DEPTH", "51"], "MODEL.RESNETS.DEPTH 51 is not supported"),
+        ([], ["MODEL.RESNETS.RADIUS", "2"], "unknown config key MODEL.RESNETS.RADIUS; nearest known key"),
+        ([], ["SOLVER.IMS_PER_BATCH", "1"], "batch norm inside split attention"),
+        ([], ["MODEL.WEIGHTS", "absent.pth"], "weights absent.pth: no such file"),
+        ([], ["MODEL.DEVICE", "tpu"], "MODEL.DEVICE 'tpu' is not supported"),
+        (["--eval-only"], [], "--eval-only needs MODEL.WEIGHTS, or --resume"),
+        (["--num-processes", "2"], [], "Detectron2 trains with several processes on GPUs only"),
+        (
+            ["--register", "lvis_v1_val=a.json,b"],
+            ["DATASETS.TEST", "('lvis_v1_val',)"],
+            "Detectron2 has a dataset named lvis_v1_val",
+        ),
+    ],
+)
 def test_bad_input_is_one_line_that_names_it(tmp_path, flags, keys, message):
     arguments = write_tiny_run(tmp_path)
     with pytest.raises(UserError, match=message) as error:

@@ -70,8 +70,7 @@ DEPTHS = [
 ]
 DEEP_DCN = dict(dcn=dict(type="DCNv2", deform_groups=1), stage_with_dcn=(False, False, False, True), base_channels=16)
 OTHERS = [
-    dict(depth=50, dcn=dict(type="DCN", deform_groups=1, fallback_on_stride=False), stage_with_dcn=DCN_STAGES,
-         base_channels=32),
+    dict(depth=50, dcn=dict(type="DCN", deform_groups=1, fallback_on_stride=False), stage_with_dcn=DCN_STAGES, base_channels=32),
     dict(depth=50, dcn=dict(type="DCNv2", deform_groups=1), stage_with_dcn=DCN_STAGES, base_channels=32),
     *(dict(depth=depth, **DEEP_DCN) for depth in (101, 152, 200)),
     dict(depth=50, radix=1, base_channels=32),
@@ -107,12 +106,21 @@ def test_equals_mmdetections_own(arguments):
 def test_whole_family(variant):
     """Also those that MMDetection's own has not: the same as the built-in model of that name."""
     depth = next(depth for depth, blocks in BLOCKS_PER_STAGE.items() if blocks == tuple(variant.blocks))
-    ours = MODELS.build(dict(
-        type="ResNeStDet", depth=depth, stem_channels=2 * variant.stem_width, radix=variant.radix, groups=variant.groups,
-        base_width=variant.bottleneck_width, avd_first=variant.avd_first))
+    ours = MODELS.build(
+        dict(
+            type="ResNeStDet",
+            depth=depth,
+            stem_channels=2 * variant.stem_width,
+            radix=variant.radix,
+            groups=variant.groups,
+            base_width=variant.bottleneck_width,
+            avd_first=variant.avd_first,
+        )
+    )
     model = create_model(variant.name, features_only=True, out_indices=(1, 2, 3, 4))
     assert {name: value.shape for name, value in ours.network.state_dict().items()} == {
-        name: value.shape for name, value in model.state_dict().items()}
+        name: value.shape for name, value in model.state_dict().items()
+    }
     if depth <= 50:
         ours.network.load_state_dict(model.state_dict())
         x = image().float()
@@ -126,8 +134,10 @@ def test_norms_of_mmcv(norm_cfg):
     theirs = filled(MMDetResNeSt(depth=50, base_channels=32, norm_cfg=norm_cfg))
     ours = ResNeStDet(depth=50, base_channels=32, norm_cfg=norm_cfg)
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    learned = [{name for name, value in backbone.state_dict(keep_vars=True).items() if value.requires_grad}
-               for backbone in (theirs, ours)]
+    learned = [
+        {name for name, value in backbone.state_dict(keep_vars=True).items() if value.requires_grad}
+        for backbone in (theirs, ours)
+    ]
     assert learned[0] == learned[1]
     if norm_cfg["type"] == "SyncBN":
         theirs, ours = (revert_sync_batchnorm(backbone) for backbone in (theirs, ours))
@@ -137,13 +147,20 @@ def test_norms_of_mmcv(norm_cfg):
 
 
 def test_frozen_stages_and_norm_eval_as_mmdetection_has_them():
-    for arguments in (dict(frozen_stages=-1), dict(frozen_stages=0), dict(frozen_stages=2), dict(frozen_stages=4, norm_eval=True)):
+    for arguments in (
+        dict(frozen_stages=-1),
+        dict(frozen_stages=0),
+        dict(frozen_stages=2),
+        dict(frozen_stages=4, norm_eval=True),
+    ):
         arguments = dict(depth=50, base_channels=32, norm_eval=False) | arguments
         theirs, ours = MMDetResNeSt(**arguments).double(), ResNeStDet(**arguments).double()
         for backbone in (theirs, ours):
             backbone.train()
-        trained = [{name for name, value in backbone.state_dict(keep_vars=True).items() if value.requires_grad}
-                   for backbone in (theirs, ours)]
+        trained = [
+            {name for name, value in backbone.state_dict(keep_vars=True).items() if value.requires_grad}
+            for backbone in (theirs, ours)
+        ]
         assert trained[0] == trained[1]
         if arguments["frozen_stages"] < 4:
             ours.load_state_dict(filled(theirs).state_dict())
@@ -206,21 +223,27 @@ def test_checkpoints_of_a_detector_and_of_the_built_in_one(tmp_path):
     torch.testing.assert_close(network.state_dict(), detector["backbone"].network.state_dict())
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(depth=34), r"depth 34 is not supported; supported: 14, 26, 50, 101, 152, 200, 269"),
-    (dict(norm_cfg=dict(type="SyncBNN")), r"norm_cfg .*SyncBNN"),
-    (dict(norm_cfg=dict(type="GN", num_groups=7)), r"norm_cfg .*num_groups"),
-    (dict(norm_cfg="BN"), r"norm_cfg BN"),
-    (dict(dcn=dict(type="DCNv3"), stage_with_dcn=DCN_STAGES), r"dcn type 'DCNv3' is not supported; supported: 'DCN', 'DCNv2'"),
-    (dict(dcn=dict(type="DCN", deformable_groups=2), stage_with_dcn=DCN_STAGES), r"dcn .*deformable_groups"),
-    (dict(dcn=dict(type="DCN"), stage_with_dcn=(True,)), r"stage_with_dcn \(True,\)"),
-    (dict(strides=(1, 1, 1, 1)), r"strides \(1, 1, 1, 1\) with dilations .*supported: \(1, 2, 2, 2\) with"),
-    (dict(out_indices=(4,)), r"out_indices \(4,\)"),
-    (dict(frozen_stages=5), r"frozen_stages 5"),
-    (dict(style="tensorflow"), r"style 'tensorflow'"),
-    (dict(radix=3), r"divided into 1 groups x radix 3"),
-    (dict(stem_channels=15), r"stem_channels 15"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(depth=34), r"depth 34 is not supported; supported: 14, 26, 50, 101, 152, 200, 269"),
+        (dict(norm_cfg=dict(type="SyncBNN")), r"norm_cfg .*SyncBNN"),
+        (dict(norm_cfg=dict(type="GN", num_groups=7)), r"norm_cfg .*num_groups"),
+        (dict(norm_cfg="BN"), r"norm_cfg BN"),
+        (
+            dict(dcn=dict(type="DCNv3"), stage_with_dcn=DCN_STAGES),
+            r"dcn type 'DCNv3' is not supported; supported: 'DCN', 'DCNv2'",
+        ),
+        (dict(dcn=dict(type="DCN", deformable_groups=2), stage_with_dcn=DCN_STAGES), r"dcn .*deformable_groups"),
+        (dict(dcn=dict(type="DCN"), stage_with_dcn=(True,)), r"stage_with_dcn \(True,\)"),
+        (dict(strides=(1, 1, 1, 1)), r"strides \(1, 1, 1, 1\) with dilations .*supported: \(1, 2, 2, 2\) with"),
+        (dict(out_indices=(4,)), r"out_indices \(4,\)"),
+        (dict(frozen_stages=5), r"frozen_stages 5"),
+        (dict(style="tensorflow"), r"style 'tensorflow'"),
+        (dict(radix=3), r"divided into 1 groups x radix 3"),
+        (dict(stem_channels=15), r"stem_channels 15"),
+    ],
+)
 def test_arguments_that_make_no_network(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         MODELS.build(dict(type="ResNeStDet", **(SMALL | arguments)))
@@ -235,7 +258,9 @@ def test_weights_that_do_not_fit(tmp_path):
     with pytest.raises(UserError, match=r"open-mmlab://resnest51; of ResNeSt it knows resnest50"):
         ResNeStDet(**SMALL, init_cfg=dict(type="Pretrained", checkpoint="open-mmlab://resnest51")).init_weights()
     wide = nn.ModuleDict(dict(backbone=ResNeStDet(**(SMALL | dict(base_channels=32)))))
-    with pytest.raises(UserError, match=r"checkpoint's backbone\.layer1\.0\..* \(128, 16, 1, 1\) does not fit .* \(64, 16, 1, 1\)"):
+    with pytest.raises(
+        UserError, match=r"checkpoint's backbone\.layer1\.0\..* \(128, 16, 1, 1\) does not fit .* \(64, 16, 1, 1\)"
+    ):
         load_state_dict(nn.ModuleDict(dict(backbone=ResNeStDet(**SMALL))), wide.state_dict())
 
 

@@ -27,8 +27,12 @@ register_all_modules()
 OURS = sorted(path.name for path in (config_folder() / "mmdet").glob("*.py"))
 THEIRS = [
     f"{detector}_s{depth}_fpn_syncbn-backbone+head_{schedule}_coco.py"
-    for detector, schedule in (("faster-rcnn", "ms-range-1x"), ("mask-rcnn", "ms-1x"), ("cascade-rcnn", "ms-range-1x"),
-                               ("cascade-mask-rcnn", "ms-1x"))
+    for detector, schedule in (
+        ("faster-rcnn", "ms-range-1x"),
+        ("mask-rcnn", "ms-1x"),
+        ("cascade-rcnn", "ms-range-1x"),
+        ("cascade-mask-rcnn", "ms-1x"),
+    )
     for depth in (50, 101)
 ]
 
@@ -79,8 +83,9 @@ def test_stands_in_for_mmdetections_own(name):
 
 def test_every_combination_has_a_recipe():
     detectors = ("faster-rcnn", "mask-rcnn", "cascade-rcnn", "cascade-mask-rcnn", "panoptic-fpn")
-    assert OURS == sorted(f"{detector}_resnest{depth}{dcn}_fpn_1x_coco.py"
-                          for detector in detectors for depth in (50, 101) for dcn in ("", "_dcn"))
+    assert OURS == sorted(
+        f"{detector}_resnest{depth}{dcn}_fpn_1x_coco.py" for detector in detectors for depth in (50, 101) for dcn in ("", "_dcn")
+    )
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -139,8 +144,12 @@ def small_run(data: Path, work_dir: Path) -> Config:
     heads.mask_head.update(in_channels=32, conv_out_channels=32, num_classes=len(THINGS))
     for split, loader in (("train", config.train_dataloader), ("val", config.val_dataloader), ("val", config.test_dataloader)):
         loader.update(num_workers=0, persistent_workers=False)
-        loader.dataset.update(data_root="", ann_file=str(data / instances_json(split)), data_prefix=dict(img=str(data / split)),
-                              metainfo=dict(classes=THINGS))
+        loader.dataset.update(
+            data_root="",
+            ann_file=str(data / instances_json(split)),
+            data_prefix=dict(img=str(data / split)),
+            metainfo=dict(classes=THINGS),
+        )
         for step in loader.dataset.pipeline:
             if "scale" in step:
                 step.scale = (160, 96)

@@ -10,7 +10,9 @@ import pytest
 from resnest_det.errors import UserError
 from resnest_det.integrations.mmdet_version import check_mmdet
 
-BOTH = "onedl-mmcv 2.3, onedl-mmengine 0.10 and onedl-mmdetection 3.5 .*mmcv 2.1, mmengine 0.10 and mmdet 3.3 .*docs/mmdetection.md"
+BOTH = (
+    "onedl-mmcv 2.3, onedl-mmengine 0.10 and onedl-mmdetection 3.5 .*mmcv 2.1, mmengine 0.10 and mmdet 3.3 .*docs/mmdetection.md"
+)
 
 
 @pytest.fixture
@@ -20,8 +22,11 @@ def install(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] in names]:
         monkeypatch.delitem(sys.modules, name)
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec",
-                        lambda name, *rest: PathFinder.find_spec(name, [str(tmp_path)]) if name in names else find_spec(name, *rest))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: PathFinder.find_spec(name, [str(tmp_path)]) if name in names else find_spec(name, *rest),
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def write(operators="", **versions):
@@ -45,24 +50,28 @@ def error_line() -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("versions", [("2.1.0", "0.10.7", "3.3.0"), ("2.3.6", "0.10.12", "3.5.1")],
-                         ids=["original", "continuation"])
+@pytest.mark.parametrize(
+    "versions", [("2.1.0", "0.10.7", "3.3.0"), ("2.3.6", "0.10.12", "3.5.1")], ids=["original", "continuation"]
+)
 def test_versions_that_work_together(install, versions):
     install(**dict(zip(("mmcv", "mmengine", "mmdet"), versions, strict=True)))
     check_mmdet()
 
 
-@pytest.mark.parametrize(("installed", "said"), [
-    ({}, "needs mmcv, mmengine and mmdet, not installed"),
-    ({"mmengine": "0.10.7"}, "needs mmcv and mmdet, not installed"),
-    ({"mmcv": "2.1.0", "mmengine": "0.10.7"}, "needs mmdet, not installed"),
-    ({"mmcv": "2.2.0", "mmengine": "0.10.7", "mmdet": "3.3.0"}, "^mmcv 2.2.0 does not fit"),
-    ({"mmcv": "2.10.0", "mmengine": "0.10.7", "mmdet": "3.3.0"}, "^mmcv 2.10.0 does not fit"),
-    ({"mmcv": "2.1.0", "mmengine": "0.9.1", "mmdet": "3.3.0"}, "^mmengine 0.9.1 does not fit"),
-    ({"mmcv": "2.1.0", "mmengine": "0.10.7", "mmdet": "2.28.2"}, "^mmdet 2.28.2 does not fit"),
-    ({"mmcv": "2.1.0", "mmengine": "0.10.7", "mmdet": "3.5.1"}, "^mmcv 2.1.0 and mmdet 3.5.1 do not work together"),
-    ({"mmcv": "2.3.6", "mmengine": "0.10.7", "mmdet": "3.3.0"}, "^mmcv 2.3.6 and mmdet 3.3.0 do not work together"),
-])
+@pytest.mark.parametrize(
+    ("installed", "said"),
+    [
+        ({}, "needs mmcv, mmengine and mmdet, not installed"),
+        ({"mmengine": "0.10.7"}, "needs mmcv and mmdet, not installed"),
+        ({"mmcv": "2.1.0", "mmengine": "0.10.7"}, "needs mmdet, not installed"),
+        ({"mmcv": "2.2.0", "mmengine": "0.10.7", "mmdet": "3.3.0"}, "^mmcv 2.2.0 does not fit"),
+        ({"mmcv": "2.10.0", "mmengine": "0.10.7", "mmdet": "3.3.0"}, "^mmcv 2.10.0 does not fit"),
+        ({"mmcv": "2.1.0", "mmengine": "0.9.1", "mmdet": "3.3.0"}, "^mmengine 0.9.1 does not fit"),
+        ({"mmcv": "2.1.0", "mmengine": "0.10.7", "mmdet": "2.28.2"}, "^mmdet 2.28.2 does not fit"),
+        ({"mmcv": "2.1.0", "mmengine": "0.10.7", "mmdet": "3.5.1"}, "^mmcv 2.1.0 and mmdet 3.5.1 do not work together"),
+        ({"mmcv": "2.3.6", "mmengine": "0.10.7", "mmdet": "3.3.0"}, "^mmcv 2.3.6 and mmdet 3.3.0 do not work together"),
+    ],
+)
 def test_what_is_absent_or_does_not_fit_is_named_with_the_versions_that_do(install, installed, said):
     install(**installed)
     line = error_line()

@@ -21,16 +21,32 @@ SMALL = ["MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS"
 MODELS = {
     "faster": (MASK, ["MODEL.MASK_ON", "False"]),
     "mask": (MASK, []),
-    "mask, bare": (MASK, ["MODEL.FPN.NORM", "", "MODEL.ROI_BOX_HEAD.NORM", "", "MODEL.ROI_MASK_HEAD.NORM", "",
-                          "MODEL.ROI_BOX_HEAD.NUM_CONV", "0", "MODEL.ROI_BOX_HEAD.NUM_FC", "2",
-                          "MODEL.RESNETS.NORM", "FrozenBN"]),
+    "mask, bare": (
+        MASK,
+        [
+            "MODEL.FPN.NORM",
+            "",
+            "MODEL.ROI_BOX_HEAD.NORM",
+            "",
+            "MODEL.ROI_MASK_HEAD.NORM",
+            "",
+            "MODEL.ROI_BOX_HEAD.NUM_CONV",
+            "0",
+            "MODEL.ROI_BOX_HEAD.NUM_FC",
+            "2",
+            "MODEL.RESNETS.NORM",
+            "FrozenBN",
+        ],
+    ),
     "mask, group norm": (MASK, ["MODEL.FPN.NORM", "GN", "MODEL.ROI_BOX_HEAD.NORM", "GN", "MODEL.ROI_MASK_HEAD.NORM", "GN"]),
     "mask, frozen, two convolutions": (MASK, ["MODEL.BACKBONE.FREEZE_AT", "2", "MODEL.RPN.CONV_DIMS", "[-1, -1]"]),
     "mask, plain ResNet": ("mask_rcnn_ResNet50_FPN", ["DATASETS.TEST", "('shapes_val',)", "MODEL.ROI_HEADS.NUM_CLASSES", "4"]),
     "cascade, deformable": (CASCADE, []),
     "panoptic": (PANOPTIC, []),
-    "panoptic cascade": (PANOPTIC, ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads",
-                                    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]),
+    "panoptic cascade": (
+        PANOPTIC,
+        ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"],
+    ),
 }
 
 
@@ -106,12 +122,18 @@ def test_text_is_the_configuration(name):
     assert {key: scope[key] for key in config} == config
 
 
-@pytest.mark.parametrize("config, expected", [
-    ({"a": {"print(1), x": 1}}, "cannot be the name of a setting"), ({"import": 1}, "cannot be the name of a setting"),
-    ({"a": {1: 2}}, "cannot be the name of a setting"),
-    ({"a": float("nan")}, "cannot be written"), ({"a": [float("inf")]}, "cannot be written"), ({"a": {1, 2}}, "cannot be written"),
-    ({"a": ["{{ fileDirname }}"]}, "MMEngine replaces"),
-])
+@pytest.mark.parametrize(
+    "config, expected",
+    [
+        ({"a": {"print(1), x": 1}}, "cannot be the name of a setting"),
+        ({"import": 1}, "cannot be the name of a setting"),
+        ({"a": {1: 2}}, "cannot be the name of a setting"),
+        ({"a": float("nan")}, "cannot be written"),
+        ({"a": [float("inf")]}, "cannot be written"),
+        ({"a": {1, 2}}, "cannot be written"),
+        ({"a": ["{{ fileDirname }}"]}, "MMEngine replaces"),
+    ],
+)
 def test_only_literals_are_written(config, expected):
     with pytest.raises(UserError, match=expected):
         config_text(config, "a.yaml")
@@ -134,7 +156,8 @@ def test_values_that_the_recipes_share():
     assert model["backbone"]["frozen_stages"] == 1 and model["backbone"]["stem_channels"] == 64
     assert model["data_preprocessor"]["bgr_to_rgb"] and model["data_preprocessor"]["mean"] == [123.68, 116.779, 103.939]
     assert model["test_cfg"]["rcnn"] == dict(
-        score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5)
+        score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5
+    )
     deformable = load_config("cascade_mask_rcnn_ResNeSt269_FPN_dcn_3x", ["DATASETS.TEST", "('shapes_val',)"])
     backbone = translated(deformable)["model"]["backbone"]
     assert (backbone["depth"], backbone["stem_channels"]) == (269, 128)
@@ -142,9 +165,26 @@ def test_values_that_the_recipes_share():
 
 
 def test_training_keys():
-    keys = ["INPUT.MIN_SIZE_TRAIN", "(96, 128)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.CROP.ENABLED", "True",
-            "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", "[90, 120]", "SOLVER.CLIP_GRADIENTS.ENABLED", "True",
-            "SOLVER.AMP.ENABLED", "True", "MODEL.RPN.BBOX_REG_LOSS_TYPE", "giou", "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", "0.5"]
+    keys = [
+        "INPUT.MIN_SIZE_TRAIN",
+        "(96, 128)",
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING",
+        "range",
+        "INPUT.CROP.ENABLED",
+        "True",
+        "INPUT.CROP.TYPE",
+        "absolute",
+        "INPUT.CROP.SIZE",
+        "[90, 120]",
+        "SOLVER.CLIP_GRADIENTS.ENABLED",
+        "True",
+        "SOLVER.AMP.ENABLED",
+        "True",
+        "MODEL.RPN.BBOX_REG_LOSS_TYPE",
+        "giou",
+        "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA",
+        "0.5",
+    ]
     config = translated(load_config(MASK, keys), num_processes=4)
     loader = config["train_dataloader"]
     assert loader["batch_size"] == 2
@@ -161,16 +201,26 @@ def test_training_keys():
         translated(load_config(MASK), num_processes=3)
 
 
-@pytest.mark.parametrize("key, value", [
-    ("MODEL.FPN.FUSE_TYPE", "avg"), ("MODEL.FPN.NORM", "FrozenBN"), ("MODEL.RPN.IN_FEATURES", "['p3', 'p4', 'p5', 'p6']"),
-    ("MODEL.ROI_HEADS.IN_FEATURES", "['p3', 'p4']"), ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", "True"),
-    ("MODEL.RPN.CONV_DIMS", "[-1, 32]"),
-    ("MODEL.ANCHOR_GENERATOR.SIZES", "[[16, 20], [32, 48], [64, 80], [128, 160], [256, 320]]"),
-    ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5], [1.0], [1.0], [1.0], [1.0]]"), ("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
-    ("MODEL.RESNETS.DEEP_STEM", "False"), ("SOLVER.BIAS_LR_FACTOR", "2.0"), ("SOLVER.WEIGHT_DECAY_BIAS", "0.0"),
-    ("SOLVER.RESCALE_INTERVAL", "True"), ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
-    ("INPUT.MIN_SIZE_TRAIN", "(0,)"),
-])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("MODEL.FPN.FUSE_TYPE", "avg"),
+        ("MODEL.FPN.NORM", "FrozenBN"),
+        ("MODEL.RPN.IN_FEATURES", "['p3', 'p4', 'p5', 'p6']"),
+        ("MODEL.ROI_HEADS.IN_FEATURES", "['p3', 'p4']"),
+        ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", "True"),
+        ("MODEL.RPN.CONV_DIMS", "[-1, 32]"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[16, 20], [32, 48], [64, 80], [128, 160], [256, 320]]"),
+        ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5], [1.0], [1.0], [1.0], [1.0]]"),
+        ("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+        ("MODEL.RESNETS.DEEP_STEM", "False"),
+        ("SOLVER.BIAS_LR_FACTOR", "2.0"),
+        ("SOLVER.WEIGHT_DECAY_BIAS", "0.0"),
+        ("SOLVER.RESCALE_INTERVAL", "True"),
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+        ("INPUT.MIN_SIZE_TRAIN", "(0,)"),
+    ],
+)
 def test_what_mmdetection_cannot_do_is_named(key, value):
     with pytest.raises(UserError, match=f"{key} "):
         translated(load_config(MASK, [key, value]))
@@ -194,8 +244,15 @@ def test_classes_in_another_order_are_refused(tmp_path, datasets):
     content["categories"].reverse()
     (tmp_path / "reversed.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r'reversed.json: MMDetection numbers classes in the order of the list "categories"'):
-        run("mask", tmp_path, "--weights", "x.pth", "--register", f"reversed={tmp_path}/reversed.json,{datasets}/shapes/val",
-            keys=["DATASETS.TEST", "('reversed',)"])
+        run(
+            "mask",
+            tmp_path,
+            "--weights",
+            "x.pth",
+            "--register",
+            f"reversed={tmp_path}/reversed.json,{datasets}/shapes/val",
+            keys=["DATASETS.TEST", "('reversed',)"],
+        )
 
 
 def run(name: str, out, *flags: str, keys=()) -> None:
@@ -240,7 +297,9 @@ def test_without_training_data_there_is_no_training(weights, tmp_path, capsys):
 
 
 def test_checkpoints_that_do_not_fit(weights, tmp_path):
-    with pytest.raises(UserError, match=r"model_final.pth: they do not fit the model: roi_heads.box_.*256\S* .*in the file, .*128"):
+    with pytest.raises(
+        UserError, match=r"model_final.pth: they do not fit the model: roi_heads.box_.*256\S* .*in the file, .*128"
+    ):
         run("mask", tmp_path, "--weights", str(weights), keys=["MODEL.ROI_BOX_HEAD.FC_DIM", "128"])
     backbone = {key: value for key, value in torch.load(weights)["model"].items() if key.startswith("backbone.bottom_up.")}
     torch.save(backbone, tmp_path / "backbone.pth")

@@ -32,8 +32,20 @@ from resnest_det.integrations.mmdet_schedule import schedule_config  # noqa: E40
 
 # The longer side of some images is what limits their size.
 TINY = [
-    "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TEST", "100", "INPUT.MAX_SIZE_TEST", "118",
-    "MODEL.RESNETS.WIDTH_PER_GROUP", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "32",
+    "MODEL.DEVICE",
+    "cpu",
+    "DATALOADER.NUM_WORKERS",
+    "0",
+    "INPUT.MIN_SIZE_TEST",
+    "100",
+    "INPUT.MAX_SIZE_TEST",
+    "118",
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "16",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "64",
+    "MODEL.FPN.OUT_CHANNELS",
+    "32",
 ]
 MASK, PANOPTIC = "mask_rcnn_ResNeSt14_FPN_shapes", "panoptic_ResNeSt14_FPN_shapes"
 CASCADE = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
@@ -45,17 +57,61 @@ MODELS = {
     "panoptic": (PANOPTIC, []),
     "panoptic cascade": (PANOPTIC, CASCADE),
     # What the recipes do not use of anchors, boxes, norms, images and backbones.
-    "mask, otherwise": (MASK, [
-        "MODEL.ANCHOR_GENERATOR.SIZES", "[[12, 18], [24, 36], [48, 72], [96, 144]]", "MODEL.ANCHOR_GENERATOR.OFFSET", "0.5",
-        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.4, 1.5]]", "MODEL.RPN.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']",
-        "MODEL.ROI_HEADS.IN_FEATURES", "['p2', 'p3', 'p4']", "MODEL.RPN.CONV_DIMS", "[-1, -1]",
-        "MODEL.RPN.BBOX_REG_WEIGHTS", "(1.0, 2.0, 0.5, 1.0)", "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", "4",
-        "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "(8.0, 7.0, 6.0, 5.0)", "MODEL.ROI_BOX_HEAD.NUM_FC", "2",
-        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "5", "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", "2",
-        "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "True", "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "GN",
-        "MODEL.ROI_BOX_HEAD.NORM", "", "MODEL.ROI_MASK_HEAD.NORM", "GN", "INPUT.FORMAT", "BGR", "INPUT.MIN_SIZE_TEST", "0",
-        "MODEL.RESNETS.RADIX", "4", "MODEL.RESNETS.NUM_GROUPS", "2", "MODEL.RESNETS.AVD_FIRST", "True",
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.2", "MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.4", "TEST.DETECTIONS_PER_IMAGE", "30"]),
+    "mask, otherwise": (
+        MASK,
+        [
+            "MODEL.ANCHOR_GENERATOR.SIZES",
+            "[[12, 18], [24, 36], [48, 72], [96, 144]]",
+            "MODEL.ANCHOR_GENERATOR.OFFSET",
+            "0.5",
+            "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+            "[[0.4, 1.5]]",
+            "MODEL.RPN.IN_FEATURES",
+            "['p2', 'p3', 'p4', 'p5']",
+            "MODEL.ROI_HEADS.IN_FEATURES",
+            "['p2', 'p3', 'p4']",
+            "MODEL.RPN.CONV_DIMS",
+            "[-1, -1]",
+            "MODEL.RPN.BBOX_REG_WEIGHTS",
+            "(1.0, 2.0, 0.5, 1.0)",
+            "MODEL.PROPOSAL_GENERATOR.MIN_SIZE",
+            "4",
+            "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",
+            "(8.0, 7.0, 6.0, 5.0)",
+            "MODEL.ROI_BOX_HEAD.NUM_FC",
+            "2",
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
+            "5",
+            "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO",
+            "2",
+            "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK",
+            "True",
+            "MODEL.RESNETS.NORM",
+            "FrozenBN",
+            "MODEL.FPN.NORM",
+            "GN",
+            "MODEL.ROI_BOX_HEAD.NORM",
+            "",
+            "MODEL.ROI_MASK_HEAD.NORM",
+            "GN",
+            "INPUT.FORMAT",
+            "BGR",
+            "INPUT.MIN_SIZE_TEST",
+            "0",
+            "MODEL.RESNETS.RADIX",
+            "4",
+            "MODEL.RESNETS.NUM_GROUPS",
+            "2",
+            "MODEL.RESNETS.AVD_FIRST",
+            "True",
+            "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+            "0.2",
+            "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+            "0.4",
+            "TEST.DETECTIONS_PER_IMAGE",
+            "30",
+        ],
+    ),
 }
 
 
@@ -127,11 +183,15 @@ def test_panoptic_maps_are_the_same(pair):
         return
     for one, other in zip(own, their):
         (ids, listed), (other_ids, other_listed) = one["panoptic_seg"], other["panoptic_seg"]
-        assert sorted((s["isthing"], s["category_id"]) for s in listed) == sorted(
-            (s["isthing"], s["category_id"]) for s in other_listed) and len(listed) > 1
+        assert (
+            sorted((s["isthing"], s["category_id"]) for s in listed)
+            == sorted((s["isthing"], s["category_id"]) for s in other_listed)
+            and len(listed) > 1
+        )
         classes, other_classes = (
             torch.tensor([-1, *(s["category_id"] + 100 * s["isthing"] for s in segments)])[values.long()]
-            for values, segments in ((ids, listed), (other_ids, other_listed)))
+            for values, segments in ((ids, listed), (other_ids, other_listed))
+        )
         assert (classes != other_classes).float().mean() < 1e-3
     expected, actual = (panoptic_figures(results, cfg.DATASETS.TEST[0]) for results in (own, their))
     for figure in ("PQ", "SQ", "RQ", "PQ_th", "PQ_st"):
@@ -176,8 +236,22 @@ def test_cascades_give_raw_outputs(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["mask", "cascade mask, deformable"])
 def test_trains_there_and_comes_back(kind, tmp_path):
     config_file, keys = MODELS[kind]
-    keys = [*TINY, *keys, "SOLVER.MAX_ITER", "3", "SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(64, 96)",
-            "SOLVER.CHECKPOINT_PERIOD", "3", "SOLVER.BASE_LR", "0.0001", "SOLVER.WARMUP_ITERS", "0"]
+    keys = [
+        *TINY,
+        *keys,
+        "SOLVER.MAX_ITER",
+        "3",
+        "SOLVER.IMS_PER_BATCH",
+        "2",
+        "INPUT.MIN_SIZE_TRAIN",
+        "(64, 96)",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "3",
+        "SOLVER.BASE_LR",
+        "0.0001",
+        "SOLVER.WARMUP_ITERS",
+        "0",
+    ]
     model = assemble_model(load_config(config_file, keys))
     fill(model)
     torch.save({"model": model.state_dict()}, tmp_path / "filled.pth")
@@ -201,13 +275,16 @@ def test_trains_there_and_comes_back(kind, tmp_path):
     assert count > 20 and found >= 0.99 * count
 
 
-@pytest.mark.parametrize("keys, exact_from", [
-    (["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(20, 30)"], 0),
-    (["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(20, 30)", "SOLVER.WARMUP_METHOD", "constant"], 0),
-    (["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(20, 30)", "SOLVER.WARMUP_ITERS", "0"], 0),
-    (["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR", "SOLVER.NUM_DECAYS", "2"], 0),
-    (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"], 6),  # the warm-up is named among the differences
-])
+@pytest.mark.parametrize(
+    "keys, exact_from",
+    [
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(20, 30)"], 0),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(20, 30)", "SOLVER.WARMUP_METHOD", "constant"], 0),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(20, 30)", "SOLVER.WARMUP_ITERS", "0"], 0),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR", "SOLVER.NUM_DECAYS", "2"], 0),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"], 6),  # the warm-up is named among the differences
+    ],
+)
 def test_learning_rates_are_the_same(keys, exact_from):
     cfg = load_config(MASK, ["SOLVER.WARMUP_ITERS", "6", *keys, "SOLVER.MAX_ITER", "40"])
     rates = []
@@ -215,8 +292,10 @@ def test_learning_rates_are_the_same(keys, exact_from):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
         if there:
             wrapper = OptimWrapper(optimizer)
-            schedulers = [PARAM_SCHEDULERS.build(dict(scheduler, optimizer=wrapper))
-                          for scheduler in schedule_config(cfg)["param_scheduler"]]
+            schedulers = [
+                PARAM_SCHEDULERS.build(dict(scheduler, optimizer=wrapper))
+                for scheduler in schedule_config(cfg)["param_scheduler"]
+            ]
         else:
             schedulers = [build_lr_scheduler(cfg, optimizer)]
         curve = []

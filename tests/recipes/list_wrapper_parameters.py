@@ -37,8 +37,7 @@ AUTHORS_FILES = {
     "cascade_mask_rcnn_ResNeSt50_FPN": "COCO-InstanceSegmentation/mask_cascade_rcnn_ResNeSt_50_FPN_syncBN_1x",
     "cascade_mask_rcnn_ResNeSt101_FPN": "COCO-InstanceSegmentation/mask_cascade_rcnn_ResNeSt_101_FPN_syncBN_1x",
     "cascade_mask_rcnn_ResNeSt200_FPN_3x": "COCO-InstanceSegmentation/mask_cascade_rcnn_ResNeSt_200_FPN_syncBN_all_tricks_3x",
-    "cascade_mask_rcnn_ResNeSt200_FPN_dcn_3x":
-        "COCO-InstanceSegmentation/mask_cascade_rcnn_ResNeSt_200_FPN_dcn_syncBN_all_tricks_3x",
+    "cascade_mask_rcnn_ResNeSt200_FPN_dcn_3x": "COCO-InstanceSegmentation/mask_cascade_rcnn_ResNeSt_200_FPN_dcn_syncBN_all_tricks_3x",
     "panoptic_cascade_ResNeSt200_FPN_3x": "COCO-PanopticSegmentation/panoptic_ResNeSt_200_FPN_syncBN_tricks_3x",
 }
 
@@ -55,8 +54,9 @@ def wrapper_parameters(path: Path) -> list[str]:
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         model = build_model(cfg)
-    return [f"{name} {tuple(value.shape)}" for name, value in model.state_dict().items()
-            if not name.endswith("num_batches_tracked")]
+    return [
+        f"{name} {tuple(value.shape)}" for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")
+    ]
 
 
 def main() -> None:

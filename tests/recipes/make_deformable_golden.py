@@ -34,15 +34,28 @@ def main() -> None:
     from resnest.d2.splat import SplAtConv2d_dcn
 
     deform_conv.modulated_deform_conv = lambda x, offset, mask, weight, bias, stride, padding, dilation, *groups: deform_conv2d(
-        x, offset, weight, bias, stride, padding, dilation, mask)
+        x, offset, weight, bias, stride, padding, dilation, mask
+    )
     deform_conv.deform_conv = lambda x, offset, weight, stride, padding, dilation, *groups: deform_conv2d(
-        x, offset, weight, None, stride, padding, dilation)
+        x, offset, weight, None, stride, padding, dilation
+    )
     outputs = {}
     for modulated, radix, groups, deformable_groups in CASES:
         operator = deform_conv.ModulatedDeformConv if modulated else deform_conv.DeformConv
         module = SplAtConv2d_dcn(
-            CHANNELS, CHANNELS, 3, 1, 1, groups=groups, bias=False, radix=radix, norm="BN", deform_conv_op=operator,
-            deformable_groups=deformable_groups, deform_modulated=modulated).eval()
+            CHANNELS,
+            CHANNELS,
+            3,
+            1,
+            1,
+            groups=groups,
+            bias=False,
+            radix=radix,
+            norm="BN",
+            deform_conv_op=operator,
+            deformable_groups=deformable_groups,
+            deform_modulated=modulated,
+        ).eval()
         fill(module)
         with torch.no_grad():
             output = module(*make_input(modulated, deformable_groups))

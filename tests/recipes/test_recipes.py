@@ -146,7 +146,8 @@ def test_a_file_in_the_authors_form_means_the_same(tmp_path):
     """Two bases deep, defaults of the wrapper left out, tuples and comments as they write them."""
     (tmp_path / "Base-RCNN-FPN.yaml").write_text(AUTHORS_BASE)
     (tmp_path / "ResNeSt-Base.yaml").write_text(
-        '_BASE_: "Base-RCNN-FPN.yaml"\nMODEL:\n  BACKBONE:\n    NAME: "build_resnest_fpn_backbone"\n')
+        '_BASE_: "Base-RCNN-FPN.yaml"\nMODEL:\n  BACKBONE:\n    NAME: "build_resnest_fpn_backbone"\n'
+    )
     (tmp_path / "COCO-Detection").mkdir()
     (tmp_path / "COCO-Detection" / "theirs.yaml").write_text(AUTHORS_DCN)
     theirs = load_config(str(tmp_path / "COCO-Detection" / "theirs.yaml"))
@@ -162,34 +163,91 @@ def shapes(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("recipes") / "shapes"
     write_shapes(folder, {"few": 2})
-    paths = (f"{folder}/annotations/panoptic_few.json", f"{folder}/panoptic_few", f"{folder}/few",
-             f"{folder}/annotations/instances_few.json")
+    paths = (
+        f"{folder}/annotations/panoptic_few.json",
+        f"{folder}/panoptic_few",
+        f"{folder}/few",
+        f"{folder}/annotations/instances_few.json",
+    )
     name = f"recipes_{folder.parent.name}"
     return ["--register-panoptic", f"{name}={','.join(paths)}"], name
 
 
 # As deep as published, but narrow.
 TINY = [
-    "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16",
-    "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "30",
-    "MODEL.RPN.PRE_NMS_TOPK_TEST", "10", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20", "MODEL.RPN.POST_NMS_TOPK_TEST", "10",
-    "MODEL.ROI_HEADS.NUM_CLASSES", "4", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01",
-    "MODEL.ROI_BOX_HEAD.CONV_DIM", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16",
-    "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TEST", "64",
-    "SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001", "SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "(1,)",
-    "TEST.PRECISE_BN.NUM_ITER", "1", "TEST.DETECTIONS_PER_IMAGE", "5", "SEED", "3",
+    "MODEL.DEVICE",
+    "cpu",
+    "MODEL.WEIGHTS",
+    "",
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "8",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "16",
+    "MODEL.BACKBONE.FREEZE_AT",
+    "0",
+    "MODEL.FPN.OUT_CHANNELS",
+    "16",
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
+    "30",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST",
+    "10",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+    "20",
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "10",
+    "MODEL.ROI_HEADS.NUM_CLASSES",
+    "4",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "16",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "0.01",
+    "MODEL.ROI_BOX_HEAD.CONV_DIM",
+    "16",
+    "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "32",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM",
+    "16",
+    "DATALOADER.NUM_WORKERS",
+    "0",
+    "INPUT.MIN_SIZE_TEST",
+    "64",
+    "SOLVER.IMS_PER_BATCH",
+    "2",
+    "SOLVER.BASE_LR",
+    "0.001",
+    "SOLVER.MAX_ITER",
+    "1",
+    "SOLVER.STEPS",
+    "(1,)",
+    "TEST.PRECISE_BN.NUM_ITER",
+    "1",
+    "TEST.DETECTIONS_PER_IMAGE",
+    "5",
+    "SEED",
+    "3",
 ]
 OF_PANOPTIC = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "16"]
 
 
-@pytest.mark.parametrize("recipe", [
-    pytest.param(recipe, marks=[pytest.mark.slow] if any(depth in recipe for depth in BIG) else []) for recipe in RECIPES])
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(recipe, marks=[pytest.mark.slow] if any(depth in recipe for depth in BIG) else []) for recipe in RECIPES],
+)
 def test_one_step_and_one_evaluation(recipe, shapes, tmp_path):
     register, name = shapes
     cfg = load_config(recipe)
     sizes = "(64,)" if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "choice" else "(56, 64)"
-    overrides = [*TINY, "INPUT.MIN_SIZE_TRAIN", sizes, "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)",
-                 "OUTPUT_DIR", str(tmp_path)]
+    overrides = [
+        *TINY,
+        "INPUT.MIN_SIZE_TRAIN",
+        sizes,
+        "DATASETS.TRAIN",
+        f"('{name}',)",
+        "DATASETS.TEST",
+        f"('{name}',)",
+        "OUTPUT_DIR",
+        str(tmp_path),
+    ]
     if cfg.TEST.AUG.ENABLED:
         overrides += ["TEST.AUG.MIN_SIZES", "(48, 64)"]
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
@@ -244,19 +302,33 @@ def test_a_trained_model_has_the_weights_of_the_published_file(tmp_path, monkeyp
     assert all((value == 0.25).all() for value in model.parameters())
 
 
-@pytest.mark.parametrize("recipe, overrides, message", [
-    ("faster_rcnn_ResNeSt50_FPN_dcn", ["MODEL.RESNETS.RADIX", "3"], "MODEL.RESNETS: .* 64 channels .* radix 3"),
-    ("faster_rcnn_ResNeSt50_FPN_dcn", ["MODEL.RESNETS.DEFORM_NUM_GROUPS", "3"], "MODEL.RESNETS: .* 3 deformable groups"),
-    ("cascade_rcnn_ResNeSt50_FPN", ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "False"], "CLS_AGNOSTIC_BBOX_REG False"),
-    ("cascade_rcnn_ResNeSt50_FPN", ["MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "(0.5, 0.6)"], "IOUS has 2 stages and BBOX_REG_WEIGHTS 3"),
-    ("mask_rcnn_ResNeSt50_FPN", ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "()"], "TEST.AUG.MIN_SIZES"),
-    ("mask_rcnn_ResNeSt50_FPN", ["TEST.AUG.ENABLED", "True", "TEST.AUG.MAX_SIZE", "0"], "TEST.AUG.MAX_SIZE"),
-    ("mask_rcnn_ResNeSt50_FPN", ["TEST.EXPECTED_RESULTS", "[['bbox_TTA', 'AP', 40, 1]]"], "asks for bbox_TTA.*TEST.AUG.ENABLED"),
-    ("faster_rcnn_ResNeSt50_FPN", ["TEST.AUG.ENABLED", "True", "TEST.EXPECTED_RESULTS", "[['segm_TTA', 'AP', 40, 1]]"],
-     "asks for segm_TTA.*MODEL.MASK_ON.*evaluates bbox, bbox_TTA"),
-    ("mask_rcnn_ResNeSt50_FPN", ["TEST.EXPECTED_RESULTS", "[['bbox', 40]]"], "task, metric, value, tolerance"),
-    ("semantic_ResNeSt50_FPN", ["TEST.AUG.ENABLED", "True"], "TEST.AUG.ENABLED True .* SemanticSegmentor"),
-])
+@pytest.mark.parametrize(
+    "recipe, overrides, message",
+    [
+        ("faster_rcnn_ResNeSt50_FPN_dcn", ["MODEL.RESNETS.RADIX", "3"], "MODEL.RESNETS: .* 64 channels .* radix 3"),
+        ("faster_rcnn_ResNeSt50_FPN_dcn", ["MODEL.RESNETS.DEFORM_NUM_GROUPS", "3"], "MODEL.RESNETS: .* 3 deformable groups"),
+        ("cascade_rcnn_ResNeSt50_FPN", ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "False"], "CLS_AGNOSTIC_BBOX_REG False"),
+        (
+            "cascade_rcnn_ResNeSt50_FPN",
+            ["MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "(0.5, 0.6)"],
+            "IOUS has 2 stages and BBOX_REG_WEIGHTS 3",
+        ),
+        ("mask_rcnn_ResNeSt50_FPN", ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "()"], "TEST.AUG.MIN_SIZES"),
+        ("mask_rcnn_ResNeSt50_FPN", ["TEST.AUG.ENABLED", "True", "TEST.AUG.MAX_SIZE", "0"], "TEST.AUG.MAX_SIZE"),
+        (
+            "mask_rcnn_ResNeSt50_FPN",
+            ["TEST.EXPECTED_RESULTS", "[['bbox_TTA', 'AP', 40, 1]]"],
+            "asks for bbox_TTA.*TEST.AUG.ENABLED",
+        ),
+        (
+            "faster_rcnn_ResNeSt50_FPN",
+            ["TEST.AUG.ENABLED", "True", "TEST.EXPECTED_RESULTS", "[['segm_TTA', 'AP', 40, 1]]"],
+            "asks for segm_TTA.*MODEL.MASK_ON.*evaluates bbox, bbox_TTA",
+        ),
+        ("mask_rcnn_ResNeSt50_FPN", ["TEST.EXPECTED_RESULTS", "[['bbox', 40]]"], "task, metric, value, tolerance"),
+        ("semantic_ResNeSt50_FPN", ["TEST.AUG.ENABLED", "True"], "TEST.AUG.ENABLED True .* SemanticSegmentor"),
+    ],
+)
 def test_combinations_that_make_no_sense_are_refused(recipe, overrides, message):
     with pytest.raises(UserError, match=message) as raised, torch.device("meta"):
         assemble_model(load_config(recipe, overrides))

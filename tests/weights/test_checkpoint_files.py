@@ -50,10 +50,19 @@ def test_safetensors_by_content(tmp_path):
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_model_zoo_pickle_becomes_tensors(tmp_path, protocol):
-    arrays = {"f": np.arange(6, dtype=np.float32).reshape(2, 3), "i": np.array(7), "big": np.arange(3, dtype=">f4"),
-              "t": np.ones((3, 2), order="F"), "empty": np.zeros((0, 2), np.float16)}
-    content = {"model": collections.OrderedDict(arrays), "__author__": "someone", "matching_heuristics": True,
-               "scalar": np.float32(0.5)}
+    arrays = {
+        "f": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "i": np.array(7),
+        "big": np.arange(3, dtype=">f4"),
+        "t": np.ones((3, 2), order="F"),
+        "empty": np.zeros((0, 2), np.float16),
+    }
+    content = {
+        "model": collections.OrderedDict(arrays),
+        "__author__": "someone",
+        "matching_heuristics": True,
+        "scalar": np.float32(0.5),
+    }
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
     checkpoint = read_checkpoint(tmp_path / "x.pkl")
     assert checkpoint["__author__"] == "someone" and checkpoint["matching_heuristics"] is True and checkpoint["scalar"] == 0.5
@@ -65,9 +74,11 @@ def test_model_zoo_pickle_becomes_tensors(tmp_path, protocol):
 def test_python_2_pickle_of_the_model_zoo(tmp_path):
     # What Python 2 wrote at protocol 2: arrays' bytes as str, which only latin1 brings back.
     data = np.array([1.5, -2.0], np.float32)
-    program = (b"\x80\x02}q\x00U\x05modelq\x01}q\x02U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
-               b"K\x00\x85U\x01b\x87R(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xff"
-               b"J\xff\xff\xff\xffK\x00tb\x89U\x08" + data.tobytes() + b"tbss.")
+    program = (
+        b"\x80\x02}q\x00U\x05modelq\x01}q\x02U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+        b"K\x00\x85U\x01b\x87R(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xff"
+        b"J\xff\xff\xff\xffK\x00tb\x89U\x08" + data.tobytes() + b"tbss."
+    )
     (tmp_path / "x.pkl").write_bytes(program)
     assert read_checkpoint(tmp_path / "x.pkl")["model"]["w"].tolist() == [1.5, -2.0]
 
@@ -145,14 +156,17 @@ def test_truncated_file(tmp_path, kind):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content, reason", [
-    (b"", "is empty"),
-    (b"<!DOCTYPE html><html>404</html>", "is a web page"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
-    (b"hello world, this is text", "is not a checkpoint"),
-    (b"\x80\x02]q\x00.", "holds a list, expected a dictionary"),
-    (b"\x80\x02K\x05.", "holds a int"),
-])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html>404</html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b"hello world, this is text", "is not a checkpoint"),
+        (b"\x80\x02]q\x00.", "holds a list, expected a dictionary"),
+        (b"\x80\x02K\x05.", "holds a int"),
+    ],
+)
 def test_something_else(tmp_path, content, reason):
     path = tmp_path / "x.pth"
     path.write_bytes(content)
@@ -160,10 +174,10 @@ def test_something_else(tmp_path, content, reason):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("members, reason", [
-    (["x/data.pkl", "x/code/x.py", "x/constants.pkl"], "TorchScript program"),
-    (["a.txt"], "not a PyTorch checkpoint"),
-])
+@pytest.mark.parametrize(
+    "members, reason",
+    [(["x/data.pkl", "x/code/x.py", "x/constants.pkl"], "TorchScript program"), (["a.txt"], "not a PyTorch checkpoint")],
+)
 def test_other_archives(tmp_path, members, reason):
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         for member in members:
@@ -207,16 +221,19 @@ def _array(shape, dtype):
 
 
 @pytest.mark.parametrize("suffix", ["pkl", "pth"])
-@pytest.mark.parametrize("value, expected", [
-    (_call(SCALAR, OBJECTS, RAW), "refused"),
-    (_array((1,), OBJECTS), "refused"),
-    (_call("numpy ndarray", b"(K\x01t", _text("O"), RAW), "refused|damaged"),
-    (_call("numpy ndarray", b"(K\x04t", _text("f4")), "refused|damaged"),
-    (_array((900_000_000,), _dtype("f4")), "damaged"),
-    (_array((2, -1), _dtype("f4")), "damaged"),
-    (_array((1,), _dtype("V8")), "refused"),
-    (_call(SCALAR, _dtype("f4"), RAW), "damaged"),
-])
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (_call(SCALAR, OBJECTS, RAW), "refused"),
+        (_array((1,), OBJECTS), "refused"),
+        (_call("numpy ndarray", b"(K\x01t", _text("O"), RAW), "refused|damaged"),
+        (_call("numpy ndarray", b"(K\x04t", _text("f4")), "refused|damaged"),
+        (_array((900_000_000,), _dtype("f4")), "damaged"),
+        (_array((2, -1), _dtype("f4")), "damaged"),
+        (_array((1,), _dtype("V8")), "refused"),
+        (_call(SCALAR, _dtype("f4"), RAW), "damaged"),
+    ],
+)
 def test_numpy_is_not_asked_for_memory(tmp_path, suffix, value, expected):
     path = tmp_path / f"x.{suffix}"
     write_pickle(path, value)
