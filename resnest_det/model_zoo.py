@@ -11,7 +11,8 @@ from torch import nn
 
 from resnest_det.backbone.loading import load_weights
 from resnest_det.configuration.model import build_model
-from resnest_det.configuration.reading import find_config_file, load_config, with_values
+from resnest_det.configuration.nodes import with_values
+from resnest_det.configuration.reading import find_config_file, load_config
 from resnest_det.errors import UserError
 from resnest_det.weights.downloads import resolve_weights
 

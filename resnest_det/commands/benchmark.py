@@ -95,8 +95,7 @@ def candidates_threshold(model: nn.Module, samples: list[dict]) -> float | None:
     """The score that `CANDIDATES` pairs of region and class exceed: fresh weights put all scores below the usual threshold."""
     if not hasattr(model, "roi_heads"):
         return None
-    predictor, kept = model.roi_heads.box_predictor, []
-    predictor = predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor
+    predictor, kept = model.roi_heads.final_predictor, []
     hook = predictor.register_forward_hook(lambda module, inputs, outputs: kept.append(outputs[0].softmax(1)[:, :-1].flatten()))
     with torch.no_grad():
         model.eval()(samples)

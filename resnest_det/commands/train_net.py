@@ -9,9 +9,10 @@ import torch
 from fvcore.common.config import CfgNode
 
 from resnest_det.commands.register import add_register_flags, registered_datasets
-from resnest_det.configuration.data import check_batch_size
+from resnest_det.configuration.data import check_training_data
 from resnest_det.configuration.model import resolve_device
-from resnest_det.configuration.reading import load_config, with_values
+from resnest_det.configuration.nodes import with_values
+from resnest_det.configuration.reading import load_config
 from resnest_det.configuration.solver import scale_to_world_size
 from resnest_det.engine.launch import launch
 from resnest_det.errors import UserError
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
     cfg = _with_device(load(args.config_file, args.opts), args)
     if not args.eval_only:
         world_size = max(num_processes * args.num_machines, 1)  # less than one is for `launch` to refuse
-        check_batch_size(scale_to_world_size(cfg, world_size), world_size)
+        check_training_data(scale_to_world_size(cfg, world_size), world_size)
     if engine == "detectron2" and num_processes * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
         raise UserError("Detectron2 trains with several processes on GPUs only; on the CPU use one, or --engine builtin")
     options = RunOptions(args.resume, args.eval_only, registered_datasets(args), args.config_file, tuple(args.opts))

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable
 
+import torch
 from fvcore.common.config import CfgNode
 
 from resnest_det.backbone.layers import NORMS
 from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, STAGES
-from resnest_det.configuration.defaults import default_config, leaves
+from resnest_det.configuration.data import build_augmentation
+from resnest_det.configuration.defaults import default_config
+from resnest_det.configuration.model import assemble_model
+from resnest_det.configuration.nodes import leaves
+from resnest_det.configuration.solver import build_gradient_clipper, build_optimizer, build_schedule
 from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, tasks_of
 from resnest_det.errors import UserError
-
-BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 
 # Keys with a closed set of values in the built-in detector.
 CHOICES = {
@@ -20,19 +23,14 @@ CHOICES = {
     "MODEL.BACKBONE.NAME": tuple(BACKBONES),
     "MODEL.RESNETS.DEPTH": tuple(BLOCKS_PER_STAGE),
     "MODEL.RESNETS.NORM": NORMS,
-    "MODEL.RESNETS.RES4_DILATION": (1, 2),
-    "MODEL.RESNETS.RES5_DILATION": (1, 2, 4),
     "MODEL.FPN.NORM": NORMS,
-    "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
     "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
     "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
-    "MODEL.RPN.BBOX_REG_LOSS_TYPE": BOX_LOSSES,
     "MODEL.ROI_HEADS.NAME": ("StandardROIHeads", "CascadeROIHeads"),
     "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
     "MODEL.ROI_BOX_HEAD.NORM": NORMS,
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2",),
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": BOX_LOSSES,
     "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
     "MODEL.ROI_MASK_HEAD.NORM": NORMS,
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2",),
@@ -45,9 +43,6 @@ CHOICES = {
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
-    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
-    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
 }
 
 # Keys of parts that the built-in detector does not have: any other value than the default would do nothing.
@@ -170,32 +165,14 @@ def _check_expected_results(cfg: CfgNode) -> None:
 
 
 def _check_features(cfg: CfgNode) -> None:
-    """The lists of feature names must fit each other and the network."""
+    """What the network's parts cannot tell by themselves."""
     model = cfg.MODEL
-    levels = [f"p{stage}" for stage in range(2, 6)]
-    lists = [
+    for key, names, known in (
         ("MODEL.RESNETS.OUT_FEATURES", model.RESNETS.OUT_FEATURES, STAGES),
         ("MODEL.RESNETS.CHECKPOINT_STAGES", model.RESNETS.CHECKPOINT_STAGES, ("stem", *STAGES)),
-    ]
-    features = model.RESNETS.OUT_FEATURES
-    if BACKBONES[model.BACKBONE.NAME].pyramid:
-        lists.append(("MODEL.FPN.IN_FEATURES", model.FPN.IN_FEATURES, features))
-        features = levels
-    if tasks_of(cfg).objects:
-        lists.append(("MODEL.RPN.IN_FEATURES", model.RPN.IN_FEATURES, [*levels, "p6"]))
-        lists.append(("MODEL.ROI_HEADS.IN_FEATURES", model.ROI_HEADS.IN_FEATURES, levels))
-        _check_anchors(model)
-    if tasks_of(cfg).pixels:
-        lists.append(("MODEL.SEM_SEG_HEAD.IN_FEATURES", model.SEM_SEG_HEAD.IN_FEATURES, features))
-    for key, names, known in lists:
-        unknown = [name for name in names if name not in known]
-        if unknown or not (names or key.endswith("CHECKPOINT_STAGES")):
+    ):
+        if not set(names) <= set(known) or not (names or key.endswith("CHECKPOINT_STAGES")):
             raise UserError(f"{key} {list(names)} is not supported; supported: some of {', '.join(known)}")
-    if len(model.PIXEL_MEAN) != len(model.PIXEL_STD):
-        raise UserError(
-            f"MODEL.PIXEL_MEAN has {len(model.PIXEL_MEAN)} values and MODEL.PIXEL_STD {len(model.PIXEL_STD)}; "
-            "both need one for each channel of INPUT.FORMAT"
-        )
     if len(model.PIXEL_MEAN) != (1 if cfg.INPUT.FORMAT == "L" else 3):
         raise UserError(
             f"MODEL.PIXEL_MEAN has {len(model.PIXEL_MEAN)} values, which does not fit INPUT.FORMAT {cfg.INPUT.FORMAT!r}"
@@ -204,11 +181,16 @@ def _check_features(cfg: CfgNode) -> None:
         raise UserError(f"MODEL.RESNETS.DEFORM_ON_PER_STAGE {model.RESNETS.DEFORM_ON_PER_STAGE} needs 4 values, for res2 to res5")
 
 
-def _check_anchors(model: CfgNode) -> None:
-    for name in ("SIZES", "ASPECT_RATIOS"):
-        values = model.ANCHOR_GENERATOR[name]
-        if len(values) not in (1, len(model.RPN.IN_FEATURES)):
-            raise UserError(
-                f"MODEL.ANCHOR_GENERATOR.{name} has {len(values)} lists; supported: 1 or one for each of "
-                f"MODEL.RPN.IN_FEATURES ({len(model.RPN.IN_FEATURES)})"
-            )
+def check_buildable(cfg: CfgNode) -> None:
+    """Build everything that `cfg` describes where it costs nothing, so that what its parts refuse is told at once.
+
+    Raises:
+        UserError: a class refuses its arguments; the message names the key.
+    """
+    with torch.device("meta"):
+        model = assemble_model(cfg)
+        build_optimizer(cfg, model)
+    if cfg.SOLVER.MAX_ITER > 0:
+        build_schedule(cfg)
+    build_gradient_clipper(cfg)
+    build_augmentation(cfg)

@@ -57,8 +57,8 @@ def read_run_data(cfg, *, train: bool) -> RunData:
         UserError: a dataset cannot be read, has nothing to train on, fewer images than there are processes, other classes than the
             model or another dataset, or lacks a mask that MODEL.MASK_ON needs.
     """
-    if train and not cfg.DATASETS.TRAIN:
-        raise UserError("DATASETS.TRAIN is empty; name the dataset to train on, for instance ('coco_2017_train',)")
+    if train:
+        check_training_data(cfg, get_world_size())
     names = dict.fromkeys((*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST))
     datasets = {name: get_dataset(name, keep_truth=name in cfg.DATASETS.TEST) for name in names}
     for name in cfg.DATASETS.TEST:
@@ -83,7 +83,6 @@ def build_train_loader(
         UserError: a key's value is wrong; the message names it.
     """
     world_size, tasks = get_world_size(), tasks_of(cfg)
-    check_batch_size(cfg, world_size)
     make_sample = partial(
         training_sample,
         augmentation=build_augmentation(cfg),
@@ -102,6 +101,17 @@ def build_train_loader(
         world_size=world_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS if num_workers is None else num_workers,
     )
+
+
+def check_training_data(cfg, world_size: int) -> None:
+    """That there is something to train on, and every one of `world_size` processes gets as many images of a step.
+
+    Raises:
+        UserError: there is not.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty; name the dataset to train on, for instance ('coco_2017_train',)")
+    check_batch_size(cfg, world_size)
 
 
 def check_batch_size(cfg, world_size: int) -> None:

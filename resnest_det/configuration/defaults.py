@@ -5,7 +5,6 @@ marks what differs. Which values the built-in detector honours stands in `resnes
 """
 
 import copy
-from collections.abc import Iterable
 
 from fvcore.common.config import CfgNode
 
@@ -245,12 +244,3 @@ def add_resnest_config(cfg: CfgNode) -> None:
 def default_config() -> CfgNode:
     """A fresh configuration node with every key at its default."""
     return CfgNode(DEFAULTS)
-
-
-def leaves(section: dict, prefix: str = "") -> Iterable[tuple[str, object]]:
-    """(full key, value) of everything in nested sections."""
-    for name, value in section.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

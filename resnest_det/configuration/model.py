@@ -1,5 +1,7 @@
 """The border between configuration and detector: a configuration becomes the plain arguments of the model's parts."""
 
+from collections.abc import Sequence
+
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -10,6 +12,7 @@ from resnest_det.backbone.split_attention import SplitAttentionConv2d
 from resnest_det.configuration.tables import BACKBONES, tasks_of
 from resnest_det.detector.anchors import AnchorGenerator
 from resnest_det.detector.box_head import BoxPredictor, FastRCNNConvFCHead
+from resnest_det.detector.boxes import BoxLoss
 from resnest_det.detector.cascade import CascadeROIHeads
 from resnest_det.detector.fpn import FPN
 from resnest_det.detector.mask_head import MaskRCNNConvUpsampleHead
@@ -22,7 +25,9 @@ from resnest_det.detector.semantic_head import SemSegFPNHead
 from resnest_det.detector.semantic_segmentor import SemanticSegmentor
 from resnest_det.detector.test_time_augmentation import GeneralizedRCNNWithTTA
 from resnest_det.distributed import get_world_size
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, naming
+
+MODELS = {"GeneralizedRCNN": GeneralizedRCNN, "PanopticFPN": PanopticFPN, "SemanticSegmentor": SemanticSegmentor}
 
 # (MODEL.RESNETS.RES4_DILATION, RES5_DILATION) to the stride of res5
 OUTPUT_STRIDES = {(1, 1): 32, (1, 2): 16, (2, 4): 8}
@@ -39,20 +44,19 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
 def assemble_model(cfg: CfgNode) -> nn.Module:
     """`build_model` wherever torch builds at the moment; under `torch.device("meta")` that takes no memory and little time."""
-    architecture, tasks = cfg.MODEL.META_ARCHITECTURE, tasks_of(cfg)
-    backbone = build_backbone(cfg)
+    tasks, backbone = tasks_of(cfg), build_backbone(cfg)
     parts = dict(backbone=backbone, pixel_mean=cfg.MODEL.PIXEL_MEAN, pixel_std=cfg.MODEL.PIXEL_STD)
     if tasks.objects:
         parts |= dict(proposal_generator=build_rpn(cfg, backbone), roi_heads=build_roi_heads(cfg, backbone))
     if tasks.pixels:
         parts |= dict(sem_seg_head=build_sem_seg_head(cfg, backbone))
-    if architecture == "PanopticFPN":
+    if tasks.objects and tasks.pixels:
         panoptic = cfg.MODEL.PANOPTIC_FPN
         combine = panoptic.COMBINE
         limits = FusionLimits(combine.OVERLAP_THRESH, combine.STUFF_AREA_LIMIT, combine.INSTANCES_CONFIDENCE_THRESH)
         parts |= dict(instance_loss_weight=panoptic.INSTANCE_LOSS_WEIGHT, fusion=limits if tasks.panoptic else None)
-    classes = {"GeneralizedRCNN": GeneralizedRCNN, "PanopticFPN": PanopticFPN, "SemanticSegmentor": SemanticSegmentor}
-    return classes[architecture](**parts)
+    with naming({"pixel_mean": "MODEL.PIXEL_MEAN"}):
+        return MODELS[cfg.MODEL.META_ARCHITECTURE](**parts)
 
 
 def build_test_time_augmentation(cfg: CfgNode, model: GeneralizedRCNN) -> GeneralizedRCNNWithTTA:
@@ -132,30 +136,33 @@ def build_backbone(cfg: CfgNode) -> FPN | ResNeSt:
         raise UserError(f"MODEL.RESNETS: {error}") from None
     if not BACKBONES[cfg.MODEL.BACKBONE.NAME].pyramid:
         return bottom_up
-    return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, fuse_type=fpn.FUSE_TYPE)
+    with naming({"in_features": "MODEL.FPN.IN_FEATURES", "fuse_type": "MODEL.FPN.FUSE_TYPE"}):
+        return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, fuse_type=fpn.FUSE_TYPE)
 
 
 def build_sem_seg_head(cfg: CfgNode, backbone: FPN | ResNeSt) -> SemSegFPNHead:
     """The head that labels pixels, over the maps in MODEL.SEM_SEG_HEAD.IN_FEATURES."""
     head = cfg.MODEL.SEM_SEG_HEAD
-    return SemSegFPNHead(
-        head.IN_FEATURES,
-        backbone.out_feature_strides,
-        backbone.out_feature_channels,
-        num_classes=head.NUM_CLASSES,
-        conv_dim=head.CONVS_DIM,
-        common_stride=head.COMMON_STRIDE,
-        norm=head.NORM,
-        loss_weight=head.LOSS_WEIGHT,
-        ignore_value=head.IGNORE_VALUE,
-    )
+    with naming({"in_features": "MODEL.SEM_SEG_HEAD.IN_FEATURES", "common_stride": "MODEL.SEM_SEG_HEAD.COMMON_STRIDE"}):
+        return SemSegFPNHead(
+            head.IN_FEATURES,
+            backbone.out_feature_strides,
+            backbone.out_feature_channels,
+            num_classes=head.NUM_CLASSES,
+            conv_dim=head.CONVS_DIM,
+            common_stride=head.COMMON_STRIDE,
+            norm=head.NORM,
+            loss_weight=head.LOSS_WEIGHT,
+            ignore_value=head.IGNORE_VALUE,
+        )
 
 
 def build_rpn(cfg: CfgNode, backbone: FPN) -> RPN:
     """The proposal network over the levels in MODEL.RPN.IN_FEATURES."""
     rpn, anchors = cfg.MODEL.RPN, cfg.MODEL.ANCHOR_GENERATOR
     strides = _strides(backbone, rpn.IN_FEATURES, "MODEL.RPN.IN_FEATURES")
-    anchor_generator = AnchorGenerator(anchors.SIZES, anchors.ASPECT_RATIOS, strides, anchors.OFFSET)
+    with naming({"sizes": "MODEL.ANCHOR_GENERATOR.SIZES", "aspect_ratios": "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"}):
+        anchor_generator = AnchorGenerator(anchors.SIZES, anchors.ASPECT_RATIOS, strides, anchors.OFFSET)
     return RPN(
         in_features=rpn.IN_FEATURES,
         head=RPNHead(cfg.MODEL.FPN.OUT_CHANNELS, anchor_generator.anchors_per_position, rpn.CONV_DIMS),
@@ -169,12 +176,15 @@ def build_rpn(cfg: CfgNode, backbone: FPN) -> RPN:
         post_nms_topk=(rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
         nms_threshold=rpn.NMS_THRESH,
         min_box_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
-        box_weights=rpn.BBOX_REG_WEIGHTS,
-        box_loss=rpn.BBOX_REG_LOSS_TYPE,
-        smooth_l1_beta=rpn.SMOOTH_L1_BETA,
+        box_loss=_box_loss(rpn, "MODEL.RPN", rpn.BBOX_REG_WEIGHTS, rpn.LOSS_WEIGHT),
         cls_loss_weight=rpn.LOSS_WEIGHT,
-        box_loss_weight=rpn.BBOX_REG_LOSS_WEIGHT * rpn.LOSS_WEIGHT,
     )
+
+
+def _box_loss(section: CfgNode, name: str, weights: Sequence[float], factor: float = 1.0) -> BoxLoss:
+    keys = {"kind": "BBOX_REG_LOSS_TYPE", "beta": "SMOOTH_L1_BETA", "weights": "BBOX_REG_WEIGHTS"}
+    with naming({argument: f"{name}.{key}" for argument, key in keys.items()}):
+        return BoxLoss(section.BBOX_REG_LOSS_TYPE, section.SMOOTH_L1_BETA, tuple(weights), section.BBOX_REG_LOSS_WEIGHT * factor)
 
 
 def build_roi_heads(cfg: CfgNode, backbone: FPN) -> StandardROIHeads:
@@ -182,6 +192,8 @@ def build_roi_heads(cfg: CfgNode, backbone: FPN) -> StandardROIHeads:
     heads, box, mask = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     strides = _strides(backbone, heads.IN_FEATURES, "MODEL.ROI_HEADS.IN_FEATURES")
+    with naming({"strides": "MODEL.ROI_HEADS.IN_FEATURES: strides"}):
+        box_pooler = RegionPooler(box.POOLER_RESOLUTION, strides, box.POOLER_SAMPLING_RATIO)
     arguments = dict(
         in_features=heads.IN_FEATURES,
         sampler=RegionSampler(
@@ -192,60 +204,50 @@ def build_roi_heads(cfg: CfgNode, backbone: FPN) -> StandardROIHeads:
             heads.POSITIVE_FRACTION,
             heads.PROPOSAL_APPEND_GT,
         ),
-        box_pooler=RegionPooler(box.POOLER_RESOLUTION, strides, box.POOLER_SAMPLING_RATIO),
+        box_pooler=box_pooler,
         train_on_predicted_boxes=box.TRAIN_ON_PRED_BOXES,
     )
-    if cfg.MODEL.MASK_ON:
+    if tasks_of(cfg).masks:
         num_masks = 1 if mask.CLS_AGNOSTIC_MASK else heads.NUM_CLASSES
         arguments["mask_pooler"] = RegionPooler(mask.POOLER_RESOLUTION, strides, mask.POOLER_SAMPLING_RATIO)
         arguments["mask_head"] = MaskRCNNConvUpsampleHead(channels, num_masks, mask.NUM_CONV, mask.CONV_DIM, mask.NORM)
-
-    def build_stage(box_weights: tuple[float, ...]) -> tuple[FastRCNNConvFCHead, BoxPredictor]:
-        head = FastRCNNConvFCHead(
-            channels, box.POOLER_RESOLUTION, [box.CONV_DIM] * box.NUM_CONV, [box.FC_DIM] * box.NUM_FC, box.NORM
-        )
-        predictor = BoxPredictor(
-            head.out_channels,
-            heads.NUM_CLASSES,
-            class_agnostic=box.CLS_AGNOSTIC_BBOX_REG,
-            box_weights=box_weights,
-            box_loss=box.BBOX_REG_LOSS_TYPE,
-            smooth_l1_beta=box.SMOOTH_L1_BETA,
-            box_loss_weight=box.BBOX_REG_LOSS_WEIGHT,
-            score_threshold=heads.SCORE_THRESH_TEST,
-            nms_threshold=heads.NMS_THRESH_TEST,
-            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-        )
-        return head, predictor
-
     if heads.NAME == "StandardROIHeads":
-        head, predictor = build_stage(box.BBOX_REG_WEIGHTS)
+        head, predictor = _build_stage(cfg, box.BBOX_REG_WEIGHTS)
         return StandardROIHeads(box_head=head, box_predictor=predictor, **arguments)
 
     cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
-    if len(cascade.IOUS) != len(cascade.BBOX_REG_WEIGHTS) or not cascade.IOUS:
-        raise UserError(
-            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS has {len(cascade.IOUS)} stages and BBOX_REG_WEIGHTS "
-            f"{len(cascade.BBOX_REG_WEIGHTS)}; both need one value for each"
+    stages = [_build_stage(cfg, weights) for weights in cascade.BBOX_REG_WEIGHTS]
+    keys = {"iou_thresholds": "MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "class_agnostic": "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"}
+    with naming(keys):
+        return CascadeROIHeads(
+            box_heads=[head for head, _ in stages],
+            box_predictors=[predictor for _, predictor in stages],
+            iou_thresholds=cascade.IOUS,
+            **arguments,
         )
-    if cascade.IOUS[0] != heads.IOU_THRESHOLDS[0]:
-        raise UserError(
-            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS starts with {cascade.IOUS[0]} and MODEL.ROI_HEADS.IOU_THRESHOLDS with "
-            f"{heads.IOU_THRESHOLDS[0]}; both are the first stage's"
-        )
-    stages = [build_stage(box_weights) for box_weights in cascade.BBOX_REG_WEIGHTS]
-    return CascadeROIHeads(
-        box_heads=[head for head, _ in stages],
-        box_predictors=[predictor for _, predictor in stages],
-        iou_thresholds=cascade.IOUS,
-        **arguments,
+
+
+def _build_stage(cfg: CfgNode, box_weights: Sequence[float]) -> tuple[FastRCNNConvFCHead, BoxPredictor]:
+    heads, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
+    convs, fcs = [box.CONV_DIM] * box.NUM_CONV, [box.FC_DIM] * box.NUM_FC
+    with naming({"conv_dims": "MODEL.ROI_BOX_HEAD.NUM_CONV and NUM_FC are both 0:"}):
+        head = FastRCNNConvFCHead(cfg.MODEL.FPN.OUT_CHANNELS, box.POOLER_RESOLUTION, convs, fcs, box.NORM)
+    predictor = BoxPredictor(
+        head.out_channels,
+        heads.NUM_CLASSES,
+        class_agnostic=box.CLS_AGNOSTIC_BBOX_REG,
+        box_loss=_box_loss(box, "MODEL.ROI_BOX_HEAD", box_weights),
+        score_threshold=heads.SCORE_THRESH_TEST,
+        nms_threshold=heads.NMS_THRESH_TEST,
+        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
+    return head, predictor
 
 
-def _strides(backbone: FPN, names: list[str], key: str) -> list[int]:
+def _strides(backbone: FPN, names: Sequence[str], key: str) -> list[int]:
     unknown = [name for name in names if name not in backbone.out_feature_strides]
     if unknown or not names:
-        raise UserError(f"{key} {list(names)}: the pyramid has {', '.join(backbone.out_feature_strides)}")
+        raise UserError(f"{key} {list(names)} is not supported; supported: some of {', '.join(backbone.out_feature_strides)}")
     return [backbone.out_feature_strides[name] for name in names]
 
 

@@ -1,14 +1,15 @@
 """Reading configurations: YAML with `_BASE_` in Detectron2's vocabulary, and overrides."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
 from fvcore.common.config import CfgNode
 
-from resnest_det.configuration.checking import check_supported
-from resnest_det.configuration.defaults import default_config, leaves
+from resnest_det.configuration.checking import check_buildable, check_supported
+from resnest_det.configuration.defaults import default_config
+from resnest_det.configuration.nodes import leaves
 from resnest_det.errors import UserError, nearest
 
 
@@ -25,6 +26,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     cfg = default_config()
     merge_file(cfg, config_file, overrides)
     check_supported(cfg)
+    check_buildable(cfg)
     cfg.freeze()
     return cfg
 
@@ -45,20 +47,6 @@ def merge_file(cfg: CfgNode, config_file: str, overrides: Sequence[str] = ()) ->
     merge(cfg, zip(overrides[::2], overrides[1::2]), "command line")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", cfg.MODEL.DEVICE):
         raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is not supported; supported: 'auto', 'cpu', 'cuda', 'cuda:N'")
-
-
-def with_values(cfg: CfgNode, values: Mapping[str, object]) -> CfgNode:
-    """A frozen copy of `cfg` in which the full keys of `values` have those values."""
-    copy = cfg.clone()
-    copy.defrost()
-    for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        node = copy
-        for part in section.split(".") if section else []:
-            node = node[part]
-        node[name] = value
-    copy.freeze()
-    return copy
 
 
 def config_folder() -> Path:

@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import torch
 from fvcore.common.config import CfgNode
+from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 
-from resnest_det.configuration.reading import with_values
+from resnest_det.configuration.nodes import with_values
 from resnest_det.engine import solver
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, naming
 
 logger = logging.getLogger(__name__)
 
@@ -40,39 +41,56 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
 def build_lr_scheduler(
     cfg: CfgNode, optimizer: torch.optim.Optimizer, start_iteration: int = 0
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule that SOLVER.LR_SCHEDULER_NAME names, with warm-up, standing at `start_iteration`."""
-    name, max_iter = cfg.SOLVER.LR_SCHEDULER_NAME, cfg.SOLVER.MAX_ITER
+    """The schedule of SOLVER.LR_SCHEDULER_NAME, with warm-up, standing at `start_iteration`."""
+    max_iter, steps = cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and any(step > max_iter for step in steps):
+        logger.warning("SOLVER.STEPS %s holds values beyond SOLVER.MAX_ITER %d, which are ignored", tuple(steps), max_iter)
+    return solver.lr_scheduler(optimizer, build_schedule(cfg), max_iter, start_iteration)
+
+
+def build_schedule(cfg: CfgNode) -> ParamScheduler:
+    """The factor of the learning rate over the run, by SOLVER.LR_SCHEDULER_NAME and the warm-up.
+
+    Raises:
+        UserError: naming the key.
+    """
+    given, max_iter = cfg.SOLVER, cfg.SOLVER.MAX_ITER
     if max_iter < 1:
         raise UserError(f"SOLVER.MAX_ITER is {max_iter}; at least 1 iteration is needed")
-    if name == "WarmupMultiStepLR":
-        schedule = solver.multi_step_schedule(cfg.SOLVER.STEPS, cfg.SOLVER.GAMMA, max_iter)
-    elif name == "WarmupCosineLR":
-        if not cfg.SOLVER.BASE_LR > 0:
-            raise UserError(f"SOLVER.BASE_LR is {cfg.SOLVER.BASE_LR}; WarmupCosineLR needs it above 0")
-        schedule = solver.cosine_schedule(cfg.SOLVER.BASE_LR_END / cfg.SOLVER.BASE_LR)
-    elif name == "WarmupStepWithFixedGammaLR":
-        schedule = solver.fixed_gamma_schedule(cfg.SOLVER.GAMMA, cfg.SOLVER.NUM_DECAYS, max_iter)
-    else:
-        raise UserError(
-            f"SOLVER.LR_SCHEDULER_NAME is {name!r}; supported are WarmupMultiStepLR, WarmupCosineLR and "
-            "WarmupStepWithFixedGammaLR"
+    schedules = {
+        "WarmupMultiStepLR": lambda: solver.multi_step_schedule(given.STEPS, given.GAMMA, max_iter),
+        "WarmupCosineLR": lambda: solver.cosine_schedule(given.BASE_LR, given.BASE_LR_END),
+        "WarmupStepWithFixedGammaLR": lambda: solver.fixed_gamma_schedule(given.GAMMA, given.NUM_DECAYS, max_iter),
+    }
+    if given.LR_SCHEDULER_NAME not in schedules:
+        supported = ", ".join(map(repr, schedules))
+        raise UserError(f"SOLVER.LR_SCHEDULER_NAME {given.LR_SCHEDULER_NAME!r} is not supported; supported: {supported}")
+    keys = {
+        "steps": "SOLVER.STEPS",
+        "gamma": "SOLVER.GAMMA",
+        "num_decays": "SOLVER.NUM_DECAYS",
+        "base_lr": "SOLVER.BASE_LR",
+        "end_lr": "SOLVER.BASE_LR_END",
+        "method": "SOLVER.WARMUP_METHOD",
+        "factor": "SOLVER.WARMUP_FACTOR",
+        "length": "SOLVER.WARMUP_ITERS over MAX_ITER",
+    }
+    with naming(keys):
+        return solver.with_warmup(
+            schedules[given.LR_SCHEDULER_NAME](),
+            factor=given.WARMUP_FACTOR,
+            length=min(given.WARMUP_ITERS / max_iter, 1.0),
+            method=given.WARMUP_METHOD,
+            rescale_interval=given.RESCALE_INTERVAL,
         )
-    if cfg.SOLVER.WARMUP_ITERS < 0:
-        raise UserError(f"SOLVER.WARMUP_ITERS is {cfg.SOLVER.WARMUP_ITERS}; it must be 0 or more")
-    schedule = solver.with_warmup(
-        schedule,
-        factor=cfg.SOLVER.WARMUP_FACTOR,
-        length=min(cfg.SOLVER.WARMUP_ITERS / max_iter, 1.0),
-        method=cfg.SOLVER.WARMUP_METHOD,
-        rescale_interval=cfg.SOLVER.RESCALE_INTERVAL,
-    )
-    return solver.lr_scheduler(optimizer, schedule, max_iter, start_iteration)
 
 
 def build_gradient_clipper(cfg: CfgNode) -> Callable | None:
     """The clipping function of SOLVER.CLIP_GRADIENTS, None when it is off."""
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    return solver.gradient_clipper(clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE) if clip.ENABLED else None
+    names = {"clip_type": "CLIP_TYPE", "clip_value": "CLIP_VALUE", "norm_type": "NORM_TYPE"}
+    with naming({argument: f"SOLVER.CLIP_GRADIENTS.{key}" for argument, key in names.items()}):
+        return solver.gradient_clipper(clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE) if clip.ENABLED else None
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:

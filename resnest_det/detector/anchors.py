@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from resnest_det.errors import UserError
+from resnest_det.errors import ArgumentError
 
 
 class AnchorGenerator(nn.Module):
@@ -16,12 +16,12 @@ class AnchorGenerator(nn.Module):
         sizes: for each level the square roots of the anchors' areas, in input pixels.
         aspect_ratios: for each level the ratios height / width.
         strides: stride of each level in input pixels.
-        offset: position of the first anchor's centre, in strides from the corner of the image; in [0, 1).
+        offset: position of the first anchor's center, in strides from the corner of the image; in [0, 1).
 
     Of `sizes` and `aspect_ratios` one list is enough for all levels.
 
     Raises:
-        UserError: the number of lists is neither one nor that of the levels, or levels have different numbers of anchors.
+        ArgumentError: the number of lists is neither one nor that of the levels, or levels have different numbers of anchors.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class AnchorGenerator(nn.Module):
         super().__init__()
         self.strides = tuple(strides)
         self.offset = offset
-        sizes = _one_per_level(sizes, len(strides), "anchor sizes")
-        aspect_ratios = _one_per_level(aspect_ratios, len(strides), "anchor aspect ratios")
+        sizes = _one_per_level(sizes, len(strides), "sizes")
+        aspect_ratios = _one_per_level(aspect_ratios, len(strides), "aspect_ratios")
         for level, (level_sizes, level_ratios) in enumerate(zip(sizes, aspect_ratios)):
             self.register_buffer(f"cell{level}", cell_anchors(level_sizes, level_ratios), persistent=False)
         counts = {len(s) * len(r) for s, r in zip(sizes, aspect_ratios)}
         if len(counts) != 1:
-            raise UserError(f"every level needs the same number of anchors per position, got {sorted(counts)}")
+            raise ArgumentError("sizes", f"gives levels {sorted(counts)} anchors at a position; all need the same number")
         self.anchors_per_position = counts.pop()
 
     def forward(self, grid_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -57,7 +57,7 @@ class AnchorGenerator(nn.Module):
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
-    """(len(sizes) * len(aspect_ratios), 4) anchors centred on the origin, ratios changing fastest."""
+    """(len(sizes) * len(aspect_ratios), 4) anchors centerd on the origin, ratios changing fastest."""
     anchors = []
     for size in sizes:
         for ratio in aspect_ratios:
@@ -73,5 +73,5 @@ def _one_per_level(values: Sequence, num_levels: int, name: str) -> list:
     if len(values) == 1:
         values = list(values) * num_levels
     if len(values) != num_levels or not all(len(level_values) for level_values in values):
-        raise UserError(f"{name}: {len(values)} lists for {num_levels} feature levels, expected one for all or one for each")
+        raise ArgumentError(name, f"has {len(values)} lists for {num_levels} levels; supported: one for all or one for each")
     return list(values)

@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill, c2_xavier_fill
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from resnest_det.backbone.layers import Conv2d, get_norm
-from resnest_det.detector.boxes import box_regression_loss, clip_boxes, decode_boxes
+from resnest_det.detector.boxes import BoxLoss, decode_boxes
 from resnest_det.distributed import mean_count
-from resnest_det.errors import UserError
+from resnest_det.errors import ArgumentError
+
+PLAIN_L1 = BoxLoss(weights=(10.0, 10.0, 5.0, 5.0))
 
 
 class FastRCNNConvFCHead(nn.Module):
@@ -23,12 +25,15 @@ class FastRCNNConvFCHead(nn.Module):
         norm: of the convolutions, see `get_norm`.
 
     Attribute `out_channels`: number of outputs of a region, flattened.
+
+    Raises:
+        ArgumentError: both are empty.
     """
 
     def __init__(self, in_channels: int, resolution: int, conv_dims: Sequence[int], fc_dims: Sequence[int], norm: str = ""):
         super().__init__()
         if not conv_dims and not fc_dims:
-            raise UserError("MODEL.ROI_BOX_HEAD.NUM_CONV and NUM_FC are both 0: the box head needs a layer")
+            raise ArgumentError("conv_dims", "the box head needs a layer, fc_dims is empty too")
         self.num_conv, self.num_fc = len(conv_dims), len(fc_dims)
         for i, channels in enumerate(conv_dims, start=1):
             conv = Conv2d(
@@ -68,9 +73,7 @@ class BoxPredictor(nn.Module):
         in_channels: features of a region.
         num_classes: K, without the background.
         class_agnostic: one box for all classes.
-        box_weights: factors of the four deltas.
-        box_loss, smooth_l1_beta: see `box_regression_loss`.
-        box_loss_weight: factor of the box loss.
+        box_loss: of the deltas, which has their weights too.
         score_threshold, nms_threshold, max_detections: of `detect`.
     """
 
@@ -80,10 +83,7 @@ class BoxPredictor(nn.Module):
         num_classes: int,
         *,
         class_agnostic: bool = False,
-        box_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
-        box_loss: str = "smooth_l1",
-        smooth_l1_beta: float = 0.0,
-        box_loss_weight: float = 1.0,
+        box_loss: BoxLoss = PLAIN_L1,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         max_detections: int = 100,
@@ -97,10 +97,7 @@ class BoxPredictor(nn.Module):
             nn.init.zeros_(layer.bias)
         self.num_classes = num_classes
         self.class_agnostic = class_agnostic
-        self.box_weights = tuple(box_weights)
         self.box_loss = box_loss
-        self.smooth_l1_beta = smooth_l1_beta
-        self.box_loss_weight = box_loss_weight
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
@@ -127,17 +124,15 @@ class BoxPredictor(nn.Module):
             deltas = deltas[foreground]
         else:
             deltas = deltas.unflatten(1, (self.num_classes, 4))[foreground, labels[foreground]]
-        box_loss = box_regression_loss(
-            deltas, boxes[foreground], true_boxes, self.box_weights, self.box_loss, self.smooth_l1_beta
-        )
-        return {"loss_cls": cls_loss, "loss_box_reg": box_loss / count * self.box_loss_weight}
+        box_loss = self.box_loss.total(deltas, boxes[foreground], true_boxes)
+        return {"loss_cls": cls_loss, "loss_box_reg": box_loss / count * self.box_loss.factor}
 
     def boxes_of_classes(self, deltas: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:
         """(R, 4) boxes predicted for one class of each region; the class does not matter if class-agnostic."""
         if not self.class_agnostic:
             rows = torch.arange(len(deltas), device=deltas.device)
             deltas = deltas.unflatten(1, (self.num_classes, 4))[rows, classes]
-        return decode_boxes(deltas, boxes, self.box_weights)
+        return decode_boxes(deltas, boxes, self.box_loss.weights)
 
     def scores(self, logits: Tensor) -> Tensor:
         """(R, K) probabilities of the classes for logits (R, K + 1)."""
@@ -161,7 +156,7 @@ class BoxPredictor(nn.Module):
             deltas = deltas.unflatten(1, (self.num_classes, 4))[region, classes]
         else:
             deltas = deltas[region]
-        candidates = clip_boxes(decode_boxes(deltas, boxes[region], self.box_weights), image_size)
+        candidates = clip_boxes_to_image(decode_boxes(deltas, boxes[region], self.box_loss.weights), image_size)
         return self.suppress(candidates, scores[region, classes], classes)
 
     def suppress(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> dict[str, Tensor]:

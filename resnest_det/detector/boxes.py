@@ -1,14 +1,15 @@
-"""Boxes as (N, 4) float32 tensors of XYXY pixel corners: delta coding, clipping and regression losses."""
+"""Boxes as (N, 4) float32 tensors of XYXY pixel corners: delta coding and regression losses."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from resnest_det.errors import UserError
+from resnest_det.errors import ArgumentError
 
 # No box grows by more than 16 to 1000 pixels in one step: exp() of an untrained prediction would overflow.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
@@ -67,37 +68,43 @@ def _centers_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x0 + 0.5 * width, y0 + 0.5 * height, width, height
 
 
-def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """`boxes` (..., 4) with x limited to [0, width] and y to [0, height]; `image_size` is (height, width)."""
-    height, width = image_size
-    x0, y0, x1, y1 = boxes.unbind(-1)
-    return torch.stack((x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)), dim=-1)
-
-
 def larger_than(boxes: Tensor, side: float = 0.0) -> Tensor:
     """(N,) bool: which boxes are wider and higher than `side` pixels."""
     return (boxes[:, 2] - boxes[:, 0] > side) & (boxes[:, 3] - boxes[:, 1] > side)
 
 
-def box_regression_loss(
-    deltas: Tensor, boxes: Tensor, targets: Tensor, weights: Sequence[float], kind: str, beta: float
-) -> Tensor:
-    """Sum over N boxes of the loss between predicted deltas and target boxes.
+@dataclass(frozen=True)
+class BoxLoss:
+    """How predicted deltas are compared with the boxes they should give.
 
     Args:
-        deltas: (N, 4) predictions for `boxes` (N, 4), whose targets are `targets` (N, 4).
-        weights: of the delta coding.
         kind: "smooth_l1" compares deltas; "giou", "diou" and "ciou" compare decoded boxes.
         beta: where smooth L1 turns from quadratic to linear; 0 for plain L1.
+        weights: factors of the four deltas, of decoding too.
+        factor: of the loss.
 
     Raises:
-        UserError: `kind` is none of these.
+        ArgumentError: `kind` is none of these, or `beta` is negative.
     """
-    if kind == "smooth_l1":
-        expected = encode_boxes(boxes, targets, weights)
-        if beta < EXACT_L1_BETA:
+
+    kind: str = "smooth_l1"
+    beta: float = 0.0
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    factor: float = 1.0
+
+    def __post_init__(self):
+        if self.kind not in BOX_LOSSES:
+            raise ArgumentError("kind", f"{self.kind!r} is not supported; supported: {', '.join(map(repr, BOX_LOSSES))}")
+        if not self.beta >= 0:
+            raise ArgumentError("beta", f"{self.beta} is not supported; it must be at least 0")
+        if len(self.weights) != 4:
+            raise ArgumentError("weights", f"{tuple(self.weights)} is not supported; it must be four factors")
+
+    def total(self, deltas: Tensor, boxes: Tensor, targets: Tensor) -> Tensor:
+        """Sum over N boxes, without `factor`, for predicted `deltas` (N, 4) of `boxes` (N, 4), whose targets are `targets` (N, 4)."""
+        if self.kind in IOU_LOSSES:
+            return IOU_LOSSES[self.kind](decode_boxes(deltas, boxes, self.weights), targets, reduction="sum")
+        expected = encode_boxes(boxes, targets, self.weights)
+        if self.beta < EXACT_L1_BETA:
             return F.l1_loss(deltas, expected, reduction="sum")
-        return F.smooth_l1_loss(deltas, expected, beta=beta, reduction="sum")
-    if kind in IOU_LOSSES:
-        return IOU_LOSSES[kind](decode_boxes(deltas, boxes, weights), targets, reduction="sum")
-    raise UserError(f"unknown box loss {kind!r}; supported: {', '.join(BOX_LOSSES)}")
+        return F.smooth_l1_loss(deltas, expected, beta=self.beta, reduction="sum")

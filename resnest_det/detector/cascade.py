@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
-from resnest_det.detector.boxes import clip_boxes, larger_than
+from resnest_det.detector.boxes import larger_than
 from resnest_det.detector.roi_heads import Regions, StandardROIHeads, label_regions, objects_of
-from resnest_det.errors import UserError
+from resnest_det.errors import ArgumentError
 
 
 class CascadeROIHeads(StandardROIHeads):
@@ -19,15 +20,26 @@ class CascadeROIHeads(StandardROIHeads):
         arguments: of `StandardROIHeads`.
 
     Raises:
-        UserError: a predictor is class-specific: the next stage needs one box for each region.
+        ArgumentError: a predictor is class-specific, or the numbers of stages differ.
     """
 
     def __init__(
         self, *, box_heads: Sequence[nn.Module], box_predictors: Sequence[nn.Module], iou_thresholds: Sequence[float], **arguments
     ):
-        super().__init__(box_head=nn.ModuleList(box_heads), box_predictor=nn.ModuleList(box_predictors), **arguments)
         if not all(predictor.class_agnostic for predictor in box_predictors):
-            raise UserError("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG False: a cascade needs True")
+            raise ArgumentError(
+                "class_agnostic", "False is not supported in a cascade, whose stages hand on one box of each region"
+            )
+        if not len(box_heads) == len(box_predictors) == len(iou_thresholds) > 0:
+            counts = f"{len(box_heads)} heads, {len(box_predictors)} predictors"
+            raise ArgumentError("iou_thresholds", f"has {len(iou_thresholds)} values for {counts}; each stage needs one of each")
+        if iou_thresholds[0] != arguments["sampler"].iou_thresholds[0]:
+            raise ArgumentError(
+                "iou_thresholds",
+                f"starts with {iou_thresholds[0]}, but regions are sampled at {arguments['sampler'].iou_thresholds[0]}; both are the "
+                "first stage's",
+            )
+        super().__init__(box_head=nn.ModuleList(box_heads), box_predictor=nn.ModuleList(box_predictors), **arguments)
         self.iou_thresholds = tuple(iou_thresholds)
 
     def box_losses(
@@ -37,7 +49,8 @@ class CascadeROIHeads(StandardROIHeads):
         losses = {}
         stage_regions = regions
         for stage, predictor in enumerate(self.box_predictor):
-            boxes, labels = torch.cat([r.boxes for r in stage_regions]), torch.cat([r.labels for r in stage_regions])
+            boxes = torch.cat([r.boxes for r in stage_regions])  # (R, 4) over all images
+            labels = torch.cat([r.labels for r in stage_regions])  # (R,)
             logits, deltas = self._run_stage(stage, maps, [r.boxes for r in stage_regions])
             true_boxes = objects_of("boxes", stage_regions, targets, self.num_classes)
             for name, loss in predictor.losses(logits, deltas, boxes, labels, true_boxes).items():
@@ -52,7 +65,7 @@ class CascadeROIHeads(StandardROIHeads):
         return losses, regions
 
     def _next_regions(self, boxes: Tensor, target: dict, iou_threshold: float) -> Regions:
-        boxes = clip_boxes(boxes, target["image_size"])
+        boxes = clip_boxes_to_image(boxes, target["image_size"])
         return label_regions(boxes[larger_than(boxes)], target, (iou_threshold,), (0, 1), self.num_classes)
 
     def _run_stage(self, stage: int, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -68,13 +81,18 @@ class CascadeROIHeads(StandardROIHeads):
         """Detections without masks: boxes of the last stage, scores the mean over stages."""
         boxes = list(proposals)
         counts = [len(image_boxes) for image_boxes in boxes]
-        scores = 0
-        for stage, predictor in enumerate(self.box_predictor):
-            if stage > 0:
-                refined = self.box_predictor[stage - 1].boxes_of_classes(deltas, torch.cat(boxes), classes=None).split(counts)
-                boxes = [clip_boxes(image_boxes, size) for image_boxes, size in zip(refined, image_sizes)]
+        logits, deltas = self._run_stage(0, maps, boxes)  # (R, K + 1) and (R, 4) over all images
+        scores = self.box_predictor[0].scores(logits)
+        for stage in range(1, len(self.box_predictor)):
+            refined = self.box_predictor[stage - 1].boxes_of_classes(deltas, torch.cat(boxes), classes=None).split(counts)
+            boxes = [clip_boxes_to_image(image_boxes, size) for image_boxes, size in zip(refined, image_sizes)]
             logits, deltas = self._run_stage(stage, maps, boxes)
-            scores = scores + predictor.scores(logits)
+            scores = scores + self.box_predictor[stage].scores(logits)
         scores = scores * (1.0 / len(self.box_predictor))
         per_image = zip(scores.split(counts), deltas.split(counts), boxes, image_sizes)
-        return [predictor.detect(*image) for image in per_image]
+        return [self.final_predictor.detect(*image) for image in per_image]
+
+    @property
+    def final_predictor(self) -> nn.Module:
+        """The last stage's."""
+        return self.box_predictor[-1]

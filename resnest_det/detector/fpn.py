@@ -8,11 +8,46 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from resnest_det.backbone.layers import Conv2d, get_norm
-from resnest_det.errors import UserError
+from resnest_det.errors import ArgumentError
+
+
+class MaxPoolTop(nn.Module):
+    """One more level, subsampled from the coarsest (FPN, section 4.1): p6 from p5."""
+
+    in_feature = None  # the pyramid's own coarsest level
+    num_levels = 1
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, C, H, W) to [(N, C, H / 2, W / 2)]."""
+        return [F.max_pool2d(x, kernel_size=1, stride=2)]
+
+
+class ConvolutionTop(nn.Module):
+    """Two more levels by 3x3 convolutions of stride 2 (RetinaNet, arXiv:1708.02002, section 4): p6 from res5, p7 from p6.
+
+    Args:
+        in_channels: of the map `in_feature` of the bottom-up network.
+        out_channels: of the levels.
+    """
+
+    num_levels = 2
+
+    def __init__(self, in_channels: int, out_channels: int, in_feature: str = "res5"):
+        super().__init__()
+        self.in_feature = in_feature
+        self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+        for conv in (self.p6, self.p7):
+            c2_xavier_fill(conv)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, in_channels, H, W) to [(N, C, H / 2, W / 2), (N, C, H / 4, W / 4)]."""
+        p6 = self.p6(x)
+        return [p6, self.p7(F.relu(p6))]
 
 
 class FPN(nn.Module):
-    """Top-down pyramid over the stages of a bottom-up network, p2 ... p5 for res2 ... res5, and p6 subsampled from p5.
+    """Top-down pyramid over the stages of a bottom-up network, p2 ... p5 for res2 ... res5, and what `top_block` puts above.
 
     Args:
         bottom_up: takes (N, C, H, W), returns a dict of maps, and says `out_feature_strides` and `out_feature_channels`.
@@ -20,26 +55,34 @@ class FPN(nn.Module):
         out_channels: channels of every pyramid level.
         norm: name of the norm after each convolution, see `get_norm`; without one the convolutions have a bias.
         fuse_type: "sum" of lateral and top-down maps, or their "avg".
+        top_block: makes `num_levels` coarser levels of the map `in_feature` of `bottom_up`, or of the coarsest level where that is
+            None; a `MaxPoolTop` by default.
 
     Attributes `out_feature_strides`, `out_feature_channels` (dicts by level name) and `size_divisibility` (pixels).
 
     Raises:
-        UserError: a feature is unknown, strides are not consecutive, or `fuse_type` is unknown.
+        ArgumentError: a feature is unknown, strides are not consecutive, or `fuse_type` is unknown.
     """
 
     def __init__(
-        self, bottom_up: nn.Module, in_features: Sequence[str], out_channels: int, norm: str = "", fuse_type: str = "sum"
+        self,
+        bottom_up: nn.Module,
+        in_features: Sequence[str],
+        out_channels: int,
+        norm: str = "",
+        fuse_type: str = "sum",
+        top_block: MaxPoolTop | ConvolutionTop | None = None,
     ):
         super().__init__()
         unknown = [name for name in in_features if name not in bottom_up.out_feature_strides]
         if unknown or not in_features:
-            known = list(bottom_up.out_feature_strides)
-            raise UserError(f"MODEL.FPN.IN_FEATURES {list(in_features)}: the backbone gives {known}")
+            known = ", ".join(bottom_up.out_feature_strides)
+            raise ArgumentError("in_features", f"{list(in_features)} is not supported; supported: some of {known}")
         strides = [bottom_up.out_feature_strides[name] for name in in_features]
         if any(high != 2 * low for low, high in zip(strides, strides[1:])):
-            raise UserError(f"MODEL.FPN.IN_FEATURES {list(in_features)}: strides {strides} do not double from one to the next")
+            raise ArgumentError("in_features", f"{list(in_features)} is not supported: strides {strides} do not double each time")
         if fuse_type not in ("sum", "avg"):
-            raise UserError(f"MODEL.FPN.FUSE_TYPE {fuse_type!r}: supported are 'sum' and 'avg'")
+            raise ArgumentError("fuse_type", f"{fuse_type!r} is not supported; supported: 'sum', 'avg'")
         self.in_features = tuple(in_features)
         self.fuse_type = fuse_type
         self.levels = [int(math.log2(stride)) for stride in strides]
@@ -52,7 +95,9 @@ class FPN(nn.Module):
             self.add_module(f"fpn_lateral{level}", lateral)
             self.add_module(f"fpn_output{level}", output)
         self.bottom_up = bottom_up
-        self.out_feature_strides = {f"p{level}": 2**level for level in (*self.levels, self.levels[-1] + 1)}
+        self.top_block = top_block or MaxPoolTop()
+        self.top_levels = [self.levels[-1] + 1 + i for i in range(self.top_block.num_levels)]
+        self.out_feature_strides = {f"p{level}": 2**level for level in (*self.levels, *self.top_levels)}
         self.out_feature_channels = dict.fromkeys(self.out_feature_strides, out_channels)
         self.size_divisibility = strides[-1]
 
@@ -69,7 +114,8 @@ class FPN(nn.Module):
                     fused /= 2
             top_down = fused
             pyramid[f"p{level}"] = getattr(self, f"fpn_output{level}")(fused)
-        coarsest = self.levels[-1]
-        result = {f"p{level}": pyramid[f"p{level}"] for level in self.levels}
-        result[f"p{coarsest + 1}"] = F.max_pool2d(pyramid[f"p{coarsest}"], kernel_size=1, stride=2)
-        return result
+        source = self.top_block.in_feature
+        above = self.top_block(pyramid[f"p{self.levels[-1]}"] if source is None else bottom_up[source])
+        return {f"p{level}": pyramid[f"p{level}"] for level in self.levels} | {
+            f"p{level}": feature for level, feature in zip(self.top_levels, above, strict=True)
+        }

@@ -6,10 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from resnest_det.detector.image_model import output_sizes
 from resnest_det.detector.rcnn import GeneralizedRCNN
 from resnest_det.detector.semantic_head import SemSegFPNHead, rescale_logits
-from resnest_det.detector.semantic_segmentor import semantic_targets
 
 
 class FusionLimits(NamedTuple):
@@ -26,13 +24,16 @@ class FusionLimits(NamedTuple):
     score: float = 0.5
 
 
+DEFAULT_LIMITS = FusionLimits()
+
+
 class PanopticFPN(GeneralizedRCNN):
     """An R-CNN with a mask head, and a semantic head beside it.
 
     Args:
         sem_seg_head: labels pixels; its class 0 stands for all things together.
-        instance_loss_weight: factor of the losses of boxes and masks of the heads on regions. Of classes it is not: so it is in
-            Detectron2, though its documentation has it otherwise.
+        instance_loss_weight: factor of the losses of boxes and masks of the heads on regions. Classification losses are not
+            scaled; this follows Detectron2's code, not its documentation.
         fusion: limits of the fusion, see `fuse`; None leaves the two branches' results apart.
         others: see `GeneralizedRCNN`.
 
@@ -46,7 +47,7 @@ class PanopticFPN(GeneralizedRCNN):
         *,
         sem_seg_head: SemSegFPNHead,
         instance_loss_weight: float = 1.0,
-        fusion: FusionLimits | None = FusionLimits(),
+        fusion: FusionLimits | None = DEFAULT_LIMITS,
         **others,
     ):
         super().__init__(**others)
@@ -54,27 +55,23 @@ class PanopticFPN(GeneralizedRCNN):
         self.instance_loss_weight = instance_loss_weight
         self.fusion = fusion
 
-    def forward(self, batch: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
-        if not self.training:
-            return self.inference(batch)
-        images, image_sizes = self.preprocess(batch)
-        targets = self.prepare_targets(batch, image_sizes)
-        labels = semantic_targets(self, batch)
-        features = self.backbone(images)
+    def losses(
+        self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]], batch: Sequence[dict]
+    ) -> dict[str, Tensor]:
+        """Losses of both branches; see `ImageModel.losses`."""
+        labels = self.semantic_targets(batch, self.sem_seg_head.ignore_value)
         losses = self.sem_seg_head.losses(self.sem_seg_head(features), labels)
-        proposals, proposal_losses = self.proposal_generator(features, image_sizes, targets)
-        head_losses = self.roi_heads.losses(features, [image.boxes for image in proposals], targets)
-        for name, loss in head_losses.items():
-            losses[name] = loss if name.startswith("loss_cls") else self.instance_loss_weight * loss
-        return losses | proposal_losses
+        for name, loss in super().losses(features, image_sizes, batch).items():
+            weighted = name in ("loss_mask",) or name.startswith("loss_box_reg")
+            losses[name] = self.instance_loss_weight * loss if weighted else loss
+        return losses
 
-    def inference(self, batch: Sequence[dict]) -> list[dict]:
-        """What the model returns in evaluation mode."""
-        images, image_sizes = self.preprocess(batch)
-        sizes = output_sizes(batch, image_sizes)
-        features = self.backbone(images)
-        results = self.detect(features, image_sizes, sizes)
-        for result, *image in zip(results, self.sem_seg_head(features), image_sizes, sizes):
+    def results(
+        self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]], output_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict]:
+        """Detections, logits of the pixels and the panoptic map; see `ImageModel.results`."""
+        results = super().results(features, image_sizes, output_sizes)
+        for result, *image in zip(results, self.sem_seg_head(features), image_sizes, output_sizes):
             result["sem_seg"] = rescale_logits(*image)
             if self.fusion is not None:
                 result["panoptic_seg"] = fuse(result, result["sem_seg"].argmax(dim=0), self.fusion)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import RoIAlign
 
-from resnest_det.errors import UserError
+from resnest_det.errors import ArgumentError
 
 # A box of ImageNet's training size belongs on the map with stride 16 (FPN, arXiv:1612.03144, equation 1).
 CANONICAL_SIZE = 224
@@ -23,13 +23,13 @@ class RegionPooler(nn.Module):
         sampling_ratio: samples per cell and axis; 0 takes about one a pixel.
 
     Raises:
-        UserError: strides that are not so.
+        ArgumentError: strides that are not so.
     """
 
     def __init__(self, output_size: int, strides: Sequence[int], sampling_ratio: int):
         super().__init__()
         if any(high != 2 * low for low, high in zip(strides, strides[1:])):
-            raise UserError(f"regions cannot be pooled from maps of strides {list(strides)}: each must be twice the one before")
+            raise ArgumentError("strides", f"{list(strides)} are not supported: each must be twice the one before")
         self.output_size = output_size
         self.min_level = int(math.log2(strides[0]))
         self.max_level = int(math.log2(strides[-1]))

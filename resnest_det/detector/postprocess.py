@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
-from resnest_det.detector.boxes import clip_boxes, larger_than
+from resnest_det.detector.boxes import larger_than
 
 MASK_THRESHOLD = 0.5
 
@@ -20,7 +21,7 @@ def rescale_detections(
         `boxes`, `scores`, `classes` and maybe `masks` (D, height, width) bool, without boxes that lie outside the image.
     """
     scale = detections["boxes"].new_tensor([image_size[1] / input_size[1], image_size[0] / input_size[0]]).repeat(2)
-    boxes = clip_boxes(detections["boxes"] * scale, image_size)
+    boxes = clip_boxes_to_image(detections["boxes"] * scale, image_size)
     keep = larger_than(boxes)
     result = {"boxes": boxes[keep], "scores": detections["scores"][keep], "classes": detections["classes"][keep]}
     if "mask_probabilities" in detections:

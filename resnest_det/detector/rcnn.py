@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from resnest_det.detector.fpn import FPN
-from resnest_det.detector.image_model import ImageModel, output_sizes
+from resnest_det.detector.image_model import ImageModel
 from resnest_det.detector.postprocess import rescale_detections
 from resnest_det.detector.roi_heads import StandardROIHeads
 from resnest_det.detector.rpn import RPN
@@ -49,24 +49,18 @@ class GeneralizedRCNN(ImageModel):
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
 
-    def forward(self, batch: Sequence[dict]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        if not self.training:
-            return self.inference(batch)
-        images, image_sizes = self.preprocess(batch)
+    def losses(
+        self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]], batch: Sequence[dict]
+    ) -> dict[str, Tensor]:
+        """Losses of the proposals and of the heads on regions; see `ImageModel.losses`."""
         targets = self.prepare_targets(batch, image_sizes)
-        features = self.backbone(images)
         proposals, losses = self.proposal_generator(features, image_sizes, targets)
         return self.roi_heads.losses(features, [image.boxes for image in proposals], targets) | losses
 
-    def inference(self, batch: Sequence[dict]) -> list[dict[str, Tensor]]:
-        """Detections of each image, scaled to its `height` and `width`; what the model returns in evaluation mode."""
-        images, image_sizes = self.preprocess(batch)
-        return self.detect(self.backbone(images), image_sizes, output_sizes(batch, image_sizes))
-
-    def detect(
+    def results(
         self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]], output_sizes: Sequence[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]:
-        """Detections from pyramid maps, scaled from `image_sizes` to `output_sizes`, (height, width) of each image."""
+    ) -> list[dict]:
+        """Detections; see `ImageModel.results`."""
         proposals, _ = self.proposal_generator(features, image_sizes)
         detections = self.roi_heads.detect(features, [image.boxes for image in proposals], image_sizes)
         return [rescale_detections(*image) for image in zip(detections, image_sizes, output_sizes)]

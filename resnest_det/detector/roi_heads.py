@@ -116,6 +116,11 @@ class StandardROIHeads(nn.Module):
         self.mask_head = mask_head
         self.train_on_predicted_boxes = train_on_predicted_boxes
 
+    @property
+    def final_predictor(self) -> BoxPredictor:
+        """The predictor whose boxes are detections."""
+        return self.box_predictor
+
     def losses(self, features: dict[str, Tensor], proposals: Sequence[Tensor], targets: Sequence[dict]) -> dict[str, Tensor]:
         """`loss_cls`, `loss_box_reg` and, with a mask head, `loss_mask`.
 
@@ -136,7 +141,8 @@ class StandardROIHeads(nn.Module):
         self, maps: Sequence[Tensor], regions: list[Regions], targets: Sequence[dict]
     ) -> tuple[dict[str, Tensor], list[Regions]]:
         """Losses of the box branch, and the regions that the mask head is to learn in."""
-        boxes, labels = torch.cat([r.boxes for r in regions]), torch.cat([r.labels for r in regions])
+        boxes = torch.cat([r.boxes for r in regions])  # (R, 4) over all images
+        labels = torch.cat([r.labels for r in regions])  # (R,)
         logits, deltas = self.box_predictor(self.box_head(self.box_pooler(maps, [r.boxes for r in regions])))
         losses = self.box_predictor.losses(logits, deltas, boxes, labels, objects_of("boxes", regions, targets, self.num_classes))
         if self.train_on_predicted_boxes:
@@ -148,10 +154,10 @@ class StandardROIHeads(nn.Module):
 
     def mask_loss(self, maps: Sequence[Tensor], regions: Sequence[Regions], targets: Sequence[dict]) -> Tensor:
         """Loss of the mask head over the regions that are objects."""
-        foreground = [r.labels < self.num_classes for r in regions]
+        foreground = [r.labels < self.num_classes for r in regions]  # (R_i,) bool of each image
         boxes = [r.boxes[chosen] for r, chosen in zip(regions, foreground)]
         labels = torch.cat([r.labels[chosen] for r, chosen in zip(regions, foreground)])
-        logits = self.mask_head(self.mask_pooler(maps, boxes), labels)
+        logits = self.mask_head(self.mask_pooler(maps, boxes), labels)  # (F, M, M) over all images
         cropped = [
             crop_masks(target["masks"], r.objects[chosen], image_boxes, logits.shape[-1])
             for r, chosen, image_boxes, target in zip(regions, foreground, boxes, targets)

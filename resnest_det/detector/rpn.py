@@ -6,13 +6,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from resnest_det.backbone.layers import Conv2d
 from resnest_det.detector.anchors import AnchorGenerator
-from resnest_det.detector.boxes import box_regression_loss, clip_boxes, decode_boxes, larger_than
+from resnest_det.detector.boxes import BoxLoss, decode_boxes, larger_than
 from resnest_det.detector.matching import match_boxes, subsample
 from resnest_det.errors import UserError
+
+PLAIN_L1 = BoxLoss()
 
 
 class RPNHead(nn.Module):
@@ -73,9 +75,8 @@ class RPN(nn.Module):
         pre_nms_topk, post_nms_topk: proposals kept a level before, and an image after suppression, in (training, testing).
         nms_threshold: IoU of suppression.
         min_box_size: proposals with a side not longer than this, in pixels, are dropped.
-        box_weights: factors of the four deltas.
-        box_loss, smooth_l1_beta: see `box_regression_loss`.
-        cls_loss_weight, box_loss_weight: factors of the two losses.
+        box_loss: of the deltas, which has their weights too.
+        cls_loss_weight: factor of the loss of the logits.
     """
 
     def __init__(
@@ -93,11 +94,8 @@ class RPN(nn.Module):
         post_nms_topk: tuple[int, int] = (1000, 1000),
         nms_threshold: float = 0.7,
         min_box_size: float = 0.0,
-        box_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
-        box_loss: str = "smooth_l1",
-        smooth_l1_beta: float = 0.0,
+        box_loss: BoxLoss = PLAIN_L1,
         cls_loss_weight: float = 1.0,
-        box_loss_weight: float = 1.0,
     ):
         super().__init__()
         self.in_features = tuple(in_features)
@@ -112,11 +110,8 @@ class RPN(nn.Module):
         self.post_nms_topk = post_nms_topk
         self.nms_threshold = nms_threshold
         self.min_box_size = min_box_size
-        self.box_weights = tuple(box_weights)
         self.box_loss = box_loss
-        self.smooth_l1_beta = smooth_l1_beta
         self.cls_loss_weight = cls_loss_weight
-        self.box_loss_weight = box_loss_weight
 
     def forward(
         self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]], targets: Sequence[dict] | None = None
@@ -132,15 +127,19 @@ class RPN(nn.Module):
             UserError: in training, predictions that are not finite.
         """
         maps = [features[name] for name in self.in_features]
-        anchors = self.anchor_generator([tuple(feature.shape[-2:]) for feature in maps])
-        logits, deltas = self.rpn_head(maps)
+        # A level of H x W positions has R_l = H * W * A anchors; all levels together have R.
+        anchors = self.anchor_generator([tuple(feature.shape[-2:]) for feature in maps])  # (R_l, 4) each
+        logits, deltas = self.rpn_head(maps)  # (N, R_l) and (N, R_l, 4) each
         losses = {}
         if targets is not None:
             losses = self.losses(torch.cat(anchors), torch.cat(logits, dim=1), torch.cat(deltas, dim=1), image_sizes, targets)
         # Proposals are inputs of the second stage, not a path for its gradients.
         with torch.no_grad():
-            names = None if targets is None else [target["name"] for target in targets]
-            proposals = self.find_proposals(anchors, logits, deltas, image_sizes, names)
+            when = 1 if targets is None else 0
+            boxes, scores, levels = self.best_of_levels(anchors, logits, deltas, self.pre_nms_topk[when])
+            if targets is not None:
+                check_finite(boxes, scores, [target["name"] for target in targets])
+            proposals = self.suppress(boxes, scores, levels, image_sizes, self.post_nms_topk[when])
         return proposals, losses
 
     def losses(
@@ -159,16 +158,9 @@ class RPN(nn.Module):
         positives, sampled, labels = torch.cat(positives), torch.cat(sampled), torch.cat(labels)
 
         cls_loss = F.binary_cross_entropy_with_logits(logits.flatten()[sampled], labels.to(logits.dtype), reduction="sum")
-        box_loss = box_regression_loss(
-            deltas.flatten(0, 1)[positives],
-            anchors[positives % len(anchors)],
-            torch.cat(matched),
-            self.box_weights,
-            self.box_loss,
-            self.smooth_l1_beta,
-        )
+        box_loss = self.box_loss.total(deltas.flatten(0, 1)[positives], anchors[positives % len(anchors)], torch.cat(matched))
         count = self.batch_size_per_image * len(targets)
-        return {"loss_rpn_cls": cls_loss / count * self.cls_loss_weight, "loss_rpn_loc": box_loss / count * self.box_loss_weight}
+        return {"loss_rpn_cls": cls_loss / count * self.cls_loss_weight, "loss_rpn_loc": box_loss / count * self.box_loss.factor}
 
     @torch.no_grad()
     def sample_anchors(self, anchors: Tensor, image_size: tuple[int, int], target: dict) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,39 +174,47 @@ class RPN(nn.Module):
         positive, negative = subsample(labels, self.batch_size_per_image, self.positive_fraction, 0, target["generator"])
         return positive, negative, matches[positive]
 
-    def find_proposals(
-        self,
-        anchors: Sequence[Tensor],
-        logits: Sequence[Tensor],
-        deltas: Sequence[Tensor],
-        image_sizes: Sequence[tuple[int, int]],
-        names: Sequence[str] | None,
-    ) -> list[Proposals]:
-        """The best boxes of each level, after suppression within the level; `names` of the images mean training."""
-        when = 0 if names is not None else 1
+    def best_of_levels(
+        self, anchors: Sequence[Tensor], logits: Sequence[Tensor], deltas: Sequence[Tensor], topk: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The `topk` best boxes of each level: `boxes` (N, P, 4), `scores` (N, P), logits, and `levels` (P,), of each its index."""
         boxes, scores, levels = [], [], []
         for level, (level_anchors, level_logits, level_deltas) in enumerate(zip(anchors, logits, deltas)):
             # Choosing before decoding: decoding all anchors of all levels costs more than the rest of this.
-            top_logits, top = level_logits.topk(min(level_logits.shape[1], self.pre_nms_topk[when]), dim=1)
-            top_deltas = level_deltas.gather(1, top[:, :, None].expand(-1, -1, 4))
-            decoded = decode_boxes(top_deltas.flatten(0, 1), level_anchors[top.flatten()], self.box_weights)
+            top_logits, top = level_logits.topk(min(level_logits.shape[1], topk), dim=1)  # (N, K)
+            top_deltas = level_deltas.gather(1, top[:, :, None].expand(-1, -1, 4))  # (N, K, 4)
+            decoded = decode_boxes(top_deltas.flatten(0, 1), level_anchors[top.flatten()], self.box_loss.weights)
             boxes.append(decoded.unflatten(0, top.shape))
             scores.append(top_logits)
             levels.append(torch.full((top.shape[1],), level, device=top.device))
-        boxes, scores, levels = torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(levels)
+        return torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(levels)
 
+    def suppress(
+        self, boxes: Tensor, scores: Tensor, levels: Tensor, image_sizes: Sequence[tuple[int, int]], topk: int
+    ) -> list[Proposals]:
+        """The `topk` best boxes of each image, clipped to it, after suppression within each level; see `best_of_levels`."""
         proposals = []
-        for image, image_size in enumerate(image_sizes):
-            finite = boxes[image].isfinite().all(dim=1) & scores[image].isfinite()
-            if names is not None and not finite.all():
-                what = "objectness logits" if not scores[image].isfinite().all() else "boxes"
-                raise UserError(
-                    f"{names[image]}: the predicted {what} of the proposals are not finite, training has diverged; "
-                    "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or switch SOLVER.CLIP_GRADIENTS on"
-                )
-            clipped = clip_boxes(boxes[image], image_size)
+        for image_boxes, image_scores, image_size in zip(boxes, scores, image_sizes):
+            finite = image_boxes.isfinite().all(dim=1) & image_scores.isfinite()
+            clipped = clip_boxes_to_image(image_boxes, image_size)
             usable = finite & larger_than(clipped, self.min_box_size)
-            clipped, image_scores = clipped[usable], scores[image][usable]
-            keep = batched_nms(clipped, image_scores, levels[usable], self.nms_threshold)[: self.post_nms_topk[when]]
+            clipped, image_scores = clipped[usable], image_scores[usable]
+            keep = batched_nms(clipped, image_scores, levels[usable], self.nms_threshold)[:topk]
             proposals.append(Proposals(clipped[keep], image_scores[keep]))
         return proposals
+
+
+def check_finite(boxes: Tensor, scores: Tensor, names: Sequence[str]) -> None:
+    """Refuse boxes (N, P, 4) and scores (N, P) of N images, called `names`, that are not finite.
+
+    Raises:
+        UserError: naming the first such image.
+    """
+    finite = torch.stack((boxes.isfinite().flatten(1).all(dim=1), scores.isfinite().all(dim=1)), dim=1)
+    for name, (finite_boxes, finite_scores) in zip(names, finite.tolist()):
+        if not (finite_boxes and finite_scores):
+            what = "boxes" if finite_scores else "objectness logits"
+            raise UserError(
+                f"{name}: the predicted {what} of the proposals are not finite, training has diverged; a lower learning rate, a "
+                "longer warm-up or clipping of gradients usually helps"
+            )

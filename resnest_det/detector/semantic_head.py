@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from resnest_det.backbone.layers import Conv2d, get_norm
 from resnest_det.distributed import mean_count
-from resnest_det.errors import UserError
+from resnest_det.errors import ArgumentError
 
 
 class SemSegFPNHead(nn.Module):
@@ -30,7 +30,7 @@ class SemSegFPNHead(nn.Module):
         ignore_value: label of pixels that are not learned from.
 
     Raises:
-        UserError: a map is unknown, or its stride cannot be brought to the common one.
+        ArgumentError: a map is unknown, or its stride cannot be brought to the common one.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SemSegFPNHead(nn.Module):
         super().__init__()
         unknown = [name for name in in_features if name not in strides]
         if unknown or not in_features:
-            raise UserError(f"MODEL.SEM_SEG_HEAD.IN_FEATURES {list(in_features)}: there are {', '.join(strides)}")
+            raise ArgumentError("in_features", f"{list(in_features)} is not supported; supported: some of {', '.join(strides)}")
         # From fine to coarse, and in the backbone's order where a dilated one has several maps of one stride.
         self.in_features = tuple(sorted((name for name in strides if name in in_features), key=strides.get))
         self.num_classes = num_classes
@@ -59,9 +59,9 @@ class SemSegFPNHead(nn.Module):
         for name in self.in_features:
             doublings = math.log2(strides[name] / common_stride)
             if doublings < 0 or doublings != int(doublings):
-                raise UserError(
-                    f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE {common_stride}: the stride of {name}, {strides[name]}, is "
-                    "not this or this times a power of two"
+                raise ArgumentError(
+                    "common_stride",
+                    f"{common_stride} is not supported: the stride of {name}, {strides[name]}, is not this times a power of two",
                 )
             self.add_module(name, _branch(channels[name], conv_dim, int(doublings), norm))
         self.predictor = Conv2d(conv_dim, num_classes, 1)

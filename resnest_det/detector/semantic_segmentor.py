@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from resnest_det.detector.image_model import ImageModel, output_sizes
+from resnest_det.detector.image_model import ImageModel
 from resnest_det.detector.semantic_head import SemSegFPNHead, rescale_logits
-from resnest_det.errors import UserError
 
 
 class SemanticSegmentor(ImageModel):
@@ -29,28 +28,15 @@ class SemanticSegmentor(ImageModel):
         super().__init__(backbone, pixel_mean, pixel_std)
         self.sem_seg_head = sem_seg_head
 
-    def forward(self, batch: Sequence[dict]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        images, image_sizes = self.preprocess(batch)
-        logits = self.sem_seg_head(self.backbone(images))
-        if self.training:
-            return self.sem_seg_head.losses(logits, semantic_targets(self, batch))
-        sizes = zip(logits, image_sizes, output_sizes(batch, image_sizes))
+    def losses(
+        self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]], batch: Sequence[dict]
+    ) -> dict[str, Tensor]:
+        """`loss_sem_seg`; see `ImageModel.losses`."""
+        return self.sem_seg_head.losses(self.sem_seg_head(features), self.semantic_targets(batch, self.sem_seg_head.ignore_value))
+
+    def results(
+        self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]], output_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict]:
+        """`sem_seg`; see `ImageModel.results`."""
+        sizes = zip(self.sem_seg_head(features), image_sizes, output_sizes)
         return [{"sem_seg": rescale_logits(*image)} for image in sizes]
-
-
-def semantic_targets(model: ImageModel, batch: Sequence[dict]) -> Tensor:
-    """The labels of a batch (N, H, W) on the model's device, filled up as the images are with the head's `ignore_value`.
-
-    Raises:
-        UserError: a sample has no labels, or they are not of its image's size.
-    """
-    labels = []
-    for i, sample in enumerate(batch):
-        name = sample.get("file_name", f"image {i} of the batch")
-        image_labels = sample["target"].get("sem_seg")
-        if image_labels is None:
-            raise UserError(f"{name}: no semantic labels to learn from; DATASETS.TRAIN must name a panoptic data set")
-        if image_labels.shape != sample["image"].shape[-2:]:
-            raise UserError(f"{name}: labels of {tuple(image_labels.shape)} pixels, image of {tuple(sample['image'].shape[-2:])}")
-        labels.append(image_labels.to(model.device))
-    return model.pad(labels, model.sem_seg_head.ignore_value)

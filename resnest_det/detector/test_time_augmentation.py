@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 from resnest_det.data.transforms import Flip, Resize, Transform, short_side_size, transform_image
-from resnest_det.detector.boxes import clip_boxes
 from resnest_det.detector.postprocess import rescale_detections
 from resnest_det.detector.rcnn import GeneralizedRCNN
 
@@ -54,7 +54,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
             for view, detection in zip(chunk, self._boxes(chunk))
         ]
         boxes, scores, classes = (torch.cat(values) for values in zip(*found))
-        detections = self._predictor().suppress(clip_boxes(boxes, size), scores, classes)
+        detections = self.model.roi_heads.final_predictor.suppress(clip_boxes_to_image(boxes, size), scores, classes)
         if self.model.roi_heads.mask_head is not None:
             detections["mask_probabilities"] = self._masks(detections, size, views)
         return rescale_detections(detections, size, size)
@@ -103,10 +103,6 @@ class GeneralizedRCNNWithTTA(nn.Module):
             x0, y0, x1, y1 = boxes.unbind(1)
             boxes = torch.stack((width - x1, y0, width - x0, y1), dim=1)
         return boxes if to_view else boxes / scale
-
-    def _predictor(self) -> nn.Module:
-        predictor = self.model.roi_heads.box_predictor
-        return predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor
 
 
 def _chunks(views: list[dict]) -> list[list[dict]]:

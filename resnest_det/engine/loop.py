@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ def seed_everything(*numbers: int) -> None:
 
 def train_loop(
     model: nn.Module,
-    batches: Iterator[Sequence[dict]],
+    batches: Iterator[Any],
     optimizer: torch.optim.Optimizer,
     scheduler: Scheduler,
     *,
@@ -40,9 +40,10 @@ def train_loop(
     seed: int,
     scaler: torch.amp.GradScaler,
     autocast: torch.autocast,
+    names_of: Callable[[Any], list[str]],
     clip_gradients: Callable | None = None,
     log: TrainingLog | None = None,
-    after_step: Sequence[Callable[[int, Sequence[dict]], None]] = (),
+    after_step: Sequence[Callable[[int, Any], None]] = (),
 ) -> None:
     """Train `model` from `start_iteration` until `max_iter` iterations are done.
 
@@ -54,6 +55,7 @@ def train_loop(
         batches: this process's part of each global batch, beginning with that of `start_iteration`.
         scaler: for fp16; a disabled one otherwise.
         autocast: entered around the forward pass; a disabled one for full precision.
+        names_of: what a batch is called in messages, the files of its images for instance.
         clip_gradients: called with the parameters before each update.
         log: told of each iteration; the main process's only.
         after_step: called in order with the iteration just done and its batch.
@@ -75,10 +77,10 @@ def train_loop(
                 losses = model(batch)
                 total = sum(losses.values())
         except UserError as error:
-            raise UserError(f"iteration {iteration}: {error}; images of this step: {', '.join(_images(batch))}") from error
+            raise UserError(f"iteration {iteration}: {error}; images of this step: {', '.join(names_of(batch))}") from error
         scaler.scale(total).backward()
         values, data_time = reduce_losses(losses, data_time)
-        check_finite(values, batch, iteration)
+        check_finite(values, names_of(batch), iteration)
         scaler.unscale_(optimizer)
         if clip_gradients is not None:
             clip_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
@@ -106,21 +108,17 @@ def reduce_losses(losses: Mapping[str, torch.Tensor], data_time: float) -> tuple
     return dict(zip(losses, means, strict=True)), longest
 
 
-def check_finite(losses: Mapping[str, float], batch: Sequence[dict], iteration: int) -> None:
+def check_finite(losses: Mapping[str, float], names: list[str], iteration: int) -> None:
     """See that every loss (averaged over the processes) is a finite number.
 
     Raises:
-        UserError: on every process, naming the losses and the images of all processes.
+        UserError: on every process, naming the losses and the images of all processes; `names` are this one's.
     """
     if np.isfinite(list(losses.values())).all():
         return
-    images = [name for names in all_gather_objects(_images(batch)) for name in names]
+    images = [name for gathered in all_gather_objects(names) for name in gathered]
     wrong = ", ".join(f"{name} {value}" for name, value in losses.items() if not np.isfinite(value))
     raise UserError(
         f"loss is not finite at iteration {iteration}: {wrong}; images of this step: {', '.join(images)}; a lower "
-        "SOLVER.BASE_LR, more SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS.ENABLED True usually helps"
+        "learning rate, a longer warm-up or clipping of gradients usually helps"
     )
-
-
-def _images(batch: Sequence[dict]) -> list[str]:
-    return [str(sample.get("file_name", "?")) for sample in batch]

@@ -1,6 +1,5 @@
 """Optimizer parameter groups, gradient clipping and learning-rate schedules, with Detectron2's semantics."""
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -15,9 +14,7 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
-from resnest_det.errors import UserError
-
-logger = logging.getLogger(__name__)
+from resnest_det.errors import ArgumentError
 
 NORM_LAYERS = (
     nn.modules.batchnorm._BatchNorm,
@@ -62,7 +59,9 @@ def parameter_groups(
 def gradient_clipper(clip_type: str, clip_value: float, norm_type: float = 2.0) -> Callable[[Iterable[nn.Parameter]], None]:
     """A function that clips each parameter's gradient on its own: by absolute value ("value") or norm ("norm")."""
     if clip_type not in ("value", "norm"):
-        raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip_type!r}; supported are 'value' and 'norm'")
+        raise ArgumentError("clip_type", f"{clip_type!r} is not supported; supported: 'value', 'norm'")
+    if not clip_value > 0:
+        raise ArgumentError("clip_value", f"is {clip_value}; it must be above 0")
 
     def clip(parameters: Iterable[nn.Parameter]) -> None:
         for parameter in parameters:
@@ -75,26 +74,40 @@ def gradient_clipper(clip_type: str, clip_value: float, norm_type: float = 2.0) 
 
 
 def multi_step_schedule(steps: Sequence[int], gamma: float, max_iter: int) -> ParamScheduler:
-    """Multiply by `gamma` at each iteration of `steps`; those beyond `max_iter` are ignored with a warning."""
-    if list(steps) != sorted(set(steps)) or any(step < 1 for step in steps):
-        raise UserError(f"SOLVER.STEPS is {tuple(steps)}; it must be increasing iteration numbers from 1")
+    """Multiply by `gamma` at each iteration of `steps`; those beyond `max_iter` are ignored.
+
+    Raises:
+        ArgumentError: `steps` are not increasing numbers of iterations.
+    """
+    if list(steps) != sorted(set(steps)) or any(not isinstance(step, int) or step < 1 for step in steps):
+        raise ArgumentError("steps", f"is {tuple(steps)}; it must be increasing iteration numbers from 1")
     kept = [step for step in steps if step < max_iter]
-    if any(step > max_iter for step in steps):
-        logger.warning("SOLVER.STEPS %s holds values beyond SOLVER.MAX_ITER %d, which are ignored", tuple(steps), max_iter)
     return MultiStepParamScheduler([gamma**k for k in range(len(kept) + 1)], num_updates=max_iter, milestones=kept)
 
 
-def cosine_schedule(end_factor: float) -> ParamScheduler:
-    """Half a cosine from 1 down to `end_factor` (0 to 1)."""
-    if not 0 <= end_factor <= 1:
-        raise UserError(f"SOLVER.BASE_LR_END over SOLVER.BASE_LR is {end_factor:g}; it must be from 0 to 1")
-    return CosineParamScheduler(1, end_factor)
+def cosine_schedule(base_lr: float, end_lr: float) -> ParamScheduler:
+    """Half a cosine from 1 down to `end_lr / base_lr`.
+
+    Raises:
+        ArgumentError: `base_lr` is not above 0, or `end_lr` not from 0 to `base_lr`.
+    """
+    if not base_lr > 0:
+        raise ArgumentError("base_lr", f"is {base_lr}; a cosine needs it above 0")
+    if not 0 <= end_lr <= base_lr:
+        raise ArgumentError("end_lr", f"is {end_lr:g}; it must be from 0 to the base learning rate, {base_lr:g}")
+    return CosineParamScheduler(1, end_lr / base_lr)
 
 
 def fixed_gamma_schedule(gamma: float, num_decays: int, max_iter: int) -> ParamScheduler:
-    """`num_decays` equally spaced multiplications by `gamma`."""
-    if num_decays < 1 or gamma <= 0:
-        raise UserError(f"SOLVER.NUM_DECAYS is {num_decays} and SOLVER.GAMMA {gamma:g}; both must be above 0")
+    """`num_decays` equally spaced multiplications by `gamma`.
+
+    Raises:
+        ArgumentError: one of them is not above 0.
+    """
+    if num_decays < 1:
+        raise ArgumentError("num_decays", f"is {num_decays}; it must be at least 1")
+    if not gamma > 0:
+        raise ArgumentError("gamma", f"is {gamma:g}; it must be above 0")
     return StepWithFixedGammaParamScheduler(base_value=1.0, num_decays=num_decays, gamma=gamma, num_updates=max_iter)
 
 
@@ -107,13 +120,15 @@ def with_warmup(
     rises to the value that the schedule has where it takes over ("linear"). With `rescale_interval` the
     whole schedule is squeezed into what remains after the warm-up.
     """
+    if not 0 <= length <= 1:
+        raise ArgumentError("length", f"is {length:g}; it must be from 0 to 1")
     start = factor * schedule(0.0)
     if method == "linear":
         warmup = LinearParamScheduler(start, schedule(0.0) if rescale_interval else schedule(length))
     elif method == "constant":
         warmup = ConstantParamScheduler(start)
     else:
-        raise UserError(f"SOLVER.WARMUP_METHOD is {method!r}; supported are 'linear' and 'constant'")
+        raise ArgumentError("method", f"{method!r} is not supported; supported: 'linear', 'constant'")
     return CompositeParamScheduler(
         [warmup, schedule],
         lengths=[length, 1 - length],

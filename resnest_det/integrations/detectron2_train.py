@@ -30,7 +30,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnest_det.configuration.model import check_batch_norm
-from resnest_det.configuration.reading import find_config_file, merge_file, with_values
+from resnest_det.configuration.nodes import with_values
+from resnest_det.configuration.reading import find_config_file, merge_file
 from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, Architecture
 from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.engine.precise_bn import update_batch_norm_statistics

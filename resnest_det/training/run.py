@@ -170,6 +170,7 @@ class _Run:
             autocast=torch.autocast(
                 device.type, torch.float16 if device.type == "cuda" else torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED
             ),
+            names_of=_file_names,
             clip_gradients=build_gradient_clipper(cfg),
             log=self.log,
             after_step=self._after_step(),
@@ -223,6 +224,10 @@ class _Run:
         if (iteration + 1) % self.cfg.VIS_PERIOD == 0:
             picture = training_picture(self.model, batch[0], self.cfg.INPUT.FORMAT, self.images.class_names)
             self.log.image(iteration, "truth and prediction", picture)
+
+
+def _file_names(batch: list[dict]) -> list[str]:
+    return [str(sample.get("file_name", "?")) for sample in batch]
 
 
 def _distributed(model: nn.Module, device: torch.device) -> nn.Module:

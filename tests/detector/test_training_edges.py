@@ -65,15 +65,15 @@ def test_image_with_other_channels_is_refused():
     "values, message",
     [
         ({"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": False}, "CLS_AGNOSTIC_BBOX_REG"),
-        ({"MODEL.ROI_BOX_CASCADE_HEAD.IOUS": (0.5, 0.6)}, "2 stages and BBOX_REG_WEIGHTS 3"),
-        ({"MODEL.ROI_BOX_CASCADE_HEAD.IOUS": (0.4, 0.6, 0.7)}, "IOU_THRESHOLDS"),
+        ({"MODEL.ROI_BOX_CASCADE_HEAD.IOUS": (0.5, 0.6)}, "IOUS has 2 values for 3 heads"),
+        ({"MODEL.ROI_BOX_CASCADE_HEAD.IOUS": (0.4, 0.6, 0.7)}, "IOUS starts with 0.4, but regions are sampled at 0.5"),
         ({"MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p4"]}, "twice"),
         ({"MODEL.RPN.IN_FEATURES": ["p2", "p7"]}, "MODEL.RPN.IN_FEATURES"),
         ({"MODEL.FPN.IN_FEATURES": ["res2", "res4"]}, "MODEL.FPN.IN_FEATURES"),
         ({"MODEL.RESNETS.RES5_DILATION": 2}, "MODEL.FPN.IN_FEATURES"),
         ({"MODEL.RESNETS.RES4_DILATION": 2}, "RES4_DILATION"),
         ({"MODEL.ROI_BOX_HEAD.NUM_CONV": 0, "MODEL.ROI_BOX_HEAD.NUM_FC": 0}, "NUM_CONV"),
-        ({"MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64]]}, "anchor sizes"),
+        ({"MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64]]}, "ANCHOR_GENERATOR.SIZES has 2 lists"),
     ],
 )
 def test_values_that_do_not_fit_are_named(values, message):

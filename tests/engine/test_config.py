@@ -121,3 +121,36 @@ def test_wrong_file_is_named(tmp_path, text, expected):
 def test_unknown_config_names_the_nearest():
     with pytest.raises(UserError, match="mask_rcnn_ResNeSt50_FPN"):
         load_config("mask_rcnn_ResNeSt50")
+
+
+@pytest.mark.parametrize(
+    "recipe, overrides, message",
+    [
+        ("mask_rcnn_ResNeSt50_FPN", ["SOLVER.STEPS", "(4, 2)"], r"SOLVER.STEPS is \(4, 2\)"),
+        ("mask_rcnn_ResNeSt50_FPN", ["SOLVER.STEPS", "(1.5,)"], r"SOLVER.STEPS is \(1.5,\)"),
+        ("mask_rcnn_ResNeSt50_FPN", ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.SIZE", "[2.0, 3.0]"], "INPUT.CROP.SIZE"),
+        ("mask_rcnn_ResNeSt50_FPN", ["INPUT.MIN_SIZE_TRAIN", "()"], "INPUT.MIN_SIZE_TRAIN"),
+        ("cascade_rcnn_ResNeSt50_FPN", ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "False"], "CLS_AGNOSTIC_BBOX_REG False"),
+        ("cascade_rcnn_ResNeSt50_FPN", ["MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "(0.5,)"], "CASCADE_HEAD.IOUS has 1 values"),
+        ("mask_rcnn_ResNeSt50_FPN", ["MODEL.RESNETS.RES4_DILATION", "2"], "MODEL.RESNETS.RES4_DILATION 2"),
+        (
+            "mask_rcnn_ResNeSt50_FPN",
+            ["MODEL.RESNETS.RADIX", "3"],
+            "MODEL.RESNETS: .*64 channels cannot be divided into 1 groups x radix 3",
+        ),
+        (
+            "mask_rcnn_ResNeSt50_FPN",
+            ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR_END", "-3.0"],
+            "SOLVER.BASE_LR_END is -3",
+        ),
+        ("mask_rcnn_ResNeSt50_FPN", ["MODEL.ROI_BOX_HEAD.NUM_CONV", "0", "MODEL.ROI_BOX_HEAD.NUM_FC", "0"], "needs a layer"),
+        ("mask_rcnn_ResNeSt50_FPN", ["MODEL.RPN.BBOX_REG_LOSS_TYPE", "l3"], "MODEL.RPN.BBOX_REG_LOSS_TYPE 'l3'"),
+        ("mask_rcnn_ResNeSt50_FPN", ["MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", "-1.0"], "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA -1"),
+        ("mask_rcnn_ResNeSt50_FPN", ["SOLVER.MOMENTUM", "-1.0"], "MOMENTUM -1"),
+        ("mask_rcnn_ResNeSt50_FPN", ["MODEL.FPN.FUSE_TYPE", "max"], "MODEL.FPN.FUSE_TYPE 'max'"),
+    ],
+)
+def test_everything_is_refused_when_it_is_loaded(recipe, overrides, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_config(recipe, overrides)
+    assert "\n" not in str(error.value)

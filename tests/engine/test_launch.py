@@ -28,7 +28,7 @@ def _together(folder):
     losses = {"loss_cls": torch.tensor(1.0 + rank), "loss_mask": torch.tensor(0.5)}
     (folder / str(rank)).write_text(repr(all_gather_objects(reduce_losses(losses, data_time=float(rank)))))
     losses, _ = reduce_losses({"loss_cls": torch.tensor(float("nan") if rank else 1.0)}, 0.0)
-    check_finite(losses, [{"file_name": f"{rank}.jpg"}], 8)
+    check_finite(losses, [f"{rank}.jpg"], 8)
 
 
 def _sync_batch_norm():

@@ -55,6 +55,7 @@ def _train(model, *, start=0, max_iter=4, optimizer=None, amp=False, **more):
         max_iter=max_iter,
         seed=3,
         log=log,
+        names_of=lambda batch: [sample["file_name"] for sample in batch],
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         autocast=torch.autocast("cpu", torch.bfloat16, enabled=amp),
         **more,

@@ -311,7 +311,7 @@ def test_a_trained_model_has_the_weights_of_the_published_file(tmp_path, monkeyp
         (
             "cascade_rcnn_ResNeSt50_FPN",
             ["MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "(0.5, 0.6)"],
-            "IOUS has 2 stages and BBOX_REG_WEIGHTS 3",
+            "IOUS has 2 values for 3 heads, 3 predictors",
         ),
         ("mask_rcnn_ResNeSt50_FPN", ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "()"], "TEST.AUG.MIN_SIZES"),
         ("mask_rcnn_ResNeSt50_FPN", ["TEST.AUG.ENABLED", "True", "TEST.AUG.MAX_SIZE", "0"], "TEST.AUG.MAX_SIZE"),
