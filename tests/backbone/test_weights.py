@@ -13,7 +13,7 @@ from resnest_det.backbone.resnest import ResNeSt
 from resnest_det.backbone.variants import looks_like
 from resnest_det.configuration.weights import check_input_matches
 from resnest_det.weights.names import from_own_names, state_dict_of, to_own_names
-from tests.backbone.timm_reference import images, randomise, timm_model
+from tests.helpers.timm_reference import images, randomise, timm_model
 
 SMALL = dict(blocks=(1, 1, 1, 1), stem_width=8, bottleneck_channels=16, res2_out_channels=32)
 

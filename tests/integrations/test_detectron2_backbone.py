@@ -17,7 +17,6 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_model  #
 from detectron2.structures import Boxes, Instances, Keypoints  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 from fvcore.nn.precise_bn import get_bn_modules  # noqa: E402
-from golden.fill import fill  # noqa: E402
 
 from resnest_det.backbone.classifier import create_model  # noqa: E402
 from resnest_det.backbone.loading import load_weights  # noqa: E402
@@ -26,6 +25,7 @@ from resnest_det.configuration.reading import config_folder, load_config  # noqa
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.integrations import detectron2_weights  # noqa: E402
 from resnest_det.integrations.detectron2 import ResNeStBackbone, add_resnest_config  # noqa: E402
+from tests.helpers.fill import fill  # noqa: E402
 
 STAGES = ["res2", "res3", "res4", "res5"]
 SMALL = [

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from tiny_run import read_metrics, write_tiny_run
+
+from tests.helpers.tiny_run import read_metrics, write_tiny_run
 
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from golden.fill import fill
 
 from resnest_det.commands import to_mmdet
 from resnest_det.configuration.model import assemble_model
@@ -14,6 +13,7 @@ from resnest_det.data.shapes import write_shapes
 from resnest_det.errors import UserError
 from resnest_det.integrations.mmdet_checkpoint import from_mmdet_names, to_mmdet_names
 from resnest_det.integrations.mmdet_config import config_text, mmdet_config
+from tests.helpers.fill import fill
 
 MASK, PANOPTIC = "mask_rcnn_ResNeSt14_FPN_shapes", "panoptic_ResNeSt14_FPN_shapes"
 CASCADE = "cascade_mask_rcnn_ResNeSt14_FPN_dcn_shapes"

@@ -12,10 +12,8 @@ import torch
 pytestmark = pytest.mark.mmdet
 pytest.importorskip("mmdet")
 
-from golden.fill import fill  # noqa: E402
 from mmdet.registry import MODELS as REGISTRY  # noqa: E402
 from mmdet.testing import demo_mm_inputs  # noqa: E402
-from mmdet_agreement import matched, own_results, panoptic_figures, same_pixels, their_results  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.optim import OptimWrapper  # noqa: E402
 from mmengine.registry import PARAM_SCHEDULERS  # noqa: E402
@@ -29,6 +27,8 @@ from resnest_det.data.catalog import get_dataset, register_coco  # noqa: E402
 from resnest_det.data.shapes import write_shapes  # noqa: E402
 from resnest_det.evaluation.coco import COCOEvaluator, detections_to_coco  # noqa: E402
 from resnest_det.integrations.mmdet_schedule import schedule_config  # noqa: E402
+from tests.helpers.fill import fill  # noqa: E402
+from tests.helpers.mmdet_agreement import matched, own_results, panoptic_figures, same_pixels, their_results  # noqa: E402
 
 # The longer side of some images is what limits their size.
 TINY = [

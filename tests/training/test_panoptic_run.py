@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from tiny_run import losses_of, read_metrics
 
 from resnest_det.commands.train_net import main
 from resnest_det.data.shapes import write_shapes
 from resnest_det.errors import UserError
+from tests.helpers.tiny_run import losses_of, read_metrics
 
 TINY = [
     "MODEL.DEVICE",

@@ -15,7 +15,7 @@ from PIL import Image
 from resnest_det import UserError, create_model, transforms_for
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.names import from_own_names
-from tests.backbone.timm_reference import randomise
+from tests.helpers.timm_reference import randomise
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
