@@ -32,6 +32,12 @@ def builtin_engine():
 
 
 @pytest.fixture
+def own_registry(monkeypatch):
+    """Datasets that are registered in this test only."""
+    monkeypatch.setattr("resnest_det.data.catalog._registered", {})
+
+
+@pytest.fixture
 def write_coco(tmp_path):
     """write_coco(images=[(id, height, width)], annotations=[...], categories=[...], name=...) -> (json file, image folder)."""
     from tests.helpers.datasets import write_coco

@@ -51,7 +51,7 @@ def write_panoptic_shapes(folder: Path, images: dict[str, int], without_instance
         without_instances: splits whose objects are to be taken from the panoptic file.
 
     Returns:
-        Flags of a command that register each split as SPLIT_FOLDER.
+        Flags of a command that register each split as FOLDER_SPLIT, after the last part of the folder: a process registers a name once.
     """
     shapes = folder / "shapes"
     write_shapes(shapes, images)
@@ -60,5 +60,5 @@ def write_panoptic_shapes(folder: Path, images: dict[str, int], without_instance
         paths = [f"{shapes}/annotations/panoptic_{split}.json", f"{shapes}/panoptic_{split}", f"{shapes}/{split}"]
         if split not in without_instances:
             paths.append(f"{shapes}/annotations/instances_{split}.json")
-        flags += ["--register-panoptic", f"{split}_{folder.name}={','.join(paths)}"]
+        flags += ["--register-panoptic", f"{folder.name}_{split}={','.join(paths)}"]
     return flags
