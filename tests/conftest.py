@@ -2,12 +2,13 @@
 
 import os
 import re
+from functools import partial
 
 import pytest
 
 # On tensors as small as here a second compute thread costs more than it gives, most of all on a busy machine. Read when torch
-# is first imported, and inherited by the tools that tests start.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# is first imported, which is why this file imports nothing that does; inherited by the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,3 +29,25 @@ def builtin_engine():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("resnest_det.commands.train_net.is_installed", lambda name: False)
         yield
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """Datasets that are registered in this test only."""
+    monkeypatch.setattr("resnest_det.data.catalog._registered", {})
+
+
+@pytest.fixture
+def write_coco(tmp_path):
+    """write_coco(images=[(id, height, width)], annotations=[...], categories=[...], name=...) -> (json file, image folder)."""
+    from tests.helpers.datasets import write_coco
+
+    return partial(write_coco, tmp_path)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Arguments of train_net for a tiny run in `tmp_path`, its output folder `tmp_path`/out."""
+    from tests.helpers.tiny_run import write_tiny_run
+
+    return write_tiny_run(tmp_path)

@@ -5,28 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from resnest_det.backbone.folding import fold_norms
 from resnest_det.backbone.layers import Conv2d
 from resnest_det.backbone.resnest import ResNeSt
-
-BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
-
-
-def randomise_norms(model):
-    """Statistics and affine parameters that are all different, so that none can be left out or exchanged unnoticed."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, BATCH_NORMS):
-            for tensor, low, high in (
-                (module.weight, 0.5, 1.5),
-                (module.bias, -0.5, 0.5),
-                (module.running_mean, -0.5, 0.5),
-                (module.running_var, 0.5, 2.0),
-            ):
-                with torch.no_grad():
-                    tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
+from tests.helpers.networks import BATCH_NORMS, randomise_norms
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from resnest_det import create_model
 from resnest_det.backbone.variants import VARIANTS
 from resnest_det.weights.names import from_own_names
 from resnest_det.weights.published import ALIASES
-from tests.backbone.timm_reference import images, timm_model, with_weights_of
+from tests.helpers.timm_reference import images, timm_model, with_weights_of
 
 BIG = ("resnest200", "resnest269")
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in BIG else ()) for name in VARIANTS]

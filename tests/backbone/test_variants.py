@@ -15,7 +15,7 @@ from resnest_det.backbone import classifier
 from resnest_det.backbone.variants import VARIANTS
 from resnest_det.weights.names import from_own_names
 from resnest_det.weights.published import ALIASES
-from tests.backbone.timm_reference import images, randomise, timm_model, with_weights_of
+from tests.helpers.timm_reference import images, randomise, timm_model, with_weights_of
 
 PARAMETERS = {
     "resnest14": 10_611_688,

@@ -1,4 +1,4 @@
-"""Weights of every layout into classifiers and detectors, mismatches, and translation there and back."""
+"""Weights of every layout into classifiers and detectors, and mismatches."""
 
 import pickle
 
@@ -11,15 +11,9 @@ from torch import nn
 from resnest_det import UserError, create_model, load_weights
 from resnest_det.backbone.resnest import ResNeSt
 from resnest_det.backbone.variants import looks_like
-from resnest_det.configuration.weights import check_input_matches
-from resnest_det.weights.names import from_own_names, state_dict_of, to_own_names
-from tests.backbone.timm_reference import images, randomise, timm_model
-
-SMALL = dict(blocks=(1, 1, 1, 1), stem_width=8, bottleneck_channels=16, res2_out_channels=32)
-
-
-def small_backbone(seed=0, **arguments):
-    return randomise(ResNeSt(**{**SMALL, **arguments}), seed)
+from resnest_det.weights.names import from_own_names, to_own_names
+from tests.helpers.networks import SMALL, assert_same, small_backbone
+from tests.helpers.timm_reference import images, randomise
 
 
 class Detector(nn.Module):
@@ -40,12 +34,6 @@ def numpied(state):
 
 def with_prefix(prefix, state):
     return {prefix + name: value for name, value in state.items()}
-
-
-def assert_same(state, expected):
-    assert state.keys() == expected.keys()
-    for name, value in expected.items():
-        assert state[name].dtype == value.dtype and torch.equal(state[name], value), name
 
 
 @pytest.mark.parametrize(
@@ -178,97 +166,6 @@ def test_detectron2_zoo_names_its_head_fc(tmp_path):
     assert load_weights(Detector(), tmp_path / "R-50.pkl").left.keys() == {"stem.fc.weight", "stem.fc.bias"}
 
 
-@pytest.mark.parametrize("layout", ["timm", "mmdet", "detectron2"])
-@pytest.mark.parametrize("deformable", [False, True])
-def test_there_and_back_is_bit_for_bit_the_same(layout, deformable):
-    arguments = dict(deform_on_per_stage=(False, True, True, True), deform_modulated=True, deform_groups=2) if deformable else {}
-    head = {"linear.weight": torch.rand(5, 256), "linear.bias": torch.rand(5)}
-    source = {**small_backbone(seed=1, **arguments).state_dict(), **head}
-    source["stem.conv1_1.norm.num_batches_tracked"].fill_(12345)
-    translated = from_own_names(source, layout)
-    back, origin, recognised, prefix = to_own_names(translated)
-    assert (recognised, prefix) == (layout, "") and set(origin.values()) == set(translated)
-    assert_same(back, source)
-    if layout == "timm" and not deformable:
-        assert "conv1.0.weight" in translated and "bn1.running_mean" in translated and "fc.weight" in translated
-    if layout == "mmdet":
-        assert ("layer2.0.conv2.conv.conv_offset.weight" in translated) == deformable
-
-
-def test_mmdetections_names_are_these():
-    # As `ResNeSt` of MMDetection 3.3 builds its stem, blocks and shortcuts (mmdet/models/backbones/resnest.py, resnet.py).
-    own = [
-        "stem.conv1_1.weight",
-        "stem.conv1_1.norm.bias",
-        "stem.conv1_2.weight",
-        "stem.conv1_2.norm.bias",
-        "stem.conv1_3.weight",
-        "stem.conv1_3.norm.bias",
-        "res3.1.conv1.weight",
-        "res3.1.conv1.norm.bias",
-        "res3.1.conv2.conv.weight",
-        "res3.1.conv2.bn0.bias",
-        "res3.1.conv2.fc1.bias",
-        "res3.1.conv2.bn1.bias",
-        "res3.1.conv2.fc2.bias",
-        "res3.1.conv3.weight",
-        "res3.1.conv3.norm.bias",
-        "res2.0.shortcut.weight",
-        "res2.0.shortcut.norm.bias",
-        "res5.0.shortcut.norm.running_var",
-    ]
-    theirs = [
-        "stem.0.weight",
-        "stem.1.bias",
-        "stem.3.weight",
-        "stem.4.bias",
-        "stem.6.weight",
-        "stem.7.bias",
-        "layer2.1.conv1.weight",
-        "layer2.1.bn1.bias",
-        "layer2.1.conv2.conv.weight",
-        "layer2.1.conv2.bn0.bias",
-        "layer2.1.conv2.fc1.bias",
-        "layer2.1.conv2.bn1.bias",
-        "layer2.1.conv2.fc2.bias",
-        "layer2.1.conv3.weight",
-        "layer2.1.bn3.bias",
-        "layer1.0.downsample.1.weight",
-        "layer1.0.downsample.2.bias",
-        "layer4.0.downsample.2.running_var",
-    ]
-    state = {name: torch.tensor(index) for index, name in enumerate(own)}
-    assert from_own_names(state, "mmdet") == dict(zip(theirs, state.values()))
-    assert to_own_names(dict(zip(theirs, state.values())))[0] == state
-
-    # The norms of blocks are called after their kind, those of stem and shortcut by their place.
-    del state["res5.0.shortcut.norm.running_var"], theirs[-1]
-    theirs = [name.replace(".bn", ".gn") for name in theirs]
-    assert from_own_names(state, "mmdet") == dict(zip(theirs, state.values()))
-    assert to_own_names(dict(zip(theirs, state.values())))[0] == state
-
-
-def test_grouped_offsets_compute_the_same_as_mmdetections_dense_ones():
-    source = small_backbone(seed=1, deform_on_per_stage=(False, True, False, False), deform_modulated=True, deform_groups=2)
-    offset = source.res3[0].conv2_offset
-    dense = from_own_names(source.state_dict(), "mmdet")["layer2.0.conv2.conv.conv_offset.weight"]
-    x = images(1, 8, channels=dense.shape[1])
-    torch.testing.assert_close(nn.functional.conv2d(x, dense, offset.bias, padding=1), offset(x), rtol=1e-5, atol=1e-5)
-
-    state = from_own_names(source.state_dict(), "mmdet")
-    state["layer2.0.conv2.conv.conv_offset.weight"] = torch.rand_like(dense)
-    with pytest.raises(UserError, match="conv_offset.weight: offsets of a deformable group"):
-        to_own_names(state)
-
-
-def test_timms_own_names_are_these():
-    reference = timm_model("resnest14")
-    own, _, layout, _ = to_own_names(reference.state_dict())
-    assert layout == "timm"
-    assert_same(from_own_names(own, "timm"), reference.state_dict())
-    assert own.keys() == create_model("resnest14").state_dict().keys()
-
-
 @pytest.mark.parametrize(
     "checkpoint, reason",
     [({"epoch": 3}, "no tensors by name"), ({"encoder.weight": torch.zeros(2)}, "no ResNeSt or ResNet in a layout known here")],
@@ -277,11 +174,6 @@ def test_something_without_a_backbone(tmp_path, checkpoint, reason):
     torch.save(checkpoint, tmp_path / "x.pth")
     with pytest.raises(UserError, match=f"x.pth: .*{reason}"):
         load_weights(small_backbone(), tmp_path / "x.pth")
-
-
-def test_averaged_weights_come_before_the_others():
-    state = {"a": torch.ones(1)}
-    assert state_dict_of({"state_dict": {"a": torch.zeros(1)}, "state_dict_ema": state})["a"] == 1
 
 
 @pytest.mark.parametrize("name", ["resnest14", "resnest50", "resnest101", "resnest50_fast_4s2x40d", "resnest50_fast_1s4x24d"])
@@ -297,15 +189,3 @@ def test_checkpoint_of_another_variant_says_which(tmp_path):
     torch.save(create_model("resnest14").state_dict(), tmp_path / "x.pth")
     with pytest.raises(UserError, match="the file looks like resnest14, the model like resnest26"):
         create_model("resnest26", checkpoint_path=str(tmp_path / "x.pth"))
-
-
-def test_input_that_does_not_fit_the_weights():
-    mean, std = [123.68, 116.779, 103.939], [58.393, 57.12, 57.375]  # the published recipes'
-    assert check_input_matches(mean, std, "RGB", "resnest://resnest50") == []
-    bgr = check_input_matches(mean[::-1], [1.0, 1.0, 1.0], "BGR", "resnest50.pth")
-    assert len(bgr) == 3
-    assert "MODEL.PIXEL_MEAN" in bgr[0] and "123.675, 116.280, 103.530" in bgr[0]
-    assert "MODEL.PIXEL_STD" in bgr[1] and "58.395" in bgr[1]
-    assert "INPUT.FORMAT is BGR" in bgr[2]
-    assert check_input_matches(mean[::-1], [1.0, 1.0, 1.0], "BGR", "") == []
-    assert check_input_matches(mean[::-1], [1.0] * 3, "BGR", "detectron2://ImageNetPretrained/MSRA/R-50.pkl") == []

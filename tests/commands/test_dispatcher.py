@@ -1,6 +1,7 @@
 """The installed command `resnest-det`: what it lists, which command it runs, and that a wheel has everything it needs."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,46 +17,46 @@ from resnest_det import commands
 ROOT = Path(__file__).parents[2]
 
 
-def run_python(*arguments, folder=ROOT):
-    """In a process of its own, as sys.argv and the settings of the process are meant."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=folder, env=environment)
-
-
-def resnest_det_command(*arguments, folder=ROOT):
-    return run_python("-c", "from resnest_det.commands import main; main()", *arguments, folder=folder)
-
-
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_help_has_a_line_for_each_command(arguments):
+def test_help_has_a_line_for_each_command(arguments, resnest_det_command):
     done = resnest_det_command(*arguments)
-    assert done.returncode == 0 and not done.stderr
+    assert done.status == 0 and not done.stderr
     for name, (_, what) in commands.COMMANDS.items():
         assert any(line.split() == [name, *what.split()] for line in done.stdout.splitlines())
 
 
-def test_version():
+def test_version(resnest_det_command):
     assert resnest_det_command("--version").stdout == f"resnest-det {resnest_det.__version__}\n"
 
 
-def test_unknown_command_is_one_line_with_the_nearest_one():
+def test_unknown_command_is_one_line_with_the_nearest_one(resnest_det_command):
     done = resnest_det_command("trian")
-    assert done.returncode == 2 and not done.stdout
+    assert done.status == 2 and not done.stdout
     assert done.stderr == "error: there is no command 'trian', perhaps you mean 'train'; `resnest-det --help` lists them\n"
 
 
-def test_bad_input_is_one_line_and_status_2():
-    done = resnest_det_command("train", "--config-file", "no_such_recipe")
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: ") and "no_such_recipe" in done.stderr
+def test_bad_input_is_one_line_and_status_2(tmp_path):
+    """In processes of their own: the installed command, and a script from another folder."""
+    installed = [sys.executable, "-c", "from resnest_det.commands import main; main()", "train"]
+    for program in (installed, [sys.executable, ROOT / "tools" / "train_net.py"]):
+        done = subprocess.run(
+            [*program, "--config-file", "no_such_recipe"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("error: ") and "no_such_recipe" in done.stderr
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)
-def test_every_command_is_also_a_script_in_tools_with_the_same_help(name, tmp_path):
+def test_every_command_is_also_a_script_in_tools_with_the_same_help(name, ended, resnest_det_command):
     module, _ = commands.COMMANDS[name]
-    script = run_python(ROOT / "tools" / f"{module}.py", "--help", folder=tmp_path)
-    installed = resnest_det_command(name, "--help", folder=tmp_path)
-    assert script.returncode == installed.returncode == 0, script.stderr + installed.stderr
+    path = str(ROOT / "tools" / f"{module}.py")
+    script = ended(lambda: runpy.run_path(path, run_name="__main__"), [path, "--help"])
+    installed = resnest_det_command(name, "--help")
+    assert script.status == installed.status == 0, script.stderr + installed.stderr
     # They differ in how the program is called, which moves the line breaks of its usage.
     assert script.stdout.startswith(f"usage: {module}.py") and installed.stdout.startswith(f"usage: resnest-det {name}")
     options = [text[text.index("\n\n") :] for text in (script.stdout, installed.stdout)]
@@ -64,7 +65,7 @@ def test_every_command_is_also_a_script_in_tools_with_the_same_help(name, tmp_pa
 
 def test_the_package_and_its_help_do_not_load_torch():
     code = "import sys, resnest_det, resnest_det.commands as c; c.help_text(); print('torch' in sys.modules)"
-    done = run_python("-c", code)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "False\n", done.stderr
 
 

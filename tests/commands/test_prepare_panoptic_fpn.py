@@ -1,10 +1,6 @@
-"""tools/prepare_panoptic_fpn.py."""
+"""The command prepare_panoptic_fpn."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +8,9 @@ from PIL import Image
 
 from resnest_det.data.panoptic_png import encode_segment_ids
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
-def arguments(tmp_path):
+def arguments(tmp_path, own_registry):
     for folder in ("images", "panoptic_mine"):
         (tmp_path / folder).mkdir()
     categories = [
@@ -35,6 +29,7 @@ def arguments(tmp_path):
         content["annotations"].append({"image_id": image_id, "file_name": f"{image_id}.png", "segments_info": segments})
     (tmp_path / "panoptic.json").write_text(json.dumps(content))
     return [
+        "prepare-panoptic-fpn",
         "mine",
         "--processes",
         "2",
@@ -43,18 +38,9 @@ def arguments(tmp_path):
     ]
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, ROOT / "tools" / "prepare_panoptic_fpn.py", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-
-
-def test_semantic_pngs_are_written_where_detectron2_looks_and_only_once(tmp_path, arguments):
-    done = run(*arguments)
-    assert done.returncode == 0, done.stderr
+def test_semantic_pngs_are_written_where_detectron2_looks_and_only_once(tmp_path, arguments, resnest_det_command):
+    done = resnest_det_command(*arguments)
+    assert done.status == 0, done.stderr
     assert "mine: 3 written, 0 were there" in done.stdout
     folder = tmp_path / "panoptic_stuff_mine"
     assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.png", "2.png"]
@@ -64,16 +50,17 @@ def test_semantic_pngs_are_written_where_detectron2_looks_and_only_once(tmp_path
 
     (folder / "0.png").unlink()
     kept = (folder / "1.png").stat().st_mtime_ns
-    assert "mine: 1 written, 2 were there" in run(*arguments).stdout
+    assert "mine: 1 written, 2 were there" in resnest_det_command(*arguments).stdout
     assert (folder / "0.png").exists() and (folder / "1.png").stat().st_mtime_ns == kept
 
 
-def test_broken_input_is_one_line_and_what_was_written_stays(tmp_path, arguments):
+def test_broken_input_is_one_line_and_what_was_written_stays(tmp_path, arguments, resnest_det_command):
     (tmp_path / "panoptic_mine" / "2.png").write_bytes(encode_segment_ids(np.full((4, 6), 8), ""))
-    failed = run(*arguments)
-    assert failed.returncode == 2
+    failed = resnest_det_command(*arguments)
+    assert failed.status == 2
     assert "panoptic_mine/2.png has a segment 8" in failed.stderr and "Traceback" not in failed.stderr
     (tmp_path / "panoptic_mine").rename(tmp_path / "elsewhere")
-    moved = [argument.replace("panoptic_mine", "elsewhere") for argument in arguments]
-    named = run(*moved)
-    assert named.returncode == 2 and "--output-dir" in named.stderr
+    # Under another name: in one process a name means one dataset.
+    moved = [argument.replace("panoptic_mine", "elsewhere").replace("mine", "moved") for argument in arguments]
+    named = resnest_det_command(*moved)
+    assert named.status == 2 and "--output-dir" in named.stderr

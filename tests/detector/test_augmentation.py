@@ -2,17 +2,16 @@
 
 import pytest
 import torch
-from golden.cases import make_samples
-from golden.observe import build_builtin
 
 from resnest_det.detector.test_time_augmentation import GeneralizedRCNNWithTTA
+from tests.helpers.cases import make_samples
+from tests.helpers.observe import build_builtin
 
 CASE = "cascade_mask_gn_ciou"
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)
     return build_builtin(CASE).eval()
 
 

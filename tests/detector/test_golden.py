@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden.cases import CASES
-from golden.observe import differences, observe_builtin
+
+from tests.helpers.cases import CASES
+from tests.helpers.observe import differences, observe_builtin
 
 FOLDER = Path(__file__).parents[1] / "golden"
 

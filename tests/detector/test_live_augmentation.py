@@ -8,14 +8,14 @@ pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model  # noqa: E402
-from golden.cases import make_samples, overrides  # noqa: E402
-from golden.fill import fill  # noqa: E402
-from golden.make_golden import from_detectron2, to_detectron2  # noqa: E402
-from golden.observe import build_builtin  # noqa: E402
 
 from resnest_det.configuration.defaults import default_config  # noqa: E402
 from resnest_det.configuration.model import build_test_time_augmentation  # noqa: E402
 from resnest_det.integrations.detectron2 import add_resnest_config  # noqa: E402
+from tests.helpers.cases import make_samples, overrides  # noqa: E402
+from tests.helpers.detectron2_reference import from_detectron2, to_detectron2  # noqa: E402
+from tests.helpers.fill import fill  # noqa: E402
+from tests.helpers.observe import build_builtin  # noqa: E402
 
 # The last is limited by MAX_SIZE; five views (with mirrors: ten) are no multiple of the images in a batch.
 AUGMENTATION = ["TEST.AUG.MIN_SIZES", (64, 80, 97, 110, 150), "TEST.AUG.MAX_SIZE", 170]

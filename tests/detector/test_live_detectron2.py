@@ -7,9 +7,9 @@ import torch
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
-from golden.cases import CASES, make_samples  # noqa: E402
-from golden.make_golden import build_detectron2, observe_detectron2, to_detectron2  # noqa: E402
-from golden.observe import SAME_PROCESS, build_builtin, differences, observe_builtin  # noqa: E402
+from tests.helpers.cases import CASES, make_samples  # noqa: E402
+from tests.helpers.detectron2_reference import build_detectron2, observe_detectron2, to_detectron2  # noqa: E402
+from tests.helpers.observe import SAME_PROCESS, build_builtin, differences, observe_builtin  # noqa: E402
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -48,11 +48,11 @@ def test_initialisation_has_the_same_spread():
     """Freshly built, every parameter has the same mean and standard deviation, up to chance."""
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model as build_theirs
-    from golden.cases import overrides
 
     from resnest_det.configuration.defaults import default_config
     from resnest_det.configuration.model import build_model
     from resnest_det.integrations.detectron2 import add_resnest_config
+    from tests.helpers.cases import overrides
 
     cfg = get_cfg()
     add_resnest_config(cfg)

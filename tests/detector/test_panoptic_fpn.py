@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from golden.cases import make_samples
-from golden.observe import build_builtin
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +9,8 @@ from resnest_det.configuration.model import build_model
 from resnest_det.configuration.reading import load_config
 from resnest_det.detector.panoptic import FusionLimits, fuse
 from resnest_det.errors import UserError
+from tests.helpers.cases import make_samples
+from tests.helpers.observe import build_builtin
 
 
 def detections(*objects: tuple[float, int, tuple[int, int]], size=(4, 10)) -> dict[str, torch.Tensor]:

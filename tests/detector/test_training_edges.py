@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from golden.cases import make_samples, overrides
-from golden.observe import build_builtin
 from torchvision.ops import box_iou
 
 from resnest_det.configuration.defaults import default_config
@@ -15,6 +13,8 @@ from resnest_det.detector.mask_head import crop_masks
 from resnest_det.detector.matching import match_boxes
 from resnest_det.detector.postprocess import paste_masks
 from resnest_det.errors import UserError
+from tests.helpers.cases import make_samples, overrides
+from tests.helpers.observe import build_builtin
 
 MASK, CASCADE = "mask_bn", "cascade_mask_gn_ciou"
 NO_OBJECTS = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": []}

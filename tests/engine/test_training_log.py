@@ -6,9 +6,9 @@ import re
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_run import read_metrics
 
 from resnest_det.engine.events import TrainingLog, cut_metrics, keep_earlier_metrics, peak_memory_mib
+from tests.helpers.tiny_run import read_metrics
 
 
 def _log(folder, start, end, max_iter=40):

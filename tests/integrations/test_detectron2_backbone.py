@@ -17,7 +17,6 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_model  #
 from detectron2.structures import Boxes, Instances, Keypoints  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 from fvcore.nn.precise_bn import get_bn_modules  # noqa: E402
-from golden.fill import fill  # noqa: E402
 
 from resnest_det.backbone.classifier import create_model  # noqa: E402
 from resnest_det.backbone.loading import load_weights  # noqa: E402
@@ -26,36 +25,23 @@ from resnest_det.configuration.reading import config_folder, load_config  # noqa
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.integrations import detectron2_weights  # noqa: E402
 from resnest_det.integrations.detectron2 import ResNeStBackbone, add_resnest_config  # noqa: E402
+from tests.helpers.configs import HERE, narrow, typed  # noqa: E402
+from tests.helpers.fill import fill  # noqa: E402
 
 STAGES = ["res2", "res3", "res4", "res5"]
-SMALL = [
-    "MODEL.DEVICE",
-    "cpu",
-    "MODEL.WEIGHTS",
-    "",
-    "MODEL.RESNETS.DEPTH",
-    14,
-    "MODEL.RESNETS.WIDTH_PER_GROUP",
-    32,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS",
-    32,
-    "MODEL.FPN.OUT_CHANNELS",
-    32,
-    "MODEL.ROI_BOX_HEAD.CONV_DIM",
-    32,
-    "MODEL.ROI_BOX_HEAD.FC_DIM",
-    32,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM",
-    32,
-    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS",
-    (32,),
-    "MODEL.RPN.PRE_NMS_TOPK_TEST",
-    50,
-    "MODEL.RPN.POST_NMS_TOPK_TEST",
-    20,
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-    0.0,
-]
+SMALL = HERE | narrow(32, 32)
+SMALL |= {
+    "MODEL.WEIGHTS": "",
+    "MODEL.RESNETS.DEPTH": 14,
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": (32,),
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+}
 
 
 def small_config(recipe: str = "mask_rcnn_ResNeSt50_FPN", *overrides):
@@ -63,7 +49,7 @@ def small_config(recipe: str = "mask_rcnn_ResNeSt50_FPN", *overrides):
     cfg = get_cfg()
     add_resnest_config(cfg)
     cfg.merge_from_file(str(next(config_folder().rglob(f"{recipe}.yaml"))))
-    cfg.merge_from_list([*SMALL, *overrides])
+    cfg.merge_from_list([*typed(SMALL), *overrides])
     return cfg
 
 

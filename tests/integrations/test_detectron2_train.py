@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from tiny_run import read_metrics, write_tiny_run
+
+from tests.helpers.tiny_run import read_metrics, write_tiny_run
 
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
@@ -12,26 +13,23 @@ pytest.importorskip("detectron2")
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 
 from resnest_det.commands.train_net import main  # noqa: E402
-from resnest_det.data.shapes import write_shapes  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.inference.evaluating import flatten_results  # noqa: E402
 from resnest_det.training.process import run_process  # noqa: E402
+from tests.helpers.configs import TINY_PANOPTIC, typed  # noqa: E402
+from tests.helpers.datasets import write_panoptic_shapes  # noqa: E402
 
 # Enough to find the rectangles of the training images again, whatever the seed: AP has to be more than 0 to be compared.
-LEARN = [
-    "SOLVER.MAX_ITER",
-    "120",
-    "SOLVER.STEPS",
-    "(100,)",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "1000",
-    "SOLVER.BASE_LR",
-    "0.03",
-    "TEST.EVAL_PERIOD",
-    "0",
-    "MODEL.DEVICE",
-    "cpu",
-]
+LEARN = typed(
+    {
+        "SOLVER.MAX_ITER": 120,
+        "SOLVER.STEPS": (100,),
+        "SOLVER.CHECKPOINT_PERIOD": 1000,
+        "SOLVER.BASE_LR": 0.03,
+        "TEST.EVAL_PERIOD": 0,
+        "MODEL.DEVICE": "cpu",
+    }
+)
 
 
 def results_of(arguments, engine: str, keys) -> dict[str, float]:
@@ -117,58 +115,18 @@ def test_run_writes_the_same_files_and_resumes(tmp_path):
 
 @pytest.mark.slow
 def test_panoptic_shapes(tmp_path, monkeypatch):
-    folder = tmp_path / "shapes"
-    write_shapes(folder, {"train": 4, "val": 3})
-    name, arguments = f"made_{tmp_path.name}", []
-    for split in ("train", "val"):
-        paths = (
-            f"{folder}/annotations/panoptic_{split}.json,{folder}/panoptic_{split},{folder}/{split},"
-            f"{folder}/annotations/instances_{split}.json"
-        )
-        arguments += ["--register-panoptic", f"{name}_{split}={paths}"]
-    main(
-        [
-            "--config-file",
-            "panoptic_ResNeSt14_FPN_shapes",
-            "--engine",
-            "detectron2",
-            *arguments,
-            "MODEL.DEVICE",
-            "cpu",
-            "DATALOADER.NUM_WORKERS",
-            "0",
-            "INPUT.MIN_SIZE_TRAIN",
-            "(64,)",
-            "INPUT.MIN_SIZE_TEST",
-            "64",
-            "MODEL.RESNETS.WIDTH_PER_GROUP",
-            "16",
-            "MODEL.RESNETS.RES2_OUT_CHANNELS",
-            "32",
-            "MODEL.FPN.OUT_CHANNELS",
-            "32",
-            "SOLVER.IMS_PER_BATCH",
-            "2",
-            "SOLVER.MAX_ITER",
-            "2",
-            "SOLVER.STEPS",
-            "(1,)",
-            "TEST.PRECISE_BN.NUM_ITER",
-            "1",
-            "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT",
-            "16",
-            "TEST.AUG.ENABLED",
-            "True",
-            "TEST.AUG.MIN_SIZES",
-            "(64,)",
-            "DATASETS.TRAIN",
-            f"('{name}_train',)",
-            "DATASETS.TEST",
-            f"('{name}_val',)",
-            "OUTPUT_DIR",
-            str(tmp_path / "out"),
-        ]
-    )
+    name, arguments = tmp_path.name, write_panoptic_shapes(tmp_path, {"train": 4, "val": 3})
+    keys = TINY_PANOPTIC | {
+        "SOLVER.MAX_ITER": 2,
+        "SOLVER.STEPS": (1,),
+        "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 16,
+        "TEST.AUG.ENABLED": True,
+        "TEST.AUG.MIN_SIZES": (64,),
+        "DATASETS.TRAIN": (f"{name}_train",),
+        "DATASETS.TEST": (f"{name}_val",),
+        "OUTPUT_DIR": tmp_path / "out",
+    }
+    main(["--config-file", "panoptic_ResNeSt14_FPN_shapes", "--engine", "detectron2", *arguments, *typed(keys)])
     figures = read_metrics(tmp_path / "out")[-1]
     assert {"bbox/AP", "segm/AP", "sem_seg/mIoU", "panoptic_seg/PQ", "panoptic_seg/PQ_st", "bbox_TTA/AP"} <= set(figures)
     assert figures["sem_seg/pACC"] > 0 and 0 <= figures["panoptic_seg/PQ"] <= 100

@@ -8,7 +8,6 @@ import torch
 pytestmark = pytest.mark.mmdet
 pytest.importorskip("mmdet")
 
-from golden.fill import fill  # noqa: E402
 from mmdet.models.backbones import ResNeSt as MMDetResNeSt  # noqa: E402
 from mmdet.registry import MODELS  # noqa: E402
 from mmdet.utils import register_all_modules  # noqa: E402
@@ -22,6 +21,7 @@ from resnest_det.backbone.resnest import BLOCKS_PER_STAGE  # noqa: E402
 from resnest_det.backbone.variants import VARIANTS  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.integrations.mmdet import ResNeStDet  # noqa: E402
+from tests.helpers.fill import fill  # noqa: E402
 
 register_all_modules()
 SMALL = dict(depth=14, base_channels=16, stem_channels=16, norm_eval=False)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from golden.fill import fill
 
 from resnest_det.commands import to_mmdet
 from resnest_det.configuration.model import assemble_model
@@ -14,29 +13,27 @@ from resnest_det.data.shapes import write_shapes
 from resnest_det.errors import UserError
 from resnest_det.integrations.mmdet_checkpoint import from_mmdet_names, to_mmdet_names
 from resnest_det.integrations.mmdet_config import config_text, mmdet_config
+from tests.helpers.configs import narrow, typed
+from tests.helpers.fill import fill
 
 MASK, PANOPTIC = "mask_rcnn_ResNeSt14_FPN_shapes", "panoptic_ResNeSt14_FPN_shapes"
 CASCADE = "cascade_mask_rcnn_ResNeSt14_FPN_dcn_shapes"
-SMALL = ["MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32"]
+SMALL = typed(narrow(8, 32))
 MODELS = {
     "faster": (MASK, ["MODEL.MASK_ON", "False"]),
     "mask": (MASK, []),
     "mask, bare": (
         MASK,
-        [
-            "MODEL.FPN.NORM",
-            "",
-            "MODEL.ROI_BOX_HEAD.NORM",
-            "",
-            "MODEL.ROI_MASK_HEAD.NORM",
-            "",
-            "MODEL.ROI_BOX_HEAD.NUM_CONV",
-            "0",
-            "MODEL.ROI_BOX_HEAD.NUM_FC",
-            "2",
-            "MODEL.RESNETS.NORM",
-            "FrozenBN",
-        ],
+        typed(
+            {
+                "MODEL.FPN.NORM": "",
+                "MODEL.ROI_BOX_HEAD.NORM": "",
+                "MODEL.ROI_MASK_HEAD.NORM": "",
+                "MODEL.ROI_BOX_HEAD.NUM_CONV": 0,
+                "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+                "MODEL.RESNETS.NORM": "FrozenBN",
+            }
+        ),
     ),
     "mask, group norm": (MASK, ["MODEL.FPN.NORM", "GN", "MODEL.ROI_BOX_HEAD.NORM", "GN", "MODEL.ROI_MASK_HEAD.NORM", "GN"]),
     "mask, frozen, two convolutions": (MASK, ["MODEL.BACKBONE.FREEZE_AT", "2", "MODEL.RPN.CONV_DIMS", "[-1, -1]"]),

@@ -12,10 +12,8 @@ import torch
 pytestmark = pytest.mark.mmdet
 pytest.importorskip("mmdet")
 
-from golden.fill import fill  # noqa: E402
 from mmdet.registry import MODELS as REGISTRY  # noqa: E402
 from mmdet.testing import demo_mm_inputs  # noqa: E402
-from mmdet_agreement import matched, own_results, panoptic_figures, same_pixels, their_results  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.optim import OptimWrapper  # noqa: E402
 from mmengine.registry import PARAM_SCHEDULERS  # noqa: E402
@@ -29,24 +27,12 @@ from resnest_det.data.catalog import get_dataset, register_coco  # noqa: E402
 from resnest_det.data.shapes import write_shapes  # noqa: E402
 from resnest_det.evaluation.coco import COCOEvaluator, detections_to_coco  # noqa: E402
 from resnest_det.integrations.mmdet_schedule import schedule_config  # noqa: E402
+from tests.helpers.configs import HERE, narrow, typed  # noqa: E402
+from tests.helpers.fill import fill  # noqa: E402
+from tests.helpers.mmdet_agreement import matched, own_results, panoptic_figures, same_pixels, their_results  # noqa: E402
 
 # The longer side of some images is what limits their size.
-TINY = [
-    "MODEL.DEVICE",
-    "cpu",
-    "DATALOADER.NUM_WORKERS",
-    "0",
-    "INPUT.MIN_SIZE_TEST",
-    "100",
-    "INPUT.MAX_SIZE_TEST",
-    "118",
-    "MODEL.RESNETS.WIDTH_PER_GROUP",
-    "16",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS",
-    "64",
-    "MODEL.FPN.OUT_CHANNELS",
-    "32",
-]
+TINY = typed(HERE | narrow(16, 64) | {"INPUT.MIN_SIZE_TEST": 100, "INPUT.MAX_SIZE_TEST": 118, "MODEL.FPN.OUT_CHANNELS": 32})
 MASK, PANOPTIC = "mask_rcnn_ResNeSt14_FPN_shapes", "panoptic_ResNeSt14_FPN_shapes"
 CASCADE = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
 MODELS = {
@@ -59,58 +45,35 @@ MODELS = {
     # What the recipes do not use of anchors, boxes, norms, images and backbones.
     "mask, otherwise": (
         MASK,
-        [
-            "MODEL.ANCHOR_GENERATOR.SIZES",
-            "[[12, 18], [24, 36], [48, 72], [96, 144]]",
-            "MODEL.ANCHOR_GENERATOR.OFFSET",
-            "0.5",
-            "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
-            "[[0.4, 1.5]]",
-            "MODEL.RPN.IN_FEATURES",
-            "['p2', 'p3', 'p4', 'p5']",
-            "MODEL.ROI_HEADS.IN_FEATURES",
-            "['p2', 'p3', 'p4']",
-            "MODEL.RPN.CONV_DIMS",
-            "[-1, -1]",
-            "MODEL.RPN.BBOX_REG_WEIGHTS",
-            "(1.0, 2.0, 0.5, 1.0)",
-            "MODEL.PROPOSAL_GENERATOR.MIN_SIZE",
-            "4",
-            "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",
-            "(8.0, 7.0, 6.0, 5.0)",
-            "MODEL.ROI_BOX_HEAD.NUM_FC",
-            "2",
-            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
-            "5",
-            "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO",
-            "2",
-            "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK",
-            "True",
-            "MODEL.RESNETS.NORM",
-            "FrozenBN",
-            "MODEL.FPN.NORM",
-            "GN",
-            "MODEL.ROI_BOX_HEAD.NORM",
-            "",
-            "MODEL.ROI_MASK_HEAD.NORM",
-            "GN",
-            "INPUT.FORMAT",
-            "BGR",
-            "INPUT.MIN_SIZE_TEST",
-            "0",
-            "MODEL.RESNETS.RADIX",
-            "4",
-            "MODEL.RESNETS.NUM_GROUPS",
-            "2",
-            "MODEL.RESNETS.AVD_FIRST",
-            "True",
-            "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-            "0.2",
-            "MODEL.ROI_HEADS.NMS_THRESH_TEST",
-            "0.4",
-            "TEST.DETECTIONS_PER_IMAGE",
-            "30",
-        ],
+        typed(
+            {
+                "MODEL.ANCHOR_GENERATOR.SIZES": [[12, 18], [24, 36], [48, 72], [96, 144]],
+                "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5,
+                "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.4, 1.5]],
+                "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+                "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4"],
+                "MODEL.RPN.CONV_DIMS": [-1, -1],
+                "MODEL.RPN.BBOX_REG_WEIGHTS": (1.0, 2.0, 0.5, 1.0),
+                "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 4,
+                "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": (8.0, 7.0, 6.0, 5.0),
+                "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+                "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 5,
+                "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2,
+                "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": True,
+                "MODEL.RESNETS.NORM": "FrozenBN",
+                "MODEL.FPN.NORM": "GN",
+                "MODEL.ROI_BOX_HEAD.NORM": "",
+                "MODEL.ROI_MASK_HEAD.NORM": "GN",
+                "INPUT.FORMAT": "BGR",
+                "INPUT.MIN_SIZE_TEST": 0,
+                "MODEL.RESNETS.RADIX": 4,
+                "MODEL.RESNETS.NUM_GROUPS": 2,
+                "MODEL.RESNETS.AVD_FIRST": True,
+                "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.2,
+                "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.4,
+                "TEST.DETECTIONS_PER_IMAGE": 30,
+            }
+        ),
     ),
 }
 
@@ -236,22 +199,15 @@ def test_cascades_give_raw_outputs(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["mask", "cascade mask, deformable"])
 def test_trains_there_and_comes_back(kind, tmp_path):
     config_file, keys = MODELS[kind]
-    keys = [
-        *TINY,
-        *keys,
-        "SOLVER.MAX_ITER",
-        "3",
-        "SOLVER.IMS_PER_BATCH",
-        "2",
-        "INPUT.MIN_SIZE_TRAIN",
-        "(64, 96)",
-        "SOLVER.CHECKPOINT_PERIOD",
-        "3",
-        "SOLVER.BASE_LR",
-        "0.0001",
-        "SOLVER.WARMUP_ITERS",
-        "0",
-    ]
+    run = {
+        "SOLVER.MAX_ITER": 3,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "INPUT.MIN_SIZE_TRAIN": (64, 96),
+        "SOLVER.CHECKPOINT_PERIOD": 3,
+        "SOLVER.BASE_LR": 0.0001,
+        "SOLVER.WARMUP_ITERS": 0,
+    }
+    keys = [*TINY, *keys, *typed(run)]
     model = assemble_model(load_config(config_file, keys))
     fill(model)
     torch.save({"model": model.state_dict()}, tmp_path / "filled.pth")

@@ -1,12 +1,11 @@
 """Writes `deformable_split_attention.npz`: outputs of the authors' deformable split attention.
 
-    python make_deformable_golden.py AUTHORS_REPOSITORY
+    PYTHONPATH=AUTHORS_REPOSITORY python -m tests.recipes.make_deformable_golden
 
-needs Detectron2 and a checkout of github.com/zhanghang1989/ResNeSt. Detectron2 has no deformable convolution on CPUs: under the
+in the folder of the checkout; needs Detectron2 and AUTHORS_REPOSITORY, a checkout of github.com/zhanghang1989/ResNeSt. Detectron2 has no deformable convolution on CPUs: under the
 authors' module lies torchvision's here, so that what is compared is how they split offsets and modulation, group and attend.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +27,10 @@ def make_input(modulated: bool, deformable_groups: int) -> tuple[torch.Tensor, t
 
 
 def main() -> None:
-    sys.path[:0] = [sys.argv[1], str(Path(__file__).parents[1])]
     from detectron2.layers import deform_conv
-    from golden.fill import fill
     from resnest.d2.splat import SplAtConv2d_dcn
+
+    from tests.helpers.fill import fill
 
     deform_conv.modulated_deform_conv = lambda x, offset, mask, weight, bias, stride, padding, dilation, *groups: deform_conv2d(
         x, offset, weight, bias, stride, padding, dilation, mask

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from golden.fill import fill
-from make_deformable_golden import CASES, CHANNELS, FILE, make_input
 
 from resnest_det.backbone.split_attention import SplitAttentionConv2d
+from tests.helpers.fill import fill
+from tests.recipes.make_deformable_golden import CASES, CHANNELS, FILE, make_input
 
 
 @pytest.mark.parametrize("case", CASES)

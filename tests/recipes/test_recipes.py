@@ -11,10 +11,11 @@ from resnest_det import model_zoo
 from resnest_det.commands.train_net import main
 from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.reading import config_folder, load_config
-from resnest_det.data.shapes import write_shapes
 from resnest_det.errors import UserError
 from resnest_det.model_zoo import TRAINED_DETECTORS
 from resnest_det.weights.downloads import resolve_weights
+from tests.helpers.configs import HERE, narrow, typed
+from tests.helpers.datasets import write_panoptic_shapes
 
 RECIPES = sorted(path.stem for path in config_folder().glob("*.yaml") if not path.stem.startswith("Base-"))
 BIG = ("101", "200", "269")
@@ -159,74 +160,37 @@ def test_a_file_in_the_authors_form_means_the_same(tmp_path):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """Arguments that register a data set for every task, and its name."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("recipes") / "shapes"
-    write_shapes(folder, {"few": 2})
-    paths = (
-        f"{folder}/annotations/panoptic_few.json",
-        f"{folder}/panoptic_few",
-        f"{folder}/few",
-        f"{folder}/annotations/instances_few.json",
-    )
-    name = f"recipes_{folder.parent.name}"
-    return ["--register-panoptic", f"{name}={','.join(paths)}"], name
+    """Flags that register a dataset for every task, and its name."""
+    folder = tmp_path_factory.mktemp("recipes")
+    return write_panoptic_shapes(folder, {"few": 2}), f"{folder.name}_few"
 
 
 # As deep as published, but narrow.
-TINY = [
-    "MODEL.DEVICE",
-    "cpu",
-    "MODEL.WEIGHTS",
-    "",
-    "MODEL.RESNETS.WIDTH_PER_GROUP",
-    "8",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS",
-    "16",
-    "MODEL.BACKBONE.FREEZE_AT",
-    "0",
-    "MODEL.FPN.OUT_CHANNELS",
-    "16",
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
-    "30",
-    "MODEL.RPN.PRE_NMS_TOPK_TEST",
-    "10",
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
-    "20",
-    "MODEL.RPN.POST_NMS_TOPK_TEST",
-    "10",
-    "MODEL.ROI_HEADS.NUM_CLASSES",
-    "4",
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
-    "16",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-    "0.01",
-    "MODEL.ROI_BOX_HEAD.CONV_DIM",
-    "16",
-    "MODEL.ROI_BOX_HEAD.FC_DIM",
-    "32",
-    "MODEL.ROI_MASK_HEAD.CONV_DIM",
-    "16",
-    "DATALOADER.NUM_WORKERS",
-    "0",
-    "INPUT.MIN_SIZE_TEST",
-    "64",
-    "SOLVER.IMS_PER_BATCH",
-    "2",
-    "SOLVER.BASE_LR",
-    "0.001",
-    "SOLVER.MAX_ITER",
-    "1",
-    "SOLVER.STEPS",
-    "(1,)",
-    "TEST.PRECISE_BN.NUM_ITER",
-    "1",
-    "TEST.DETECTIONS_PER_IMAGE",
-    "5",
-    "SEED",
-    "3",
-]
-OF_PANOPTIC = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "16"]
+TINY = HERE | narrow(8, 16)
+TINY |= {
+    "MODEL.WEIGHTS": "",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 30,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 10,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 10,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 4,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.01,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 16,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+    "INPUT.MIN_SIZE_TEST": 64,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.BASE_LR": 0.001,
+    "SOLVER.MAX_ITER": 1,
+    "SOLVER.STEPS": (1,),
+    "TEST.PRECISE_BN.NUM_ITER": 1,
+    "TEST.DETECTIONS_PER_IMAGE": 5,
+    "SEED": 3,
+}
+OF_PANOPTIC = {"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4, "MODEL.SEM_SEG_HEAD.CONVS_DIM": 16}
 
 
 @pytest.mark.parametrize(
@@ -236,23 +200,13 @@ OF_PANOPTIC = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "MODEL.SEM_SEG_HEAD.CONVS_
 def test_one_step_and_one_evaluation(recipe, shapes, tmp_path):
     register, name = shapes
     cfg = load_config(recipe)
-    sizes = "(64,)" if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "choice" else "(56, 64)"
-    overrides = [
-        *TINY,
-        "INPUT.MIN_SIZE_TRAIN",
-        sizes,
-        "DATASETS.TRAIN",
-        f"('{name}',)",
-        "DATASETS.TEST",
-        f"('{name}',)",
-        "OUTPUT_DIR",
-        str(tmp_path),
-    ]
+    keys = TINY | {"DATASETS.TRAIN": (name,), "DATASETS.TEST": (name,), "OUTPUT_DIR": tmp_path}
+    keys["INPUT.MIN_SIZE_TRAIN"] = (64,) if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "choice" else (56, 64)
     if cfg.TEST.AUG.ENABLED:
-        overrides += ["TEST.AUG.MIN_SIZES", "(48, 64)"]
+        keys["TEST.AUG.MIN_SIZES"] = (48, 64)
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        overrides += OF_PANOPTIC
-    main(["--config-file", recipe, *register, *overrides])
+        keys |= OF_PANOPTIC
+    main(["--config-file", recipe, *register, *typed(keys)])
 
     step, figures = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     losses = {key for key in step if key.startswith("loss_")}

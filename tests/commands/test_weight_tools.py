@@ -1,10 +1,6 @@
 """convert_weights, classify and verify_imagenet as a user runs them."""
 
 import importlib
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +11,7 @@ from PIL import Image
 from resnest_det import UserError, create_model, transforms_for
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.names import from_own_names
-from tests.backbone.timm_reference import randomise
-
-TOOLS = Path(__file__).parents[2] / "tools"
+from tests.helpers.timm_reference import randomise
 
 
 def run(tool, *arguments):
@@ -172,15 +166,10 @@ def test_verify_imagenet_folder_of_another_layout(tmp_path):
         run("verify_imagenet", "--data", tmp_path)
 
 
-def test_bad_input_is_one_line_and_status_2(tmp_path):
+def test_bad_input_is_one_line_and_status_2(tmp_path, resnest_det_command):
     (tmp_path / "x.pth").write_text("<html>")
-    done = subprocess.run(
-        [sys.executable, TOOLS / "convert_weights.py", tmp_path / "x.pth", tmp_path / "y.pth", "--to", "timm"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(TOOLS.parent)},
-    )
-    assert done.returncode == 2 and done.stdout == ""
+    done = resnest_det_command("convert", tmp_path / "x.pth", tmp_path / "y.pth", "--to", "timm")
+    assert done.status == 2 and done.stdout == ""
     assert done.stderr.splitlines()[-1] == (
         f"error: checkpoint {tmp_path}/x.pth is a web page, not a checkpoint: the address it came from has moved"
     )

@@ -3,55 +3,23 @@
 import json
 
 import pytest
-from tiny_run import losses_of, read_metrics
 
 from resnest_det.commands.train_net import main
-from resnest_det.data.shapes import write_shapes
 from resnest_det.errors import UserError
-
-TINY = [
-    "MODEL.DEVICE",
-    "cpu",
-    "DATALOADER.NUM_WORKERS",
-    "0",
-    "INPUT.MIN_SIZE_TRAIN",
-    "(64,)",
-    "INPUT.MIN_SIZE_TEST",
-    "64",
-    "MODEL.RESNETS.WIDTH_PER_GROUP",
-    "16",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS",
-    "32",
-    "MODEL.FPN.OUT_CHANNELS",
-    "32",
-    "SOLVER.IMS_PER_BATCH",
-    "2",
-    "SOLVER.MAX_ITER",
-    "3",
-    "SOLVER.STEPS",
-    "(2,)",
-    "SOLVER.WARMUP_ITERS",
-    "0",
-    "TEST.PRECISE_BN.NUM_ITER",
-    "1",
-]
+from tests.helpers.configs import TINY_PANOPTIC, typed
+from tests.helpers.datasets import write_panoptic_shapes
+from tests.helpers.tiny_run import losses_of, read_metrics
 
 
-@pytest.fixture
-def made(tmp_path):
-    """Arguments that register panoptic shapes, `{name}_train` without an instance file and `{name}_val` with one; the name."""
-    folder = tmp_path / "shapes"
-    write_shapes(folder, {"train": 4, "val": 3})
-    name = f"made_{tmp_path.name}"  # a name can be registered once in a process
-    arguments = []
-    for split, instances in (("train", ""), ("val", f",{folder}/annotations/instances_val.json")):
-        paths = f"{folder}/annotations/panoptic_{split}.json,{folder}/panoptic_{split},{folder}/{split}{instances}"
-        arguments += ["--register-panoptic", f"{name}_{split}={paths}"]
-    return arguments, name
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Flags that register panoptic shapes, `{name}_train` without an instance file and `{name}_val` with one; the name."""
+    folder = tmp_path_factory.mktemp("made")
+    return write_panoptic_shapes(folder, {"train": 4, "val": 3}, without_instances=["train"]), folder.name
 
 
 def overrides(name: str, folder) -> list[str]:
-    return [*TINY, "DATASETS.TRAIN", f"('{name}_train',)", "DATASETS.TEST", f"('{name}_val',)", "OUTPUT_DIR", str(folder)]
+    return typed(TINY_PANOPTIC | {"DATASETS.TRAIN": (f"{name}_train",), "DATASETS.TEST": (f"{name}_val",), "OUTPUT_DIR": folder})
 
 
 def test_panoptic(made, tmp_path):
@@ -76,10 +44,7 @@ def test_panoptic(made, tmp_path):
             "--eval-only",
             *register,
             *overrides(name, tmp_path / "apart"),
-            "MODEL.WEIGHTS",
-            str(out / "model_final.pth"),
-            "MODEL.PANOPTIC_FPN.COMBINE.ENABLED",
-            "False",
+            *typed({"MODEL.WEIGHTS": out / "model_final.pth", "MODEL.PANOPTIC_FPN.COMBINE.ENABLED": False}),
             "TEST.EXPECTED_RESULTS",
             f"[['sem_seg', 'mIoU', {figures['sem_seg/mIoU']}, 1e-9], ['bbox', 'AP50', {figures['bbox/AP50']}, 1e-9]]",
         ]
@@ -90,30 +55,17 @@ def test_panoptic(made, tmp_path):
 def test_semantic_with_output_stride_16(made, tmp_path):
     register, name = made
     out = tmp_path / "out"
-    main(
-        [
-            "--config-file",
-            "semantic_ResNeSt50_FPN",
-            *register,
-            *overrides(name, out),
-            "MODEL.WEIGHTS",
-            "",
-            "MODEL.RESNETS.DEPTH",
-            "14",
-            "MODEL.BACKBONE.FREEZE_AT",
-            "0",
-            "MODEL.BACKBONE.NAME",
-            "build_resnest_backbone",
-            "MODEL.RESNETS.RES5_DILATION",
-            "2",
-            "MODEL.SEM_SEG_HEAD.IN_FEATURES",
-            "['res2', 'res5']",
-            "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-            "4",
-            "SOLVER.MAX_ITER",
-            "12",
-        ]
-    )
+    keys = {
+        "MODEL.WEIGHTS": "",
+        "MODEL.RESNETS.DEPTH": 14,
+        "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.BACKBONE.NAME": "build_resnest_backbone",
+        "MODEL.RESNETS.RES5_DILATION": 2,
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "res5"],
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4,
+        "SOLVER.MAX_ITER": 12,
+    }
+    main(["--config-file", "semantic_ResNeSt50_FPN", *register, *overrides(name, out), *typed(keys)])
     assert set(losses_of(out)[0]) == {"total_loss", "loss_sem_seg", "lr"}
     figures = read_metrics(out)[-1]
     assert figures["sem_seg/pACC"] > 0 and not any(key.startswith(("bbox", "panoptic")) for key in figures)

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from golden.cases import make_samples, overrides
-from golden.fill import fill, uniform
 from torch import nn
 
 from resnest_det.configuration.defaults import default_config
 from resnest_det.configuration.model import build_model
+from tests.helpers.cases import make_samples, overrides
+from tests.helpers.fill import fill, uniform
 
 LEARNING_RATE = 0.01
 SAMPLES_PER_MAP = 200

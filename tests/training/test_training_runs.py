@@ -5,12 +5,12 @@ import shutil
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_run import losses_of, read_metrics, write_tiny_run
 
 from resnest_det.commands.train_net import main
 from resnest_det.configuration.reading import load_config
 from resnest_det.errors import UserError
 from resnest_det.weights.checkpoint_files import read_checkpoint
+from tests.helpers.tiny_run import losses_of, read_metrics, write_tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +18,7 @@ def finished(tmp_path_factory):
     """A finished run: its arguments and its folder, not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
     arguments = write_tiny_run(folder)
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        main([*arguments, "VIS_PERIOD", "4"])
+    main([*arguments, "VIS_PERIOD", "4"])
     return arguments, folder / "out"
 
 

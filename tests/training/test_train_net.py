@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import losses_of, read_metrics, write_tiny_run
 
 from resnest_det.commands.train_net import main
 from resnest_det.errors import UserError
 from resnest_det.weights.checkpoint_files import read_checkpoint
+from tests.helpers.tiny_run import losses_of, read_metrics, write_tiny_run
 
 ROOT = Path(__file__).parents[2]
 NO_EVALUATION = ["TEST.PRECISE_BN.ENABLED", "False", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]
@@ -113,10 +113,7 @@ def reference(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference")
     keys = ["DATALOADER.NUM_WORKERS", "1", "SOLVER.MAX_ITER", "12", "SOLVER.STEPS", "(9,)", "SOLVER.CHECKPOINT_PERIOD", "3"]
     arguments = [*write_tiny_run(folder), *NO_EVALUATION, *keys]
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        main(arguments)
+    main(arguments)
     return arguments, losses_of(folder / "out")
 
 
@@ -152,9 +149,7 @@ def two_processes(tmp_path_factory):
     # One size, because padding to the largest image of each process is a part of what batch norm sees.
     keys = ["SOLVER.MAX_ITER", "8", "TEST.EVAL_PERIOD", "0", "INPUT.MIN_SIZE_TRAIN", "(64,)", "TEST.PRECISE_BN.ENABLED", "False"]
     arguments = [*write_tiny_run(folder), *keys]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        main([*arguments[:4], "--num-processes", "2", *arguments[4:]])
+    main([*arguments[:4], "--num-processes", "2", *arguments[4:]])
     return arguments, folder / "out"
 
 

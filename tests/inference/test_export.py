@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from test_folding import randomise_norms
 
 from resnest_det.backbone.classifier import create_model
 from resnest_det.errors import UserError
 from resnest_det.inference import export
 from resnest_det.inference.export import DeployedModel, export_model, load_exported
+from tests.helpers.networks import randomise_norms
 
 SHAPES = ((1, 3, 64, 64), (3, 3, 90, 131), (2, 3, 160, 96))
 

@@ -16,9 +16,7 @@ SQUARE = [[2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]]
 OBJECT = {"bbox": [2, 2, 6, 6], "segmentation": SQUARE}
 
 
-@pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-    monkeypatch.setattr(catalog, "_registered", {})
+pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 @pytest.fixture
