@@ -15,7 +15,7 @@ from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import load_config
 from resnest_det.configuration.solver import scale_to_world_size
 from resnest_det.engine.launch import launch
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, naming
 from resnest_det.integrations.detectron2_version import check_detectron2
 from resnest_det.integrations.installed import is_installed
 from resnest_det.training.process import RunOptions, run_builtin, run_process
@@ -81,16 +81,17 @@ def main(arguments: Sequence[str]) -> None:
     if engine == "detectron2" and num_processes * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
         raise UserError("Detectron2 trains with several processes on GPUs only; on the CPU use one, or --engine builtin")
     options = RunOptions(args.resume, args.eval_only, registered_datasets(args), args.config_file, tuple(args.opts))
-    launch(
-        run_process,
-        cfg,
-        options,
-        work,
-        num_processes=num_processes,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-    )
+    with naming({name: f"--{name.replace('_', '-')}" for name in ("num_machines", "machine_rank", "dist_url")}):
+        launch(
+            run_process,
+            cfg,
+            options,
+            work,
+            num_processes=num_processes,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+        )
 
 
 def choose_engine(wanted: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from resnest_det.errors import UserError
+from resnest_det.errors import ArgumentError, UserError
 
 RENDEZVOUS_TIMEOUT = 300  # seconds for the other machines to come
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # one process evaluates while the others wait
@@ -70,32 +70,34 @@ def launch(
         sys.exit(128 + error.sigval)
     except (RendezvousError, dist.DistError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--dist-url {dist_url}: machine {machine_rank} of {num_machines} could not join: {reason}") from error
+        raise ArgumentError(
+            "dist_url", f"{dist_url}: machine {machine_rank} of {num_machines} could not join: {reason}"
+        ) from error
 
 
 def _check_numbers(num_processes: int, num_machines: int, machine_rank: int) -> None:
     if num_processes < 1:
         raise UserError(f"the number of processes is {num_processes}; at least 1 is needed")
     if num_machines < 1:
-        raise UserError(f"--num-machines {num_machines}: at least 1 is needed")
+        raise ArgumentError("num_machines", f"{num_machines}: at least 1 is needed")
     if not 0 <= machine_rank < num_machines:
-        raise UserError(f"--machine-rank {machine_rank}: it must be from 0 to --num-machines - 1, which is {num_machines - 1}")
+        raise ArgumentError(
+            "machine_rank", f"{machine_rank}: it must be from 0 to {num_machines - 1}, one less than the machines"
+        )
 
 
 def _rendezvous(num_machines: int, machine_rank: int, dist_url: str) -> dict:
     if dist_url == "auto":
         if num_machines > 1:
-            raise UserError(
-                "--dist-url auto works on one machine only; give every machine --dist-url tcp://HOST:PORT of machine 0"
-            )
+            raise ArgumentError("dist_url", "auto works on one machine only; give every machine tcp://HOST:PORT of machine 0")
         return {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0", "local_addr": "127.0.0.1"}
     host, _, port = dist_url.removeprefix("tcp://").rpartition(":")
     if not dist_url.startswith("tcp://") or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UserError(f"--dist-url {dist_url}: expected tcp://HOST:PORT")
+        raise ArgumentError("dist_url", f"{dist_url}: expected tcp://HOST:PORT")
     try:
         address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
-        raise UserError(f"--dist-url {dist_url}: the host {host} is unknown: {error.strerror}") from None
+        raise ArgumentError("dist_url", f"{dist_url}: the host {host} is unknown: {error.strerror}") from None
     if machine_rank == 0:
         _check_port(address, dist_url)
     else:
@@ -112,11 +114,11 @@ def _check_port(address: tuple, dist_url: str) -> None:
             probe.bind(where)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise UserError(f"--dist-url {dist_url}: machine 0 cannot listen there: {reason}; choose another port") from None
+            raise ArgumentError("dist_url", f"{dist_url}: machine 0 cannot listen there: {reason}; choose another port") from None
 
 
 def _wait_for_machine_0(address: tuple, dist_url: str) -> None:
-    # The launcher waits by itself, but says pages about it, and nothing of what it waits for.
+    # The launcher would wait on its own, but prints pages of log and never says for what.
     family, kind, protocol, _, where = address
     give_up, told = time.monotonic() + RENDEZVOUS_TIMEOUT, False
     while True:
@@ -127,9 +129,10 @@ def _wait_for_machine_0(address: tuple, dist_url: str) -> None:
             except OSError as error:
                 reason = error.strerror or str(error)
         if time.monotonic() >= give_up:
-            raise UserError(
-                f"--dist-url {dist_url}: machine 0 has not answered there for {RENDEZVOUS_TIMEOUT} s: {reason}; is it "
-                "started with this address, and is the port open to this machine?"
+            raise ArgumentError(
+                "dist_url",
+                f"{dist_url}: machine 0 has not answered there for {RENDEZVOUS_TIMEOUT} s: {reason}; is it "
+                "started with this address, and is the port open to this machine?",
             )
         if not told:
             print(f"waiting up to {RENDEZVOUS_TIMEOUT} s for machine 0 at {dist_url} ({reason})", file=sys.stderr, flush=True)
@@ -162,7 +165,7 @@ def _failure(error) -> Exception:
         out_of_memory = " (out of memory is the usual reason)" if failure.exitcode == -signal.SIGKILL else ""
         return UserError(
             f"process {rank} (pid {failure.pid}) was killed by {failure.signal_name()}{out_of_memory}, so the run was stopped; "
-            "--resume goes on from the last checkpoint"
+            "resuming it goes on from the last checkpoint"
         )
     return RuntimeError(f"process {rank} (pid {failure.pid}) ended with status {failure.exitcode}")
 
@@ -176,7 +179,7 @@ def claim_gpu(device: torch.device) -> None:
     if device.type != "cuda":
         return
     if device.index is not None and dist.is_torchelastic_launched():
-        raise UserError(f"MODEL.DEVICE is {device}, but each of several processes takes a GPU of its own; use MODEL.DEVICE cuda")
+        raise UserError(f"the device is {device}, but each of several processes takes a GPU of its own; use cuda")
     chosen = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
     if chosen >= torch.cuda.device_count():
         raise UserError(f"GPU {chosen} was asked for, but this machine has {torch.cuda.device_count()} (numbered from 0)")

@@ -69,7 +69,7 @@ def _one_dies(folder):
 
 @pytest.mark.slow
 def test_a_killed_process_stops_the_others_within_seconds(tmp_path):
-    with pytest.raises(UserError, match=r"process 1 \(pid \d+\) was killed by SIGKILL .*--resume"):
+    with pytest.raises(UserError, match=r"process 1 \(pid \d+\) was killed by SIGKILL .*resuming"):
         launch(_one_dies, tmp_path, num_processes=2)
     assert time.time() - float((tmp_path / "time_of_death").read_text()) < 20
 
@@ -106,7 +106,7 @@ def test_port_that_is_taken():
         other.bind(("127.0.0.1", 0))
         other.listen()
         url = f"tcp://127.0.0.1:{other.getsockname()[1]}"
-        with pytest.raises(UserError, match=f"--dist-url {url}: machine 0 cannot listen there: Address already in use"):
+        with pytest.raises(UserError, match=f"dist_url {url}: machine 0 cannot listen there: Address already in use"):
             launch(_bug, num_processes=2, dist_url=url)
 
 
@@ -115,7 +115,7 @@ def test_machine_0_that_does_not_answer(monkeypatch, capfd):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"tcp://127.0.0.1:{unused.getsockname()[1]}"
-    with pytest.raises(UserError, match=f"--dist-url {url}: machine 0 has not answered there for 1 s: Connection refused"):
+    with pytest.raises(UserError, match=f"dist_url {url}: machine 0 has not answered there for 1 s: Connection refused"):
         launch(_bug, num_machines=2, machine_rank=1, dist_url=url)
     assert capfd.readouterr().err == f"waiting up to 1 s for machine 0 at {url} (Connection refused)\n"
 
@@ -124,9 +124,9 @@ def test_machine_0_that_does_not_answer(monkeypatch, capfd):
     "arguments, message",
     [
         (dict(num_processes=0), "number of processes is 0"),
-        (dict(num_machines=2), "--dist-url auto works on one machine only"),
-        (dict(num_machines=2, machine_rank=2), "--machine-rank 2: it must be from 0"),
-        (dict(num_machines=0), "--num-machines 0"),
+        (dict(num_machines=2), "dist_url auto works on one machine only"),
+        (dict(num_machines=2, machine_rank=2), "machine_rank 2: it must be from 0"),
+        (dict(num_machines=0), "num_machines 0"),
         (dict(num_processes=2, dist_url="localhost:29500"), "expected tcp://HOST:PORT"),
         (dict(num_processes=2, dist_url="tcp://localhost"), "expected tcp://HOST:PORT"),
         (dict(num_processes=2, dist_url="tcp://no.such.host.invalid:29500"), "host no.such.host.invalid is unknown"),
