@@ -7,12 +7,12 @@ from functools import partial
 import pytest
 
 # On tensors as small as here a second compute thread costs more than it gives, most of all on a busy machine. Read when torch
-# is first imported, which is why this file imports nothing that does; inherited by the processes that tests start.
+# is first imported: nothing that imports it comes before this line. Inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """`pytest -m mmdet` fails where MMDetection cannot be used; tests that import it would be skipped, and nothing found wrong."""
+    """`pytest -m mmdet` fails where MMDetection cannot be used: tests that import it would be skipped, and all seem well."""
     if re.search(r"(?<!not )\bmmdet\b", config.option.markexpr):
         from resnest_det.errors import UserError
         from resnest_det.integrations.mmdet_version import check_mmdet
