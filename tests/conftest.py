@@ -2,17 +2,22 @@
 
 import os
 import re
+import sys
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 
+from resnest_det import commands
+
 # On tensors as small as here a second compute thread costs more than it gives, most of all on a busy machine. Read when torch
-# is first imported, which is why this file imports nothing that does; inherited by the processes that tests start.
+# is first imported: nothing that imports it comes before this line. Inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """`pytest -m mmdet` fails where MMDetection cannot be used; tests that import it would be skipped, and nothing found wrong."""
+    """`pytest -m mmdet` fails where MMDetection cannot be used: tests that import it would be skipped, and all seem well."""
     if re.search(r"(?<!not )\bmmdet\b", config.option.markexpr):
         from resnest_det.errors import UserError
         from resnest_det.integrations.mmdet_version import check_mmdet
@@ -51,3 +56,39 @@ def tiny(tmp_path):
     from tests.helpers.tiny_run import write_tiny_run
 
     return write_tiny_run(tmp_path)
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def ended(capfd, monkeypatch):
+    """ended(program, arguments) -> `Done`; `program()` reads `arguments`, its own name first, as those of its process.
+
+    That saves a process for each command that is typed: torch takes seconds to load.
+    """
+    # A setting of the whole process, which here runs other tests.
+    monkeypatch.setattr(commands, "keep_freed_memory", lambda: None)
+
+    def run(program: Callable[[], object], arguments: list[str]) -> Done:
+        monkeypatch.setattr(sys, "argv", arguments)
+        capfd.readouterr()
+        try:
+            program()
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        return Done(status, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def resnest_det_command(ended):
+    """resnest_det_command(*words) -> `Done` of `resnest-det WORDS`."""
+    return lambda *words: ended(commands.main, ["resnest-det", *map(str, words)])

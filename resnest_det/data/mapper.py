@@ -92,7 +92,7 @@ def inference_sample(record: dict, *, short_side: int, max_side: int, image_form
 
 
 def _sample(record: dict, pixels: np.ndarray) -> dict:
-    # A grayscale image of its own size is still Pillow's read-only memory, and contiguous; all others are copied here at the latest.
+    # Copied unless it is a copy already: transposing leaves a grayscale image that was not resized in Pillow's read-only memory.
     image = torch.from_numpy(np.require(pixels.transpose(2, 0, 1), requirements=["C", "W"]))
     return {"image": image} | {key: record[key] for key in ("height", "width", "image_id", "file_name")}
 

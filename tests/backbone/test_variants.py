@@ -259,7 +259,7 @@ def test_importing_the_package_is_cheap():
     assert callable(module.create_model) and set(module._LAZY) <= set(dir(module))
     assert resnest_det.__version__ == module.__version__
     with pytest.raises(AttributeError):
-        module.nothing
+        _ = module.nothing
 
 
 def test_weights_are_used_by_every_variant_of_norm():

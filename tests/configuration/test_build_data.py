@@ -124,7 +124,7 @@ def test_processes_divide_batches_and_test_images(make_cfg, monkeypatch):
     whole = [[s["seed"] for s in batch] for batch in batches_of(cfg, 4)]
     monkeypatch.setattr(build_data, "get_world_size", lambda: 2)
     for rank in (0, 1):
-        monkeypatch.setattr(build_data, "get_rank", lambda: rank)
+        monkeypatch.setattr(build_data, "get_rank", lambda rank=rank: rank)
         assert [[s["seed"] for s in batch] for batch in batches_of(cfg, 4)] == [batch[rank::2] for batch in whole]
         assert [s["image_id"] for (s,) in inference_loader(cfg)] == [[1, 2, 3], [4, 5]][rank]
     cfg.SOLVER.IMS_PER_BATCH = 3

@@ -55,18 +55,29 @@ def test_maps_in_half_precision_do_not_overflow():
     torch.testing.assert_close(norm.running_var, x.var((0, 2, 3)), rtol=1e-3, atol=0)
 
 
-def _part(folder, norm):
+def _part(folder, norms):
     join_process_group(torch.device("cpu"))
-    model = make_model(norm)
-    update_batch_norm_statistics(model, [batch[get_rank() :: get_world_size()] for batch in make_batches()], 3)
-    torch.save(statistics(model), folder / f"{get_rank()}.pth")
+    for norm in norms:
+        model = make_model(norm)
+        update_batch_norm_statistics(model, [batch[get_rank() :: get_world_size()] for batch in make_batches()], 3)
+        torch.save(statistics(model), folder / f"{norm}_{get_rank()}.pth")
+
+
+NORMS = ["SyncBN", "BN"]
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory):
+    """A folder with the statistics that each of two processes has, for each norm."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    launch(_part, folder, NORMS, num_processes=2)
+    return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["SyncBN", "BN"])
-def test_processes_agree_on_the_statistics_of_all(norm, tmp_path):
-    launch(_part, tmp_path, norm, num_processes=2)
-    parts = [torch.load(tmp_path / f"{rank}.pth") for rank in range(2)]
+@pytest.mark.parametrize("norm", NORMS)
+def test_processes_agree_on_the_statistics_of_all(norm, of_two_processes):
+    parts = [torch.load(of_two_processes / f"{norm}_{rank}.pth") for rank in range(2)]
     assert all(torch.equal(value, parts[1][name]) for name, value in parts[0].items())
     whole = make_model("BN")
     update_batch_norm_statistics(whole, make_batches(), 3)

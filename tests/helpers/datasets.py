@@ -51,7 +51,7 @@ def write_panoptic_shapes(folder: Path, images: dict[str, int], without_instance
         without_instances: splits whose objects are to be taken from the panoptic file.
 
     Returns:
-        Flags of a command that register each split as FOLDER_SPLIT, after the last part of the folder: a process registers a name once.
+        Flags of a command that register each split as FOLDER_SPLIT, after the last part of `folder`: a name is registered once.
     """
     shapes = folder / "shapes"
     write_shapes(shapes, images)

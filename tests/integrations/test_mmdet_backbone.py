@@ -102,7 +102,7 @@ def test_equals_mmdetections_own(arguments):
     torch.testing.assert_close({name: ours.state_dict()[name] for name in theirs.state_dict()}, dict(theirs.state_dict()))
 
 
-@pytest.mark.parametrize("variant", [each for each in VARIANTS.values()], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", list(VARIANTS.values()), ids=lambda variant: variant.name)
 def test_whole_family(variant):
     """Also those that MMDetection's own has not: the same as the built-in model of that name."""
     depth = next(depth for depth, blocks in BLOCKS_PER_STAGE.items() if blocks == tuple(variant.blocks))

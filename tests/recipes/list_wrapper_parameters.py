@@ -37,7 +37,9 @@ AUTHORS_FILES = {
     "cascade_mask_rcnn_ResNeSt50_FPN": "COCO-InstanceSegmentation/mask_cascade_rcnn_ResNeSt_50_FPN_syncBN_1x",
     "cascade_mask_rcnn_ResNeSt101_FPN": "COCO-InstanceSegmentation/mask_cascade_rcnn_ResNeSt_101_FPN_syncBN_1x",
     "cascade_mask_rcnn_ResNeSt200_FPN_3x": "COCO-InstanceSegmentation/mask_cascade_rcnn_ResNeSt_200_FPN_syncBN_all_tricks_3x",
-    "cascade_mask_rcnn_ResNeSt200_FPN_dcn_3x": "COCO-InstanceSegmentation/mask_cascade_rcnn_ResNeSt_200_FPN_dcn_syncBN_all_tricks_3x",
+    "cascade_mask_rcnn_ResNeSt200_FPN_dcn_3x": (
+        "COCO-InstanceSegmentation/mask_cascade_rcnn_ResNeSt_200_FPN_dcn_syncBN_all_tricks_3x"
+    ),
     "panoptic_cascade_ResNeSt200_FPN_3x": "COCO-PanopticSegmentation/panoptic_ResNeSt_200_FPN_syncBN_tricks_3x",
 }
 

@@ -2,8 +2,9 @@
 
     PYTHONPATH=AUTHORS_REPOSITORY python -m tests.recipes.make_deformable_golden
 
-in the folder of the checkout; needs Detectron2 and AUTHORS_REPOSITORY, a checkout of github.com/zhanghang1989/ResNeSt. Detectron2 has no deformable convolution on CPUs: under the
-authors' module lies torchvision's here, so that what is compared is how they split offsets and modulation, group and attend.
+in the folder of this project; needs Detectron2 and AUTHORS_REPOSITORY, a checkout of github.com/zhanghang1989/ResNeSt. Detectron2
+has no deformable convolution on CPUs: under the authors' module lies torchvision's here, so that what is compared is how they
+split offsets and modulation, group and attend.
 """
 
 from pathlib import Path

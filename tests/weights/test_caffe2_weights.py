@@ -46,7 +46,7 @@ def caffe2_state(network: ResNeSt, norm_names: dict[str, str]) -> dict:
 def random_network(seed: int) -> ResNeSt:
     torch.manual_seed(seed)
     network = ResNeSt(**PLAIN)
-    for name, value in network.state_dict().items():
+    for value in network.state_dict().values():
         if value.is_floating_point() and value.dim() == 1:
             value.uniform_(0.5, 1.5)
     return network
