@@ -10,6 +10,7 @@ from fvcore.common.config import CfgNode
 from resnest_det.configuration.checking import check_supported
 from resnest_det.configuration.defaults import default_config, leaves
 from resnest_det.errors import UserError, nearest
+from resnest_det.files import packaged
 
 
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -61,13 +62,6 @@ def with_values(cfg: CfgNode, values: Mapping[str, object]) -> CfgNode:
     return copy
 
 
-def config_folder() -> Path:
-    """The folder of the configurations that come with the package."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
 def find_config_file(name: str) -> Path:
     """The path of a configuration: `name` itself where there is such a file, else one that comes with the package.
 
@@ -80,11 +74,11 @@ def find_config_file(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     suffix = ".py" if name.endswith(".py") else ".yaml"
-    packaged = {path.stem: path for path in sorted(config_folder().rglob(f"*{suffix}"))}
+    bundled = {path.stem: path for path in sorted(packaged("configs").rglob(f"*{suffix}"))}
     wanted = Path(name).name.removesuffix(suffix)
-    if wanted in packaged:
-        return packaged[wanted]
-    near = ", ".join(nearest(wanted, packaged, cutoff=0.3)) or "none"
+    if wanted in bundled:
+        return bundled[wanted]
+    near = ", ".join(nearest(wanted, bundled, cutoff=0.3)) or "none"
     raise UserError(f"no config file {name}, nor one of that name in the package; nearest: {near}")
 
 

@@ -26,7 +26,7 @@ class PanopticMetadata(Metadata):
     """What is known of a panoptic dataset; `json_file` is None where it has no instance annotations beside the panoptic ones.
 
     `stuff_classes[0]` is "things", `stuff_classes[i]` names stuff class i; `stuff_dataset_id_to_contiguous_id` maps the file's
-    category ids to 1..S. `panoptic_root` is the folder of the PNG files. Colours are (R, G, B).
+    category ids to 1..S. `panoptic_root` is the folder of the PNG files. Colors are (R, G, B).
     """
 
     panoptic_json: str
@@ -229,7 +229,7 @@ def _metadata(name: str, categories: list, panoptic_json: str, panoptic_root: st
 
 
 def _color(category_id: int) -> tuple[int, int, int]:
-    # COCO's own file has no colours. Steps of the golden ratio keep hues apart however many there are.
+    # COCO's own file has no colors. Steps of the golden ratio keep hues apart however many there are.
     hue, value = (0.618034 * category_id) % 1.0, (1.0, 0.8, 0.9)[category_id % 3]
     return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.7, value))
 

@@ -49,7 +49,7 @@ def semantic_targets(model: ImageModel, batch: Sequence[dict]) -> Tensor:
         name = sample.get("file_name", f"image {i} of the batch")
         image_labels = sample["target"].get("sem_seg")
         if image_labels is None:
-            raise UserError(f"{name}: no semantic labels to learn from; DATASETS.TRAIN must name a panoptic data set")
+            raise UserError(f"{name}: no semantic labels to learn from; DATASETS.TRAIN must name a panoptic dataset")
         if image_labels.shape != sample["image"].shape[-2:]:
             raise UserError(f"{name}: labels of {tuple(image_labels.shape)} pixels, image of {tuple(sample['image'].shape[-2:])}")
         labels.append(image_labels.to(model.device))

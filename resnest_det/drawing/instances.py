@@ -170,7 +170,7 @@ def side_by_side(panels: list[tuple[str, Image.Image]]) -> Image.Image:
 
 
 def truth_of_record(record: dict) -> dict:
-    """Boxes, classes and, where every annotation has a segmentation, masks of a data set's record; crowds are left out."""
+    """Boxes, classes and, where every annotation has a segmentation, masks of a dataset's record; crowds are left out."""
     annotations = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
     boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -189,7 +189,7 @@ class ComparisonWriter:
     Args:
         dataset: `records` (Detectron2's standard dicts) and `metadata.thing_classes`.
         output_dir: where `<image file>.png` go.
-        count: how many pictures, of images spread evenly over those of the data set that have objects.
+        count: how many pictures, of images spread evenly over those of the dataset that have objects.
         score_threshold: detections below it are not drawn.
     """
 

@@ -94,7 +94,7 @@ class PanopticComparisonWriter:
     Args:
         dataset: panoptic; `records` and `metadata` with names and colors of things and stuff.
         output_dir: where `<image file>_panoptic.png` go.
-        count: how many pictures, of images spread evenly over the data set.
+        count: how many pictures, of images spread evenly over the dataset.
     """
 
     def __init__(self, dataset, output_dir: str, count: int = 4):

@@ -1,4 +1,4 @@
-"""Collecting a detector's boxes and masks over a data set, and their COCO average precision."""
+"""Collecting a detector's boxes and masks over a dataset, and their COCO average precision."""
 
 import itertools
 import logging
@@ -60,7 +60,7 @@ class COCOEvaluator:
                 "segm", `masks` (N, height, width) bool.
 
         Raises:
-            UserError: an image that is not in the file, a class that the data set lacks, no masks where "segm" is asked for,
+            UserError: an image that is not in the file, a class that the dataset lacks, no masks where "segm" is asked for,
                 boxes or scores that are not finite.
         """
         for sample, output in zip(batch, outputs, strict=True):
@@ -123,7 +123,7 @@ def detections_to_coco(output: dict, image_id, category_ids: dict[int, int], wit
 
     Args:
         output: `boxes` (N, 4) XYXY, `scores` (N,), `classes` (N,), and `masks` (N, height, width) bool when `with_masks`.
-        category_ids: from contiguous class to the data set's category id.
+        category_ids: from contiguous class to the dataset's category id.
     """
     boxes = output["boxes"].detach().cpu().clone()
     boxes[:, 2:] -= boxes[:, :2]

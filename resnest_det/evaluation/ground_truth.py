@@ -1,4 +1,4 @@
-"""COCO ground truth for average precision: from an instance file, or from the segments of a panoptic data set."""
+"""COCO ground truth for average precision: from an instance file, or from the segments of a panoptic dataset."""
 
 import logging
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def checked_ground_truth(content: dict | None, json_file: str, tasks) -> dict:
-    """`content` of a COCO instance file (None reads it), with the `iscrowd` and `area` that some data sets leave out filled in.
+    """`content` of a COCO instance file (None reads it), with the `iscrowd` and `area` that some datasets leave out filled in.
 
     An absent `iscrowd` is 0. An absent `area` is that of the segmentation, or of the box where there is none.
 
@@ -49,7 +49,7 @@ def checked_ground_truth(content: dict | None, json_file: str, tasks) -> dict:
 
 
 def ground_truth_of_segments(dataset) -> dict:
-    """The thing segments of a panoptic data set in the form of a COCO instance file, each with its visible mask and box.
+    """The thing segments of a panoptic dataset in the form of a COCO instance file, each with its visible mask and box.
 
     Raises:
         UserError: see `resnest_det.data.panoptic.read_record_segments`.
@@ -59,7 +59,7 @@ def ground_truth_of_segments(dataset) -> dict:
     annotations = []
     for record in dataset.records:
         for annotation in with_truth(record)[0]["annotations"]:
-            # Segment ids are of one image only, those of annotations of the whole data set.
+            # Segment ids are of one image only, those of annotations of the whole dataset.
             annotations.append(
                 {
                     **annotation,

@@ -1,4 +1,4 @@
-"""Running a model over a data set and handing its outputs to evaluators."""
+"""Running a model over a dataset and handing its outputs to evaluators."""
 
 import contextlib
 import datetime

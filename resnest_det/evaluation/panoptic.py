@@ -1,4 +1,4 @@
-"""Collecting a model's panoptic maps over a data set, writing them in COCO's format, and their panoptic quality."""
+"""Collecting a model's panoptic maps over a dataset, writing them in COCO's format, and their panoptic quality."""
 
 import itertools
 import os
@@ -54,7 +54,7 @@ class PanopticEvaluator:
                 each segment, {"id", "isthing", "category_id" (contiguous, among things or among stuff)}.
 
         Raises:
-            UserError: a segment's id does not fit into a PNG, or its class is not one of the data set.
+            UserError: a segment's id does not fit into a PNG, or its class is not one of the dataset.
         """
         for sample, output in zip(batch, outputs, strict=True):
             image_id = sample["image_id"]
@@ -68,7 +68,7 @@ class PanopticEvaluator:
             kind = "thing" if segment["isthing"] else "stuff"
             raise UserError(
                 f"image {image_id} of {self.dataset_name}: segment {segment['id']} has {kind} class "
-                f"{segment['category_id']}, of which the data set has {len(category_ids)}"
+                f"{segment['category_id']}, of which the dataset has {len(category_ids)}"
             )
         info = {"id": int(segment["id"]), "category_id": category_ids[segment["category_id"]]}
         return {**info, "score": float(segment["score"])} if "score" in segment else info

@@ -35,7 +35,7 @@ class SemSegEvaluator:
 
         Raises:
             UserError: the model has another number of classes, predicts at another size than that of the truth, or an image
-                that is not in the data set; or see `read_semantic_labels`.
+                that is not in the dataset; or see `read_semantic_labels`.
         """
         classes = len(self.class_names)
         for sample, output in zip(batch, outputs, strict=True):

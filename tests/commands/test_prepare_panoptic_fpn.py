@@ -55,7 +55,7 @@ def run(*arguments):
 def test_semantic_pngs_are_written_where_detectron2_looks_and_only_once(tmp_path, arguments):
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
-    assert "mine: 3 written, 0 were there" in done.stdout
+    assert "mine: 3 written, 0 existed" in done.stdout
     folder = tmp_path / "panoptic_stuff_mine"
     assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.png", "2.png"]
     image = Image.open(folder / "1.png")
@@ -64,7 +64,7 @@ def test_semantic_pngs_are_written_where_detectron2_looks_and_only_once(tmp_path
 
     (folder / "0.png").unlink()
     kept = (folder / "1.png").stat().st_mtime_ns
-    assert "mine: 1 written, 2 were there" in run(*arguments).stdout
+    assert "mine: 1 written, 2 existed" in run(*arguments).stdout
     assert (folder / "0.png").exists() and (folder / "1.png").stat().st_mtime_ns == kept
 
 

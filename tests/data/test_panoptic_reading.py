@@ -1,4 +1,4 @@
-"""Panoptic data sets: what is read, the targets made of it, and what is refused."""
+"""Panoptic datasets: what is read, the targets made of it, and what is refused."""
 
 import json
 
@@ -53,7 +53,7 @@ def write_png(path, ids: np.ndarray) -> None:
 
 @pytest.fixture
 def made(tmp_path):
-    """Paths and content of a panoptic data set of two images, 24 x 30 and 20 x 26 (height x width)."""
+    """Paths and content of a panoptic dataset of two images, 24 x 30 and 20 x 26 (height x width)."""
     for folder in ("images", "panoptic"):
         (tmp_path / folder).mkdir()
     images, annotations = [], []

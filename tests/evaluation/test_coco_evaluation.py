@@ -1,4 +1,4 @@
-"""COCO figures against pycocotools to the last digit, and how COCOEvaluator treats unusual data sets and outputs."""
+"""COCO figures against pycocotools to the last digit, and how COCOEvaluator treats unusual datasets and outputs."""
 
 import contextlib
 import copy

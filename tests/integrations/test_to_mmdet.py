@@ -52,7 +52,7 @@ MODELS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def datasets(tmp_path_factory):
-    """A folder of data sets with a few shapes."""
+    """A folder of datasets with a few shapes."""
     folder = tmp_path_factory.mktemp("datasets")
     write_shapes(folder / "shapes", {"train": 3, "val": 3})
     with pytest.MonkeyPatch.context() as patch:

@@ -10,13 +10,14 @@ import torch
 from resnest_det import model_zoo
 from resnest_det.commands.train_net import main
 from resnest_det.configuration.model import assemble_model
-from resnest_det.configuration.reading import config_folder, load_config
+from resnest_det.configuration.reading import load_config
 from resnest_det.data.shapes import write_shapes
 from resnest_det.errors import UserError
+from resnest_det.files import packaged
 from resnest_det.model_zoo import TRAINED_DETECTORS
 from resnest_det.weights.downloads import resolve_weights
 
-RECIPES = sorted(path.stem for path in config_folder().glob("*.yaml") if not path.stem.startswith("Base-"))
+RECIPES = sorted(path.stem for path in packaged("configs").glob("*.yaml") if not path.stem.startswith("Base-"))
 BIG = ("101", "200", "269")
 PARAMETERS = json.loads(gzip.decompress(Path(__file__).with_name("wrapper_parameters.json.gz").read_bytes()))
 
@@ -159,7 +160,7 @@ def test_a_file_in_the_authors_form_means_the_same(tmp_path):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """Arguments that register a data set for every task, and its name."""
+    """Arguments that register a dataset for every task, and its name."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("recipes") / "shapes"
     write_shapes(folder, {"few": 2})
