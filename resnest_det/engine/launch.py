@@ -1,4 +1,4 @@
-"""Starting a function on many processes, and what each of them sets up, on torch.distributed's elastic launcher."""
+"""Starting a function on many processes with torch.distributed's elastic launcher, and what each process sets up."""
 
 import datetime
 import logging
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from resnest_det.errors import UserError
 
-RENDEZVOUS_TIMEOUT = 300  # seconds for the other machines to come
+RENDEZVOUS_TIMEOUT = 300  # seconds to wait for the other machines
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # one process evaluates while the others wait
 
 
@@ -28,22 +28,22 @@ def launch(
 ) -> None:
     """Run `function(*args)` on `num_processes` processes of each of `num_machines` machines.
 
-    With one process in all it is called here. Under `torchrun`, which has started the processes already, too.
+    If there is only one process in all, or `torchrun` has already started them, `function` is called in this process.
 
     Args:
         function: importable by name, with arguments that can be pickled; calls `join_process_group` first.
         dist_url: tcp://HOST:PORT of machine 0, or "auto" on one machine.
 
     Raises:
-        UserError: wrong arguments, a port that is taken, a machine 0 that cannot be reached, a process that was killed, or
-            bad input that a process found.
-        RuntimeError: a process failed otherwise; the message has its traceback.
+        UserError: wrong arguments, a port in use, machine 0 out of reach, a process that was killed, or bad input that a
+            process found.
+        RuntimeError: a process failed in another way; the message has its traceback.
     """
     _check_numbers(num_processes, num_machines, machine_rank)
     if dist.is_torchelastic_launched() or num_processes * num_machines == 1:
         function(*args)
         return
-    # These take long to import, and one process does without.
+    # Slow to import, and not needed by a single process.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
@@ -58,7 +58,7 @@ def launch(
         max_restarts=0,
         **rendezvous,
     )
-    # Its report of a failed process is a page long; `_failure` says the same in a line.
+    # The launcher reports a failed process on a page; `_failure` needs a line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         elastic_launch(config, _worker)(function, *args)
@@ -86,7 +86,7 @@ def _rendezvous(num_machines: int, machine_rank: int, dist_url: str) -> dict:
     if dist_url == "auto":
         if num_machines > 1:
             raise UserError(
-                "--dist-url auto works on one machine only; give every machine --dist-url tcp://HOST:PORT of machine 0"
+                "--dist-url auto works on one machine only; give every machine machine 0's address, --dist-url tcp://HOST:PORT"
             )
         return {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0", "local_addr": "127.0.0.1"}
     host, _, port = dist_url.removeprefix("tcp://").rpartition(":")
@@ -116,7 +116,7 @@ def _check_port(address: tuple, dist_url: str) -> None:
 
 
 def _wait_for_machine_0(address: tuple, dist_url: str) -> None:
-    # The launcher waits by itself, but says pages about it, and nothing of what it waits for.
+    # The launcher would wait on its own, but prints pages of log and never says for what.
     family, kind, protocol, _, where = address
     give_up, told = time.monotonic() + RENDEZVOUS_TIMEOUT, False
     while True:
@@ -128,7 +128,7 @@ def _wait_for_machine_0(address: tuple, dist_url: str) -> None:
                 reason = error.strerror or str(error)
         if time.monotonic() >= give_up:
             raise UserError(
-                f"--dist-url {dist_url}: machine 0 has not answered there for {RENDEZVOUS_TIMEOUT} s: {reason}; is it "
+                f"--dist-url {dist_url}: machine 0 has not answered there for {RENDEZVOUS_TIMEOUT} s: {reason}; was it "
                 "started with this address, and is the port open to this machine?"
             )
         if not told:
@@ -138,13 +138,13 @@ def _wait_for_machine_0(address: tuple, dist_url: str) -> None:
 
 
 def _worker(function: Callable, *args: object) -> None:
-    """What each started process runs."""
+    """Run `function` in a started process."""
     try:
         function(*args)
     except OSError as error:
         raise UserError(str(error)) from error
     except RuntimeError:
-        # When a process dies, the others lose their connection within milliseconds. Waiting lets the launcher
+        # When a process dies, the others lose their connections within milliseconds. By waiting they let the launcher
         # see the dead one first and name it as the cause.
         time.sleep(2)
         raise
@@ -152,7 +152,7 @@ def _worker(function: Callable, *args: object) -> None:
 
 def _failure(error) -> Exception:
     rank, failure = error.get_first_failure()
-    # What a process said of itself comes first: after it has failed, torch's threads can still abort it on its way out.
+    # A process's own message comes first: torch's threads can still abort a process that is exiting after a failure.
     if isinstance(failure.message, dict):
         text = failure.message.get("message", "")
         if text.startswith(f"{UserError.__name__}: "):
@@ -162,21 +162,21 @@ def _failure(error) -> Exception:
         out_of_memory = " (out of memory is the usual reason)" if failure.exitcode == -signal.SIGKILL else ""
         return UserError(
             f"process {rank} (pid {failure.pid}) was killed by {failure.signal_name()}{out_of_memory}, so the run was stopped; "
-            "--resume goes on from the last checkpoint"
+            "--resume continues from the last checkpoint"
         )
     return RuntimeError(f"process {rank} (pid {failure.pid}) ended with status {failure.exitcode}")
 
 
 def claim_gpu(device: torch.device) -> None:
-    """Make `device` the current GPU of this process; one without a number becomes this process's own.
+    """Make `device` the current GPU of this process; without an index, each process takes its own.
 
     Raises:
-        UserError: there are fewer GPUs than processes, or several processes are told to use one GPU.
+        UserError: there are fewer GPUs than processes, or several processes would use one GPU.
     """
     if device.type != "cuda":
         return
     if device.index is not None and dist.is_torchelastic_launched():
-        raise UserError(f"MODEL.DEVICE is {device}, but each of several processes takes a GPU of its own; use MODEL.DEVICE cuda")
+        raise UserError(f"MODEL.DEVICE is {device}, but each process needs a GPU of its own; use MODEL.DEVICE cuda")
     chosen = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
     if chosen >= torch.cuda.device_count():
         raise UserError(f"GPU {chosen} was asked for, but this machine has {torch.cuda.device_count()} (numbered from 0)")
@@ -184,11 +184,11 @@ def claim_gpu(device: torch.device) -> None:
 
 
 def join_process_group(device: torch.device) -> None:
-    """Meet the other processes that `launch` or `torchrun` has started; does nothing with one process."""
+    """Join the processes that `launch` or `torchrun` has started; do nothing if there is only one."""
     if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         return
     store, rank, world_size = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
-    # The launcher's store outlives a restart of the processes, with the addresses of those that died.
+    # The launcher's store survives a restart of the processes, with the addresses of those that died.
     store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
@@ -197,7 +197,7 @@ def join_process_group(device: torch.device) -> None:
 def share_cpu_threads() -> None:
     """Divide the machine's cores among its processes.
 
-    An OMP_NUM_THREADS in the environment is left as it is.
+    If OMP_NUM_THREADS is set, it decides instead.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
