@@ -18,7 +18,7 @@ def checked_ground_truth(content: dict | None, json_file: str, tasks) -> dict:
     An absent `iscrowd` is 0. An absent `area` is that of the segmentation, or of the box where there is none.
 
     Raises:
-        UserError: the file is absent or malformed, names the annotation that is; or it has no annotations.
+        UserError: the file is absent, has no annotations, or has a malformed one, which the message names.
     """
     content = content or read_json(json_file)
     for key in ("images", "categories", "annotations"):
@@ -33,18 +33,16 @@ def checked_ground_truth(content: dict | None, json_file: str, tasks) -> dict:
         if missing:
             raise UserError(f"{where} has no {min(missing)}")
         if annotation["id"] in seen:
-            raise UserError(f"{where} is there twice")
+            raise UserError(f"{where} occurs twice")
         seen.add(annotation["id"])
         if "segm" in tasks and not annotation.get("segmentation"):
-            raise UserError(f"{where} has no segmentation, which mask AP needs (MODEL.MASK_ON False evaluates boxes alone)")
+            raise UserError(f"{where} has no segmentation, which mask AP needs (MODEL.MASK_ON False evaluates only boxes)")
         annotation = {"iscrowd": 0, **annotation}
         if "area" not in annotation:
             annotation["area"] = _area(annotation, images.get(annotation["image_id"]), json_file)
         annotations.append(annotation)
     if 0 in seen:
-        logger.warning(
-            "%s has an annotation 0, which COCO's definition of AP counts as never found; count ids from 1 to mend it", json_file
-        )
+        logger.warning("%s: annotation id 0 never counts as matched in COCO AP; number ids from 1", json_file)
     return {**content, "annotations": annotations}
 
 
@@ -59,7 +57,7 @@ def ground_truth_of_segments(dataset) -> dict:
     annotations = []
     for record in dataset.records:
         for annotation in with_truth(record)[0]["annotations"]:
-            # Segment ids are of one image only, those of annotations of the whole dataset.
+            # Segment ids are unique in an image, annotation ids in the whole dataset.
             annotations.append(
                 {
                     **annotation,

@@ -22,7 +22,7 @@ class PanopticEvaluator:
             `stuff_dataset_id_to_contiguous_id`, and `panoptic_truth`, the content of the JSON file; None reads it.
         output_dir: where `panoptic_predictions.json` and the PNG files of the folder `panoptic_predictions` go, in the form that
             COCO's panoptic API reads; None keeps nothing.
-        processes: how many count at the end; None takes one for each CPU.
+        processes: how many compare at the end; None takes one for each CPU.
 
     Raises:
         UserError: the truth's JSON file is absent or malformed.
@@ -98,7 +98,7 @@ class PanopticEvaluator:
         folder = os.path.join(output_dir, "panoptic_predictions")
         annotations = []
         for image_id, (png, segments) in sorted(predictions.items()):
-            # Not the image's own name, which two folders may have in common.
+            # Not the image's own name, which may occur in two folders.
             file_name = f"{image_id:012d}.png" if isinstance(image_id, int) else f"{image_id}.png"
             write_bytes(os.path.join(folder, file_name), png)
             annotations.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
@@ -109,7 +109,7 @@ class PanopticEvaluator:
 
 
 def panoptic_figures(quality: dict[str, dict], class_names: dict[int, str]) -> dict[str, float]:
-    """The result of `compare` in percent, under the names that Detectron2 gives them, and of each class."""
+    """The result of `compare` in percent under Detectron2's names, in all and for each class."""
     figures = {}
     for part, suffix in _SUFFIXES.items():
         figures.update({f"{name}{suffix}": 100 * quality[part][name.lower()] for name in ("PQ", "SQ", "RQ")})

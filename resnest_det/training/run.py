@@ -246,7 +246,5 @@ def resumed_seed(configured: int, chosen: int, saved: int | None) -> int:
         return chosen
     if configured < 0:
         return saved
-    logger.warning(
-        "SEED is %d but the run began with %d: losses will not be those of an uninterrupted run", configured, saved
-    )
+    logger.warning("SEED is %d but the run began with %d: losses will not be those of an uninterrupted run", configured, saved)
     return configured

@@ -182,6 +182,6 @@ def test_bad_input_is_one_line_and_status_2(tmp_path):
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.splitlines()[-1] == (
-        f"error: checkpoint {tmp_path}/x.pth is a web page, not a checkpoint: the address it came from has moved"
+        f"error: checkpoint {tmp_path}/x.pth is a web page, not a checkpoint: its address has moved"
     )
     assert "Traceback" not in done.stderr

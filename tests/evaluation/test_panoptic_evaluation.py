@@ -225,7 +225,7 @@ BROKEN = {
     "unpredicted": (lambda t, p, m: p.update(annotations=[]), "prediction.json has no prediction for image 1"),
     "unknown image": (
         lambda t, p, m: p["annotations"].append({"image_id": 2, "file_name": "1.png", "segments_info": []}),
-        "prediction.json has image 2, which .*truth.json has not",
+        "prediction.json has image 2, which .*truth.json lacks",
     ),
     "image twice": (
         lambda t, p, m: p["annotations"].append(p["annotations"][0]),
