@@ -1,4 +1,4 @@
-"""What the package needs to know of the process group; with none, everything behaves as one process of one."""
+"""What the package needs of the process group; without one, this is process 0 of 1."""
 
 import torch
 import torch.distributed as dist
@@ -9,22 +9,22 @@ def _initialized() -> bool:
 
 
 def get_rank() -> int:
-    """Index of this process over all machines, 0 without a process group."""
+    """Index of this process among those of all machines; 0 without a process group."""
     return dist.get_rank() if _initialized() else 0
 
 
 def get_world_size() -> int:
-    """Number of processes over all machines, 1 without a process group."""
+    """Number of processes on all machines; 1 without a process group."""
     return dist.get_world_size() if _initialized() else 1
 
 
 def is_main_process() -> bool:
-    """Whether this process logs and writes files for all of them."""
+    """Whether this is the process that logs and writes files for all."""
     return get_rank() == 0
 
 
 def synchronize() -> None:
-    """Wait until every process has arrived here."""
+    """Wait for every process to arrive here."""
     if get_world_size() > 1:
         dist.barrier()
 
@@ -48,9 +48,9 @@ def gather_objects(value) -> list:
 
 
 def mean_count(count: int | torch.Tensor, device: torch.device) -> int | torch.Tensor:
-    """What a sum over `count` items of this process is divided by to count in the mean over the items of all processes.
+    """The number to divide a sum over this process's `count` items by, so that losses average to the mean over all items.
 
-    This is the average of `count` over the processes: as losses and gradients are averaged over them too, the result is the
+    This is the average of `count` over the processes. Losses and gradients are averaged over them too, so the result is the
     mean over the whole batch, however its items are spread. Never zero, so that a sum over nothing stays zero.
     """
     if get_world_size() == 1:

@@ -1,4 +1,4 @@
-"""Files that are either the old or the new whole, whatever happens while they are written."""
+"""Atomic writing: a file is either the whole old one or the whole new one. Also, where the package's own files are."""
 
 import json
 import os
@@ -15,13 +15,13 @@ TEMPORARY_SUFFIX = ".unfinished"
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w", *, sync: bool = True) -> Iterator[IO]:
-    """A file object whose content takes the place of `path` in one step once the block ends without an error.
+    """A file object whose content replaces `path` in one step when the block ends without an error.
 
     The content is on the disk before the name points at it, so neither a killed process nor a power cut
-    leaves a torn file. On an error the earlier file stays and the unfinished one is removed.
+    leaves a torn file. After an error the earlier file stays and the unfinished one is removed.
 
     Args:
-        sync: wait for the disk. Without it a power cut, but no killed process, can cost the file.
+        sync: wait for the disk. Without it a power cut can lose the file; a killed process cannot.
     """
     path = Path(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
@@ -41,10 +41,10 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", *, sync: bool = True)
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    """Write one of an evaluation's files, of which there may be thousands: atomically, its folder made, not waiting for the disk.
+    """Write one of an evaluation's files atomically and make its folder; there may be thousands, so do not wait for the disk.
 
     Raises:
-        UserError: the folder cannot be made or the file cannot be written; an earlier file of that name is as it was.
+        UserError: the folder cannot be made or the file cannot be written; an earlier file of that name is unchanged.
     """
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -55,19 +55,19 @@ def write_bytes(path: str, content: bytes) -> None:
 
 
 def write_json(path: str, value) -> None:
-    """Write `value` as JSON, as `write_bytes` does."""
+    """Write `value` as JSON, in the way of `write_bytes`."""
     write_bytes(path, json.dumps(value).encode())
 
 
 def _umask() -> int:
-    # Reading the mask means setting it; mkstemp's 0600 would keep a group from reading shared checkpoints.
+    # mkstemp's 0600 would keep a group from reading shared checkpoints. The mask can only be read by setting it.
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def _sync_folder(folder: Path) -> None:
-    # The rename itself has to reach the disk; folders cannot be opened on every platform.
+    # The rename itself must reach the disk too. Some platforms cannot open folders.
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -81,7 +81,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_unfinished(folder: str | os.PathLike) -> list[str]:
-    """Delete what killed processes left of `atomic_write` in `folder`; the names deleted."""
+    """Delete the unfinished files that killed processes left in `folder`, and return their names."""
     left = sorted(Path(folder).glob(f".*{TEMPORARY_SUFFIX}"))
     for path in left:
         path.unlink(missing_ok=True)
@@ -89,10 +89,10 @@ def remove_unfinished(folder: str | os.PathLike) -> list[str]:
 
 
 def prepare_output_dir(folder: str | os.PathLike) -> None:
-    """Make `folder` and see that files can be written into it.
+    """Make `folder` and check that files can be written into it.
 
     Raises:
-        UserError: it cannot be made or written.
+        UserError: it cannot be made or written to.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -101,3 +101,10 @@ def prepare_output_dir(folder: str | os.PathLike) -> None:
             probe.flush()
     except OSError as error:
         raise UserError(f"OUTPUT_DIR {folder} cannot be written: {error.strerror or error}") from None
+
+
+def packaged(name: str) -> Path:
+    """The folder `name`, `configs` or `docs`, that comes with the package: inside an installed one, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name

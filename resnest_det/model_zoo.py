@@ -1,4 +1,4 @@
-"""The recipes that come with the package, by name, in Detectron2's `model_zoo` vocabulary.
+"""The bundled recipes by name, with the functions of Detectron2's `model_zoo`.
 
 >>> from resnest_det import model_zoo
 >>> model = model_zoo.get("mask_rcnn_ResNeSt50_FPN", trained=True).eval()
@@ -19,7 +19,7 @@ from resnest_det.weights.downloads import resolve_weights
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A detector that the authors trained: its weights, a name in `WEIGHT_FILES`, and what they published (COCO val2017, %)."""
+    """A detector that the authors trained: its weights (a name in `WEIGHT_FILES`) and published figures (COCO val2017, %)."""
 
     weights: str
     box_ap: float
@@ -58,7 +58,7 @@ TRAINED_DETECTORS: dict[str, TrainedDetector] = {
 
 
 def get_config_file(name: str) -> str:
-    """The path of a recipe's YAML file, or of MMDetection's config where the name ends in `.py`.
+    """The path of a recipe's YAML file, or of a config for MMDetection if the name ends in `.py`.
 
     Raises:
         UserError: there is none of that name; the message names the nearest.
@@ -67,19 +67,19 @@ def get_config_file(name: str) -> str:
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
-    """A recipe's configuration; with `trained`, MODEL.WEIGHTS is the published detector and not where training starts.
+    """A recipe's configuration; with `trained`, MODEL.WEIGHTS is the published detector, not the weights training starts from.
 
     Raises:
-        UserError: no such recipe, or no detector of it was published.
+        UserError: there is no such recipe, or no detector was published for it.
     """
     return load_config(name, ["MODEL.WEIGHTS", trained_weights(name)] if trained else [])
 
 
 def trained_weights(name: str) -> str:
-    """MODEL.WEIGHTS of the detector that was published for a recipe.
+    """MODEL.WEIGHTS of the detector published for a recipe.
 
     Raises:
-        UserError: none was.
+        UserError: there is none.
     """
     recipe = find_config_file(name).stem
     if recipe not in TRAINED_DETECTORS:
@@ -88,13 +88,13 @@ def trained_weights(name: str) -> str:
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """A recipe's detector, in training mode and, if `trained`, with the published weights of the whole detector.
+    """A recipe's detector in training mode; if `trained`, with the published weights of the whole detector.
 
     Args:
-        device: MODEL.DEVICE; None takes the GPU where there is one.
+        device: MODEL.DEVICE; None takes a GPU if there is one.
 
     Raises:
-        UserError: as `get_config`; also where the weights cannot be had or do not fit.
+        UserError: see `get_config`; or the weights cannot be found or do not fit.
     """
     cfg = get_config(name, trained)
     cfg = with_values(cfg, {"MODEL.DEVICE": device or cfg.MODEL.DEVICE})

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Write MODEL_ZOO.md from the configs, the catalog of published detectors and docs/model_zoo_measurements.json.
+"""Write MODEL_ZOO.md from the configs, the table of published detectors and docs/model_zoo_measurements.json.
 
     make_model_zoo.py                                          # count, and write the page
-    make_model_zoo.py --measure mask_rcnn_ResNeSt50_FPN ...    # time these first, and write their figures down
+    make_model_zoo.py --measure mask_rcnn_ResNeSt50_FPN ...    # time these first, and save their figures
 
-Its recipes are timed on the CPU, one after the other; what else runs on the machine is measured too.
+Recipes are timed on the CPU, one after the other; other load on the machine distorts the figures.
 """
 
-from resnest_det.commands import run_tool  # isort: skip (it has to come before torch)
+from resnest_det.commands import run_tool  # isort: skip (must come before torch)
 
 import argparse
 import json
@@ -39,21 +39,22 @@ GROUPS = {
     "Boxes and masks": ("mask_rcnn", "cascade_mask_rcnn"),
     "Panoptic and semantic segmentation": ("panoptic", "semantic"),
 }
-# How the time and memory columns are called in the measurements, and how they are shown.
+# Columns of time and memory: the name in the measurements, and the heading.
 MEASURED = {"inference_seconds": "inference, s", "training_seconds": "training step, s", "training_memory_gib": "memory, GiB"}
 
 INTRODUCTION = f"""# Model zoo
 
-Written by `tools/make_model_zoo.py`; a test compares. Every recipe is a file of that name in `configs/`, found by its name from
-any folder: `python tools/train_net.py --config-file NAME`, `resnest_det.model_zoo.get_config("NAME")`, `get("NAME", trained=True)`.
+Written by `tools/make_model_zoo.py`; a test compares. Every recipe is a file of that name in `configs/` and is found by name from
+any folder: `python tools/train_net.py --config-file NAME`, `resnest_det.model_zoo.get_config("NAME")`,
+`get("NAME", trained=True)`.
 
-- **AP, PQ**: *published* by the authors for COCO val2017 with their own code, in percent ([source][authors]); none of them is a
-  measurement of this project. A dash: the authors published none.
-- **params, GMACs**: counted by this package for one image of {SIZE[0]}x{SIZE[1]} pixels and as many regions as there can be.
-- **inference, training step, memory**: measured by this project; inference of one image, a step of forward, backward and update
-  with two, both of {SIZE[0]}x{SIZE[1]} pixels, and the most memory that step takes. {{setup}}
-- **weights**: what training starts from, `MODEL.WEIGHTS`; under "trained", the authors' detector, `get(..., trained=True)`. Their
-  links have died before: if one does, put the file of that name into the cache folder that the error message names.
+- **AP, PQ**: *published* by the authors for COCO val2017 with their own code, in percent ([source][authors]). This project
+  measured none of them. A dash: the authors published none.
+- **params, GMACs**: counted by this package for one image of {SIZE[0]}x{SIZE[1]} pixels and the maximum number of regions.
+- **inference, training step, memory**: measured by this project on images of {SIZE[0]}x{SIZE[1]} pixels: inference of one
+  image; forward pass, backward pass and update with two; and the most memory that step takes. {{setup}}
+- **weights**: what training starts from, `MODEL.WEIGHTS`. **trained**: the authors' detector, `get(..., trained=True)`. If one
+  of their links is dead, put the file of that name into the cache folder that the error message names.
 
 [authors]: {SOURCE}
 """
@@ -64,7 +65,7 @@ def recipes() -> list[str]:
 
 
 def count(cfg: CfgNode, size: tuple[int, int]) -> tuple[int, int]:
-    """Learned values, and multiply-adds for an image of `size` (height, width); from shapes alone, nothing is computed."""
+    """Learned values, and multiply-adds for an image of `size` (height, width), from shapes alone."""
     with torch.device("meta"), torch.no_grad():
         model = assemble_model(cfg).eval()
         with FlopCounterMode(display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _deform_conv_flops}) as counter:
@@ -85,7 +86,7 @@ def count(cfg: CfgNode, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _deform_conv_flops(images, weight, *others, out_shape, **more) -> int:
-    # As fvcore is made to count here and everywhere: the convolution, without the interpolation.
+    # The convolution without the interpolation, as this package makes fvcore count it.
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
@@ -94,7 +95,7 @@ def _stages(module: nn.Module) -> list[nn.Module]:
 
 
 def measure(name: str) -> dict[str, float]:
-    """Seconds of a second inference and of a first training step, and the GiB that step takes, for images of `SIZE`."""
+    """Seconds of the second inference and of the first training step, and the GiB that step takes, for images of `SIZE`."""
     cpu = torch.device("cpu")
     cfg = load_config(name, ["MODEL.DEVICE", "cpu"])
     samples = benchmark.make_samples(2, *SIZE, cfg)
@@ -162,7 +163,7 @@ def table(names: list[str], measured: dict[str, dict]) -> str:
 
 
 def _depth(recipe: str) -> tuple:
-    """Plain ResNets first, then by depth, and deformable convolution after plain."""
+    """A sorting key: plain ResNets first, then by depth, deformable convolution last."""
     return "ResNeSt" in recipe, int("".join(c for c in recipe.split("_FPN")[0] if c.isdigit())), "dcn" in recipe
 
 

@@ -46,17 +46,17 @@ def get_norm(norm: Norm, channels: int) -> nn.Module | None:
     raise UserError(f"unknown norm {norm!r}; supported: {', '.join(repr(name) for name in NORMS)}")
 
 
-_told_about_sync_bn = False
+_sync_bn_notice_logged = False
 
 
 def _sync_batch_norm(channels: int) -> nn.Module:
-    global _told_about_sync_bn
+    global _sync_bn_notice_logged
     if get_world_size() > 1:
         # torch's own works, and lets itself be wrapped for distributed training, on accelerators only.
         return GlooSyncBatchNorm2d(channels) if dist.get_backend() == "gloo" else nn.SyncBatchNorm(channels)
-    if not _told_about_sync_bn:
+    if not _sync_bn_notice_logged:
         logger.info("one process: SyncBN is ordinary batch norm here (same parameters, statistics of this process)")
-        _told_about_sync_bn = True
+        _sync_bn_notice_logged = True
     return nn.BatchNorm2d(channels)
 
 

@@ -1,7 +1,7 @@
-"""What the installed command `resnest-det` and the scripts in `tools/` do, a module for each.
+"""The commands of `resnest-det` and of the scripts in `tools/`, one module each.
 
-This file finds the command by its name and decides how it ends: bad input in one line and status 2, a traceback only with
-`--debug`. It imports nothing large, so that `--help` is quick and the settings of the process are made before torch is loaded.
+This file finds a command by its name and decides how it ends: bad input gives one line and status 2, a traceback only with
+`--debug`. It imports nothing large, so `--help` is quick and the process is set up before torch is loaded.
 """
 
 import ctypes
@@ -17,26 +17,26 @@ from resnest_det.errors import UserError, nearest
 COMMANDS = {
     "train": ("train_net", "train and evaluate a detector from a configuration file"),
     "classify": ("classify", "name what is in images: the most probable ImageNet classes"),
-    "verify": ("verify_imagenet", "measure a classifier's accuracy on ImageNet's validation images"),
+    "verify": ("verify_imagenet", "measure a classifier's accuracy on the validation images of ImageNet"),
     "convert": ("convert_weights", "translate a checkpoint into another library's parameter names"),
     "to-mmdet": ("to_mmdet", "translate a configuration and its checkpoint to MMDetection, or a checkpoint back"),
     "export": ("export_model", "write a classifier or feature extractor for ONNX, OpenVINO, TorchScript or torch.export"),
     "analyze": ("analyze_model", "count parameters, multiply-adds and activations, part by part"),
     "benchmark": ("benchmark", "time a detector and its backbone beside other implementations"),
-    "check-hosts": ("check_hosts", "say which detectors the backbone can be used in here"),
+    "check-hosts": ("check_hosts", "say which detectors can use the backbone here"),
     "prepare-panoptic-fpn": ("prepare_panoptic_fpn", "write the semantic PNG files that Detectron2's Panoptic FPN reads"),
 }
 
-# Compute threads that spin for long while they wait take the cores from data workers and other processes: on a busy machine
-# steps get many times slower. Those that never spin cost a tenth of a step on an idle one. Read when torch is first
-# imported, which is after this module, since every command is imported through it.
+# Compute threads that spin long while waiting take cores from data workers and other processes: on a busy machine, steps get
+# many times slower. Threads that never spin cost a tenth of a step on an idle machine. torch reads this when it is first
+# imported, after this module, through which every command is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the large blocks that it frees; elsewhere nothing.
+    """Make glibc keep the large blocks that a process frees; with another C library, do nothing.
 
-    Otherwise every activation map goes back to the system and comes again page by page: a tenth of a training step on CPUs.
+    Otherwise every activation map returns to the system and is fetched again page by page: a tenth of a training step on CPUs.
     """
     threshold_of_mmap, threshold_of_trim = -3, -1  # names of malloc.h
     try:
@@ -48,11 +48,11 @@ def keep_freed_memory() -> None:
 
 
 def run_tool(main: Callable[[list[str]], object]) -> None:
-    """Run `main(arguments)` and leave the process with a status that says how it went.
+    """Run `main(arguments)` and end the process with a status that says how it went.
 
     `UserError` and `OSError` (a full disk, a folder that cannot be written) become one line `error: ...` on
-    standard error and status 2; Ctrl-C becomes status 130. With `--debug` among the arguments, which is taken
-    out before `main` sees them, the traceback is shown instead.
+    standard error and status 2; Ctrl-C becomes status 130. With `--debug`, which `main` does not see, the
+    traceback is shown instead.
     """
     keep_freed_memory()
     arguments = sys.argv[1:]
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def help_text() -> str:
-    """The commands, with a line each."""
+    """All commands, one line each."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
@@ -101,12 +101,12 @@ def help_text() -> str:
             "commands:",
             *lines,
             "",
-            "`resnest-det COMMAND --help` lists the flags of one; `resnest-det --version` prints the version.",
+            "`resnest-det COMMAND --help` lists the flags of a command; `resnest-det --version` prints the version.",
         ]
     )
 
 
 def run(name: str) -> None:
-    """Run the command of that name on the arguments of this process, and end the process."""
+    """Run the command `name` on the arguments of this process, and end the process."""
     module, _ = COMMANDS[name]
     run_tool(lambda arguments: importlib.import_module(f"{__name__}.{module}").main(arguments))

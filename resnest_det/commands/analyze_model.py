@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds and activations of a model, part by part, as a table and as JSON.
+"""Count the parameters, multiply-adds and activations of a model, part by part, as a table and as JSON.
 
 analyze_model.py --model resnest50 --size 224
 analyze_model.py --config-file mask_rcnn_ResNeSt50_FPN --size 800x1216
@@ -22,8 +22,8 @@ from resnest_det.errors import UserError
 
 DETECTOR_SIZE = (800, 1216)  # a 2:3 photograph resized to a short side of 800 pixels, padded to a multiple of 32
 REGIONS = {
-    "num_proposals": "regions in each stage of the box head (MODEL.RPN.POST_NMS_TOPK_TEST, the most there can be)",
-    "num_detections": "regions in the mask head (TEST.DETECTIONS_PER_IMAGE, the most there can be)",
+    "num_proposals": "regions in each stage of the box head (MODEL.RPN.POST_NMS_TOPK_TEST, the maximum)",
+    "num_detections": "regions in the mask head (TEST.DETECTIONS_PER_IMAGE, the maximum)",
 }
 HEADINGS = ("part", "parameters", "GMACs", "GMACs with norms", "activations (M)")
 
@@ -32,21 +32,21 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="GMACs are fvcore's multiply-adds of convolutions and linear layers; with norms, what fvcore counts for these is "
-        "added, as in timm's model cards. Activations are the outputs of convolutions and linear layers.",
+        epilog="GMACs are fvcore's multiply-adds of convolutions and linear layers; GMACs with norms add what fvcore counts for "
+        "norms, as timm's model cards do. Activations are the outputs of convolutions and linear layers.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help="name of a classifier, as resnest_det.list_models() has it")
-    what.add_argument("--config-file", help="YAML file of a detector, or the name of one that comes with the package")
-    what.add_argument("--all", action="store_true", help="the whole family, each variant at the image size of its weights")
+    what.add_argument("--model", help="a classifier; see resnest_det.list_models()")
+    what.add_argument("--config-file", help="a detector: a YAML file, or the name of a bundled recipe")
+    what.add_argument("--all", action="store_true", help="all variants, each at the image size of its weights")
     parser.add_argument(
         "--size",
         type=image_size,
-        help="pixels: 224 for a square, or HEIGHTxWIDTH (default: the image size of "
-        "the model's weights, for a detector 800x1216)",
+        help="pixels: 224 for a square, or HEIGHTxWIDTH (default: the image size of the model's weights; 800x1216 for a "
+        "detector)",
     )
-    parser.add_argument("--fold-norms", action="store_true", help="count the network with batch norms folded into convolutions")
-    parser.add_argument("--json", metavar="FILE", help="also write exact counts here")
+    parser.add_argument("--fold-norms", action="store_true", help="fold batch norms into convolutions first")
+    parser.add_argument("--json", metavar="FILE", help="also write the exact counts to FILE")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="with --config-file: overrides of config keys")
     return parser.parse_args(arguments)
 
@@ -66,7 +66,7 @@ def analyze_classifier(name: str, size: tuple[int, int] | None, fold: bool) -> d
 
 
 def analyze_detector(config_file: str, overrides: list[str], size: tuple[int, int] | None, fold: bool) -> dict:
-    # Only here, so that looking at a classifier needs nothing of the detector.
+    # Imported only here: counting a classifier needs nothing of the detector.
     from resnest_det.configuration.model import build_model
     from resnest_det.configuration.reading import load_config
     from resnest_det.detector.analysis import count_detector
@@ -77,7 +77,7 @@ def analyze_detector(config_file: str, overrides: list[str], size: tuple[int, in
     size = size or DETECTOR_SIZE
     multiple = max(model.backbone.size_divisibility, 1)
     if any(side % multiple for side in size):
-        raise UserError(f"--size {size[0]}x{size[1]}: the detector pads images to multiples of {multiple}; give such a size")
+        raise UserError(f"--size {size[0]}x{size[1]}: the detector pads images to multiples of {multiple}; choose such a size")
     counts = count_detector(model, size, proposals, detections)
     regions = {"box head": {"num_proposals": proposals}, "mask head": {"num_detections": detections}}
     result = report(config_file, size, fold, counts)

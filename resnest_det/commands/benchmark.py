@@ -1,10 +1,10 @@
-"""Time a detector and its backbone beside other implementations, in one run, on made-up images.
+"""Time a detector and its backbone beside other implementations, in one run, on random images.
 
     benchmark.py --config-file mask_rcnn_ResNeSt50_FPN --device cpu --runs 5
 
-Whatever is importable is measured too: timm's model of the same variant (backbone only), and Detectron2 with the authors'
-wrapper (package `resnest`), both with the same weights. The contenders take turns, so that what else runs on the machine
-slows all of them; the figures are medians. A training step is forward, backward and an update with learning rate 0.
+It also measures what is installed: timm's model of the same variant (backbone only), and Detectron2 with the authors' wrapper
+(package `resnest`), both with the same weights. The contenders take turns, so that other load on the machine slows all of
+them; the figures are medians. A training step is forward, backward and an update with learning rate 0.
 """
 
 import argparse
@@ -33,24 +33,24 @@ from resnest_det.errors import UserError
 
 OURS = "resnest_det"
 OURS_FOLDED = "resnest_det, norms folded, channels last"
-OBJECTS = 10  # in an image
-CANDIDATES = 500  # regions and classes over the score threshold, as a trained model leaves some hundreds to suppression
+OBJECTS = 10  # in each image
+CANDIDATES = 500  # pairs of region and class above the score threshold; a trained model has some hundreds
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="YAML file, or the name of one that comes with the package")
+    parser.add_argument("--config-file", required=True, help="a YAML file, or the name of a bundled recipe")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     parser.add_argument("--size", default="800x1216", help="HEIGHTxWIDTH of the images in pixels (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=2, help="images of a training step (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=2, help="images in a training step (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each contender (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures, with every run, here")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of config keys")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures of every run to FILE")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set")
     return parser.parse_args(arguments)
 
 
 def make_samples(count: int, height: int, width: int, cfg: CfgNode) -> list[dict]:
-    """Images of noise with boxes, polygons and pixel labels, always the same."""
+    """Images of noise with boxes, polygons and pixel labels; the same in every run."""
     rng, samples = np.random.default_rng(0), []
     for seed in range(count):
         corner = rng.uniform(0, 0.6, (OBJECTS, 2))
@@ -74,11 +74,11 @@ def make_samples(count: int, height: int, width: int, cfg: CfgNode) -> list[dict
 
 @torch.no_grad()
 def build_random_model(cfg: CfgNode, sample: dict) -> nn.Module:
-    """The model with fresh weights, and with norms whose statistics are those of `sample`: a deep ResNet overflows otherwise."""
+    """The model with random weights and norms that have the statistics of `sample`, without which a deep ResNet overflows."""
     model = build_model(cfg)
 
     def take_statistics(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        if inputs[0].shape[-1] > 1:  # not those of one value, inside split attention
+        if inputs[0].shape[-1] > 1:  # except inside split attention, where there is one value
             variance, mean = torch.var_mean(inputs[0], (0, 2, 3))
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)
@@ -92,7 +92,7 @@ def build_random_model(cfg: CfgNode, sample: dict) -> nn.Module:
 
 
 def candidates_threshold(model: nn.Module, samples: list[dict]) -> float | None:
-    """The score that `CANDIDATES` pairs of region and class exceed: fresh weights put all scores below the usual threshold."""
+    """The score that `CANDIDATES` pairs of region and class reach; random weights score all below the usual threshold."""
     if not hasattr(model, "roi_heads"):
         return None
     predictor, kept = model.roi_heads.final_predictor, []
@@ -104,7 +104,7 @@ def candidates_threshold(model: nn.Module, samples: list[dict]) -> float | None:
 
 
 def limit_candidates(model: nn.Module, threshold: float | None) -> None:
-    """Let `model`, of any host, drop what scores below `threshold`; None where it has no such heads."""
+    """Make `model`, of any host, drop what scores below `threshold`; None does nothing."""
     if threshold is not None:
         predictors = model.roi_heads.box_predictor
         for predictor in predictors if isinstance(predictors, nn.ModuleList) else [predictors]:
@@ -112,8 +112,8 @@ def limit_candidates(model: nn.Module, threshold: float | None) -> None:
 
 
 def build_detectron2(cfg: CfgNode, weights: Mapping) -> tuple[dict[str, nn.Module], Callable]:
-    """Detectron2's models with the authors' wrapper and with this backbone, as far as the packages are there, and the
-    translation of samples."""
+    """Detectron2's models with the authors' wrapper and with this backbone, if installed, and a function that translates
+    samples."""
     models = {}
     try:
         from detectron2.modeling import BACKBONE_REGISTRY
@@ -124,7 +124,7 @@ def build_detectron2(cfg: CfgNode, weights: Mapping) -> tuple[dict[str, nn.Modul
         import resnest.d2
 
         models["detectron2, authors' wrapper"] = _detectron2_model(resnest.d2.add_resnest_config, cfg, weights)
-        # The registry cannot hold two builders of a name.
+        # The registry cannot hold two builders of one name.
         for name in ("build_resnest_backbone", "build_resnest_fpn_backbone"):
             BACKBONE_REGISTRY._obj_map.pop(name)
     except ImportError:
@@ -161,10 +161,10 @@ def _detectron2_model(add_resnest_config: Callable, cfg: CfgNode, weights: Mappi
     _merge_known(theirs, cfg)
     model = build(theirs)
     missing, _ = model.load_state_dict(weights, strict=False)
-    # Detectron2's frozen norms keep the counter of batches, which no output depends on.
+    # Detectron2's frozen norms keep a counter of batches, on which no output depends.
     other = [name for name in missing if not re.search(r"pixel_mean|pixel_std|cell_anchors|num_batches_tracked", name)]
     if other:
-        raise UserError(f"Detectron2's model of this configuration has other parameters: {other[0]}")
+        raise UserError(f"Detectron2's model of this configuration has another parameter: {other[0]}")
     return model
 
 
@@ -198,7 +198,7 @@ def build_timm(bottom_up: ResNeSt, cfg: CfgNode) -> nn.Module | None:
 
 
 def contenders_of(cfg: CfgNode, samples: list[dict], device: torch.device) -> dict[str, dict[str, Callable]]:
-    """For each task (backbone, inference, training step) what runs it once, by contender."""
+    """For each task (backbone, inference, training step), a function by contender that runs it once."""
     model = build_random_model(cfg, samples[0])
     check_batch_norm(model, len(samples))
     threshold = candidates_threshold(model, samples[:1])
@@ -246,10 +246,10 @@ def training_run(model: nn.Module, batch: list[dict]) -> Callable:
 
 
 def measure(runs: dict[str, Callable], count: int, device: torch.device) -> dict[str, dict]:
-    """Seconds of each run, and memory: the peak of a run above what was held before it, in MiB."""
+    """Seconds of each run, and the memory a run takes at its peak, in MiB."""
     figures = {}
     for name, run in runs.items():
-        run()  # what is set up only once is no part of the figures
+        run()  # keeps one-time set-up out of the figures
         figures[name] = {"memory_mib": peak_memory(run, device), "seconds": []}
     for _ in range(count):
         for name, run in runs.items():
@@ -268,7 +268,7 @@ def seconds_of(run: Callable, device: torch.device) -> float:
 
 
 def peak_memory(run: Callable, device: torch.device) -> float | None:
-    """MiB that `run` needs at its peak above what is held before it; None where the system does not tell."""
+    """MiB that `run` takes at its peak, beyond what was held before it; None where the system does not tell."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -276,8 +276,8 @@ def peak_memory(run: Callable, device: torch.device) -> float | None:
         run()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back to the system, and is not taken for held
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # return freed memory to the system, so that it does not count as held
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
         before = _resident("VmRSS")
         run()
         return (_resident("VmHWM") - before) / 1024
@@ -295,7 +295,7 @@ def main(arguments: list[str]) -> None:
     if not size:
         raise UserError(f"--size {args.size}: expected HEIGHTxWIDTH such as 800x1216")
     if args.runs < 1 or args.batch < 1:
-        raise UserError(f"--runs {args.runs} --batch {args.batch}: both have to be at least 1")
+        raise UserError(f"--runs {args.runs} --batch {args.batch}: both must be at least 1")
     device = resolve_device(args.device)
     cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", str(device)])
     samples = make_samples(args.batch, int(size[1]), int(size[2]), cfg)

@@ -1,4 +1,4 @@
-"""Which detectors this backbone can be used in here, in which versions, and for each that cannot be used why and what to do.
+"""List the detectors that can use this backbone here, with their versions; for the others say why not, and what to do.
 
 check_hosts.py
 """
@@ -6,23 +6,19 @@ check_hosts.py
 import argparse
 import platform
 from collections.abc import Callable
-from pathlib import Path
 
 from resnest_det.errors import UserError
+from resnest_det.files import packaged
 from resnest_det.integrations.detectron2_version import check_detectron2
 from resnest_det.integrations.mmdet_version import check_mmdet
 
-PACKAGE = Path(__file__).resolve().parents[1]
-# The documents travel inside an installed package, and stand beside it in a checkout.
-DOCS = PACKAGE / "docs" if (PACKAGE / "docs").is_dir() else PACKAGE.parent / "docs"
-
 
 def builtin_detector() -> str:
-    """Versions of what the built-in detector runs on; raises where torchvision's operators do not load with this torch."""
+    """Versions of what the built-in detector runs on; raises if torchvision's operators do not load with this torch."""
     import torch
     import torchvision
 
-    import resnest_det.configuration.model  # noqa: F401 (the rest that it needs)
+    import resnest_det.configuration.model  # noqa: F401 (imports the rest of what it needs)
 
     torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -31,7 +27,7 @@ def builtin_detector() -> str:
 
 
 def detectron2() -> str:
-    """Detectron2's version; raises where it cannot be used."""
+    """Detectron2's version; raises if it cannot be used."""
     check_detectron2()
     import detectron2
     from detectron2 import _C
@@ -41,7 +37,7 @@ def detectron2() -> str:
 
 
 def mmdetection() -> str:
-    """The versions of MMDetection's parts; raises where they cannot be used."""
+    """The versions of MMDetection's parts; raises if they cannot be used."""
     check_mmdet()
     import mmcv
     import mmdet
@@ -57,8 +53,8 @@ def mmdetection() -> str:
 
 
 def install_lines(document: str) -> list[str]:
-    """The commands of the document's first fenced block."""
-    return (DOCS / document).read_text().split("```")[1].splitlines()[1:]
+    """The commands in the first fenced block of a document."""
+    return (packaged("docs") / document).read_text().split("```")[1].splitlines()[1:]
 
 
 def main(arguments: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Name what is in images: the five most probable ImageNet classes of each.
 
-python tools/classify.py dog.jpg cat.png --model resnest50
+classify.py dog.jpg cat.png --model resnest50
 """
 
 import argparse

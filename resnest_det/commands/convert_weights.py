@@ -1,8 +1,8 @@
 """Translate the backbone (and classification head) of a checkpoint into another library's parameter names.
 
-    python tools/convert_weights.py resnest50-528c19ca.pth resnest50_d2.pth --to detectron2
+    convert_weights.py resnest50-528c19ca.pth resnest50_d2.pth --to detectron2
 
-IN is a file, or what MODEL.WEIGHTS takes (resnest://resnest50, hf://timm/resnest50d.in1k, https://...). The suffix of OUT
+IN is a file, or anything MODEL.WEIGHTS takes (resnest://resnest50, hf://timm/resnest50d.in1k, https://...). The suffix of OUT
 chooses the format: .pth, .safetensors, or Detectron2's .pkl.
 """
 
@@ -25,7 +25,7 @@ SUFFIXES = (".pth", ".safetensors", ".pkl")
 
 def write(state: dict[str, torch.Tensor], out: Path, layout: str) -> None:
     state = {name: value.contiguous() for name, value in state.items()}
-    # Detectron2 looks names up by their ends only where a file asks for it, and in a model they have a prefix.
+    # In a model these names have a prefix; with this flag Detectron2 matches them by their endings.
     zoo = {"model": state, "__author__": "resnest_det", "matching_heuristics": True}
     with atomic_write(out, "wb") as file:
         if out.suffix == ".safetensors":
@@ -40,8 +40,8 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN", help="checkpoint in any known layout")
     parser.add_argument("out", metavar="OUT", type=Path, help="file to write: .pth, .safetensors or (detectron2) .pkl")
-    parser.add_argument("--to", required=True, choices=LAYOUTS, help="layout to write; `timm` is the authors' too")
-    parser.add_argument("--prefix", default="", help="put before every name of the backbone, e.g. backbone.bottom_up.")
+    parser.add_argument("--to", required=True, choices=LAYOUTS, help="layout to write; the authors' layout is that of `timm`")
+    parser.add_argument("--prefix", default="", help="text before every name of the backbone, such as backbone.bottom_up.")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     options = parser.parse_args(arguments)
 
@@ -62,10 +62,10 @@ def main(arguments: list[str]) -> None:
     translated = {name if name.startswith(heads) else options.prefix + name: value for name, value in translated.items()}
     write(translated, options.out, options.to)
 
-    variant = " or ".join(looks_like(weights.backbone)) or "a network that is none of the family"
+    variant = " or ".join(looks_like(weights.backbone)) or "a network outside the family"
     print(f"{path}: {weights.layout} layout, {variant}")
     left = sorted(weights.rest)
     if left:
         some = ", ".join(left[:3]) + (" ..." if len(left) > 3 else "")
-        print(f"left out: {len(left)} parameters that are not a part of the backbone ({some})")
+        print(f"left out: {len(left)} parameters that are not part of the backbone ({some})")
     print(f"{options.out}: {options.to} layout, {len(translated)} parameters and buffers")

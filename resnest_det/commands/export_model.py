@@ -4,7 +4,7 @@
     export_model.py --model resnest50 --format openvino --out resnest50.xml --bgr --pixels
     export_model.py --model resnest101 --features 1 2 3 4 --format exported --out resnest101.pt2
 
-The file takes any number of images of any size. It is run after it was written and compared with PyTorch. See docs/export.md.
+The file takes any number of images of any size. After writing, it is run and compared with PyTorch. See docs/export.md.
 """
 
 import argparse
@@ -19,24 +19,24 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="see resnest_det.list_models()")
     parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--out", required=True, metavar="FILE", help="for openvino its name ends in .xml")
+    parser.add_argument("--out", required=True, metavar="FILE", help="file to write; for openvino its name ends in .xml")
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--checkpoint", help="weights to use instead of the published ones: a file, an address or a name")
-    weights.add_argument("--untrained", action="store_true", help="freshly initialised weights, to try a format")
+    weights.add_argument("--checkpoint", help="a file, an address or a name of weights to use instead of the published ones")
+    weights.add_argument("--untrained", action="store_true", help="random weights, to try a format")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--features",
         nargs="*",
         type=int,
         metavar="INDEX",
-        help="feature maps instead of logits: all five of stride 2, 4, 8, 16, 32, or those of these indices (0 to 4)",
+        help="output feature maps: all five, of stride 2, 4, 8, 16 and 32, or those with these indices (0 to 4)",
     )
     what.add_argument("--num-classes", type=int, default=IMAGENET_CLASSES, help="outputs; 0 for embeddings (default: 1000)")
     parser.add_argument("--bgr", action="store_true", help="the input's channels are blue, green, red")
     parser.add_argument(
         "--pixels",
         action="store_true",
-        help="the input's values are 0 to 255; mean and standard deviation become part of the network",
+        help="the input's values are 0 to 255; the network subtracts the mean and divides by the standard deviation",
     )
     parser.add_argument("--probabilities", action="store_true", help="output `prob`, the softmax of the logits")
     return parser.parse_args(arguments)
@@ -44,7 +44,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     args = parse_arguments(arguments)
-    # Before weights are downloaded.
+    # Checked before weights are downloaded.
     require_back_end(args.format)
     check_path(Path(args.out), args.format)
 

@@ -4,8 +4,8 @@
     prepare_panoptic_fpn.py shapes_train_panoptic shapes_val_panoptic
     prepare_panoptic_fpn.py mine --register-panoptic mine=panoptic.json,panoptic,images --output-dir panoptic_stuff
 
-In them 0 is every thing, 1 and up are the stuff classes in the order of their ids, 255 is unlabelled. The built-in detector makes
-the same on the fly and needs none of them. Files that are there already are left alone, so an interrupted run can go on.
+Their values: 0 for all things, 1 and up for the stuff classes in the order of their ids, 255 for unlabelled. The built-in
+detector makes the same on the fly and needs no such files. Existing files are left alone, so an interrupted run can be repeated.
 """
 
 import argparse
@@ -25,8 +25,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add_register_flags(parser, instances=False)
     parser.add_argument(
         "--output-dir",
-        help="folder of the PNG files of one dataset (default: beside the panoptic ones, with "
-        "panoptic_ in its name replaced by panoptic_stuff_, which is where Detectron2 looks)",
+        help="folder to write to, for one dataset (default: where Detectron2 looks, beside the panoptic files, with "
+        "panoptic_stuff_ in the name instead of panoptic_)",
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="how many share the work (default: %(default)s)")
     return parser.parse_args(arguments)
@@ -37,7 +37,7 @@ def default_folder(panoptic_root: str) -> str:
     parent, name = os.path.split(panoptic_root.rstrip(os.sep))
     if not name.startswith("panoptic_"):
         raise UserError(
-            f"{panoptic_root} is not named panoptic_..., so there is no usual place for its semantic PNG files; give --output-dir"
+            f"{panoptic_root} is not named panoptic_..., so its semantic PNG files have no default folder; give --output-dir"
         )
     return os.path.join(parent, name.replace("panoptic_", "panoptic_stuff_", 1))
 
@@ -54,4 +54,4 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"{name} is not a panoptic dataset")
         folder = options.output_dir or default_folder(dataset.metadata.panoptic_root)
         written = write_semantic_pngs(dataset, folder, options.processes)
-        print(f"{name}: {written} written, {len(dataset.records) - written} were there, in {folder}")
+        print(f"{name}: {written} written, {len(dataset.records) - written} existed, in {folder}")

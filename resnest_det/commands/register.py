@@ -1,4 +1,4 @@
-"""The flags `--register` and `--register-panoptic`, which several commands have."""
+"""The flags `--register` and `--register-panoptic` of several commands."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ _PANOPTIC = "NAME=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR[,INSTANCES.json]"
 
 
 def add_register_flags(parser: argparse.ArgumentParser, *, instances: bool = True) -> None:
-    """Add both flags, or without `instances` that of panoptic datasets alone."""
+    """Add both flags; without `instances`, only the one for panoptic datasets."""
     if instances:
         parser.add_argument("--register", action="append", default=[], metavar=_INSTANCES, help="a dataset in COCO's format")
     parser.add_argument(
@@ -23,7 +23,7 @@ def registered_datasets(args: argparse.Namespace) -> dict[str, CocoFiles | Panop
     """The datasets of the flags, by name.
 
     Raises:
-        UserError: a flag's text has another form, or two flags give one name.
+        UserError: a flag's text has the wrong form, or two flags use one name.
     """
     datasets: dict[str, CocoFiles | PanopticFiles] = {}
     for flag, form, texts in (
@@ -37,5 +37,5 @@ def registered_datasets(args: argparse.Namespace) -> dict[str, CocoFiles | Panop
                 raise UserError(f"{flag} {text}: expected {form}")
             files = CocoFiles(*parts) if flag == "--register" else PanopticFiles(*parts)
             if datasets.setdefault(name, files) != files:
-                raise UserError(f"{flag} {text}: another flag gives {name} already")
+                raise UserError(f"{flag} {text}: another flag already registers {name}")
     return datasets

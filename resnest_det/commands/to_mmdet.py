@@ -1,10 +1,10 @@
-"""Translate a configuration and its checkpoint to MMDetection, or a checkpoint of MMDetection back.
+"""Translate a configuration and its checkpoint to MMDetection, or an MMDetection checkpoint back.
 
     to_mmdet.py --config-file mask_rcnn_ResNeSt50_FPN --weights output/model_final.pth --out mm
     to_mmdet.py --config-file mask_rcnn_ResNeSt50_FPN --from work_dirs/iter_90000.pth --out back
 
-The first writes mm/mask_rcnn_ResNeSt50_FPN.py and .pth, for MMDetection's tools/test.py, tools/train.py and its Python interface;
-the second back/mask_rcnn_ResNeSt50_FPN.pth, for MODEL.WEIGHTS here and in Detectron2. MMDetection need not be installed.
+The first writes mm/mask_rcnn_ResNeSt50_FPN.py and .pth, for MMDetection's tools/test.py, tools/train.py and Python interface.
+The second writes back/mask_rcnn_ResNeSt50_FPN.pth, for MODEL.WEIGHTS here and in Detectron2. MMDetection need not be installed.
 """
 
 import argparse
@@ -29,16 +29,16 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML file, or the name of a bundled recipe")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", metavar="FILE", help="checkpoint of the built-in detector or Detectron2, to translate")
-    source.add_argument("--from", dest="theirs", metavar="FILE", help="checkpoint of MMDetection, to translate back")
+    source.add_argument("--weights", metavar="FILE", help="checkpoint of the built-in detector or Detectron2 to translate")
+    source.add_argument("--from", dest="theirs", metavar="FILE", help="MMDetection checkpoint to translate back")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
-    parser.add_argument("--overwrite", action="store_true", help="replace files in DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files in DIR")
     parser.add_argument(
         "--num-processes",
         type=int,
         default=1,
         metavar="N",
-        help="that will train, with SOLVER.IMS_PER_BATCH images divided among them (default: 1)",
+        help="how many processes will train, sharing SOLVER.IMS_PER_BATCH images (default: 1)",
     )
     add_register_flags(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, after all flags")
@@ -66,16 +66,16 @@ def main(arguments: list[str]) -> None:
         prepare_output_dir(args.out)
         with atomic_write(config_file) as file:
             file.write(text)
-        print(f"wrote {config_file}; what is not the same in MMDetection: to_mmdet.py --help")
+        print(f"wrote {config_file}; to_mmdet.py --help lists what is not the same in MMDetection")
     with atomic_write(checkpoint, "wb") as file:
         torch.save(content, file)
     print(f"wrote {checkpoint}: {len(content['model' if args.theirs else 'state_dict'])} parameters and buffers")
 
 
 def translate(cfg, args: argparse.Namespace, stem: str, checkpoint: Path) -> tuple[dict, str]:
-    """MMDetection's checkpoint, and the text of its configuration."""
+    """The content of MMDetection's checkpoint, and the text of its configuration."""
     if len(cfg.DATASETS.TEST) != 1:
-        raise UserError(f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}: MMDetection evaluates one data set; name one")
+        raise UserError(f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}: MMDetection evaluates one dataset; name one")
     datasets = [get_dataset(cfg.DATASETS.TEST[0])]
     try:
         datasets += [get_dataset(name) for name in cfg.DATASETS.TRAIN]

@@ -33,23 +33,23 @@ examples:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """The flags of Detectron2's tool, and this project's own."""
+    """The flags of Detectron2's tool, and those of this project."""
     parser = argparse.ArgumentParser(
         description="Train and evaluate a detector.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML file, or the name of a bundled recipe")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if there is one")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (with --resume the last checkpoint)")
-    parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs of each machine, a process each; 0 for the CPU")
-    parser.add_argument("--num-processes", type=int, metavar="N", help="processes of each machine, on the CPU")
-    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
-    parser.add_argument("--machine-rank", type=int, default=0, metavar="N", help="which of them this is, from 0")
-    parser.add_argument("--dist-url", default="auto", metavar="tcp://HOST:PORT", help="where machine 0 can be reached")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR, if there is one")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or with --resume the last checkpoint")
+    parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs to use on each machine, one process each; 0 for the CPU")
+    parser.add_argument("--num-processes", type=int, metavar="N", help="processes on each machine, on the CPU")
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="N", help="index of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", metavar="tcp://HOST:PORT", help="address of machine 0")
     parser.add_argument(
         "--engine",
         choices=("auto", "detectron2", "builtin"),
         default="auto",
-        help="whose detector and trainer; auto is Detectron2's where it is installed",
+        help="detector and trainer to use; auto uses Detectron2 if it is installed",
     )
     add_register_flags(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -58,7 +58,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse `arguments` and run, on as many processes as they say.
+    """Parse `arguments` and run on as many processes as they say.
 
     Raises:
         UserError: bad input of any kind.
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{flags[0]} stands among the config keys; flags come before KEY VALUE")
     num_processes = _processes(args)
     engine = choose_engine(args.engine)
-    # Read before any process starts, so that a wrong key is told once and at once.
+    # Read before any process starts, so that a wrong key is reported at once, and only once.
     load, work = load_config, run_builtin
     if engine == "detectron2":
         host = _detectron2_train()
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
         world_size = max(num_processes * args.num_machines, 1)  # less than one is for `launch` to refuse
         check_training_data(scale_to_world_size(cfg, world_size), world_size)
     if engine == "detectron2" and num_processes * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
-        raise UserError("Detectron2 trains with several processes on GPUs only; on the CPU use one, or --engine builtin")
+        raise UserError("Detectron2 runs several processes only on GPUs; on the CPU use one, or --engine builtin")
     options = RunOptions(args.resume, args.eval_only, registered_datasets(args), args.config_file, tuple(args.opts))
     with naming({name: f"--{name.replace('_', '-')}" for name in ("num_machines", "machine_rank", "dist_url")}):
         launch(
@@ -95,21 +95,21 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def choose_engine(wanted: str) -> str:
-    """`wanted`, or for "auto" Detectron2 where it is installed and the built-in detector otherwise."""
+    """`wanted`; for "auto", Detectron2 if it is installed and the built-in detector otherwise."""
     if wanted != "auto":
         return wanted
     return "detectron2" if is_installed("detectron2") else "builtin"
 
 
 def _detectron2_train() -> ModuleType:
-    # Imported only where it is wanted: that takes seconds, and Detectron2.
+    # Imported only when wanted: it needs Detectron2 and takes seconds.
     check_detectron2()
     return importlib.import_module("resnest_det.integrations.detectron2_train")
 
 
 def _processes(args: argparse.Namespace) -> int:
     if args.num_gpus is not None and args.num_processes is not None:
-        raise UserError("--num-gpus and --num-processes exclude each other: processes on GPUs, or on the CPU")
+        raise UserError("--num-gpus and --num-processes exclude each other: one is for GPUs, the other for the CPU")
     if args.num_processes is not None:
         return args.num_processes
     if args.num_gpus and args.num_gpus > torch.cuda.device_count():
@@ -120,13 +120,13 @@ def _processes(args: argparse.Namespace) -> int:
 
 
 def _with_device(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
-    """`cfg` with the device that MODEL.DEVICE and the flags mean together."""
+    """`cfg` with MODEL.DEVICE resolved together with the flags."""
     wanted = None
     if args.num_processes is not None or args.num_gpus == 0:
         wanted, flag = "cpu", "--num-processes" if args.num_gpus is None else "--num-gpus 0"
     elif args.num_gpus:
         wanted, flag = "cuda", "--num-gpus"
     if wanted and cfg.MODEL.DEVICE != "auto" and not cfg.MODEL.DEVICE.startswith(wanted):
-        raise UserError(f"{flag} runs on {wanted}, but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; leave it 'auto'")
+        raise UserError(f"{flag} runs on {wanted}, but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; leave it at 'auto'")
     device = resolve_device(wanted if wanted and cfg.MODEL.DEVICE == "auto" else cfg.MODEL.DEVICE)
     return with_values(cfg, {"MODEL.DEVICE": str(device)})

@@ -1,8 +1,8 @@
-"""Top-1 and top-5 accuracy on ImageNet's validation images, in one folder for each class.
+"""Measure top-1 and top-5 accuracy on ImageNet's validation images, which lie in one folder for each class.
 
-    python tools/verify_imagenet.py --data imagenet --model resnest50
+    verify_imagenet.py --data imagenet --model resnest50
 
-DIR holds the 1000 class folders (n01440764, ...), or a folder `val` that does.
+DIR holds the 1000 class folders (n01440764, ...), or a folder `val` that holds them.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from resnest_det.errors import UserError
 
 
 class ClassFolders(ImageFolder):
-    """Images and labels; in place of one that cannot be read, the error, because a worker process can only return."""
+    """Images and labels. An image that cannot be read yields the error itself, because worker processes can only return."""
 
     def __getitem__(self, index):
         path, label = self.samples[index]
         try:
-            with open_image(path) as image:  # not turned upright, as the published accuracies were measured
+            with open_image(path) as image:  # not turned upright: the published accuracies were measured so
                 return self.transform(image.convert("RGB")), label
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-            return UserError(f"image {path} cannot be read, it is damaged or not an image ({type(error).__name__})")
+            return UserError(f"image {path} cannot be read: it is damaged or not an image ({type(error).__name__})")
 
 
 def collate(samples):
@@ -52,13 +52,13 @@ def open_folder(data: str, transform, classes: int) -> ClassFolders:
         dataset = ClassFolders(str(folder), transform)
     except FileNotFoundError as error:
         raise UserError(
-            f"--data {folder}: expected one folder of images for each class, as ImageNet's validation images are "
-            f"laid out for PyTorch: {error}"
+            f"--data {folder}: expected one folder of images for each class, the layout of ImageNet's validation images "
+            f"for PyTorch: {error}"
         ) from None
     if len(dataset.classes) != classes:
         raise UserError(
             f"--data {folder}: {len(dataset.classes)} class folders, expected {classes}; a class's index is the "
-            "place of its folder in alphabetical order, so all have to be there"
+            "position of its folder in alphabetical order, so none may be missing"
         )
     return dataset
 
@@ -85,18 +85,20 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", required=True, metavar="DIR")
     parser.add_argument("--model", default="resnest50", help="see resnest_det.list_models() (default: resnest50)")
     parser.add_argument("--checkpoint", help="weights to use instead of the published ones")
-    parser.add_argument("--num-classes", type=int, default=IMAGENET_CLASSES, help="of the checkpoint (default: 1000)")
+    parser.add_argument("--num-classes", type=int, default=IMAGENET_CLASSES, help="classes of the checkpoint (default: 1000)")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read images")
+    parser.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read images (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.batch_size < 1 or options.workers < 0:
-        raise UserError("--batch-size is at least 1 and --workers at least 0")
+        raise UserError("--batch-size must be at least 1 and --workers at least 0")
 
     variant = find_variant(options.model)
     if options.num_classes != IMAGENET_CLASSES and not options.checkpoint:
         raise UserError("--num-classes needs a --checkpoint: the published weights have 1000 classes")
-    # The folder first: weights are a long download, for nothing if the images are not there.
+    # The folder comes first: without images, the long download of weights would be for nothing.
     dataset = open_folder(options.data, None, options.num_classes)
     model = (
         create_model(

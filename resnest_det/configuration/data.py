@@ -1,4 +1,4 @@
-"""From configuration to data: the one place where INPUT, DATASETS and DATALOADER keys are read."""
+"""From configuration to data: the only place that reads INPUT, DATASETS and DATALOADER keys."""
 
 import logging
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """The images of all datasets of DATASETS.TRAIN that there is something to learn from.
+    """The images of DATASETS.TRAIN from which there is something to learn.
 
     Attributes:
         records: see `resnest_det.data.coco.Dataset`.
         repeat_factors: (N,) float64, how often each is shown in an epoch.
-        landscape: (N,) bool, which are wider than high.
+        landscape: (N,) bool, whether each is wider than high.
         class_names: of the objects.
     """
 
@@ -40,7 +40,7 @@ class TrainingImages:
 
 @dataclass(frozen=True)
 class RunData:
-    """The datasets of a run, each read once: what it trains on, if it trains, and the datasets of DATASETS.TEST."""
+    """The datasets of a run, each read once: the training images, if it trains, and the datasets of DATASETS.TEST."""
 
     train: TrainingImages | None
     test: tuple[Dataset, ...]
@@ -54,8 +54,8 @@ def read_run_data(cfg, *, train: bool) -> RunData:
         train: whether DATASETS.TRAIN is needed.
 
     Raises:
-        UserError: a dataset cannot be read, has nothing to train on, fewer images than there are processes, other classes than the
-            model or another dataset, or lacks a mask that MODEL.MASK_ON needs.
+        UserError: a dataset cannot be read, has nothing to train on, has fewer images than there are processes, lacks a mask that
+            MODEL.MASK_ON needs, or has other classes than the model or another dataset.
     """
     if train:
         check_training_data(cfg, get_world_size())
@@ -71,10 +71,9 @@ def read_run_data(cfg, *, train: bool) -> RunData:
 def build_train_loader(
     cfg, images: TrainingImages, *, seed: int, start_iteration: int = 0, num_workers: int | None = None
 ) -> Iterator[list[dict]]:
-    """Endless batches of training samples, this process's SOLVER.IMS_PER_BATCH / world size each.
+    """Endless batches of training samples, SOLVER.IMS_PER_BATCH / world size in each for this process.
 
-    Batch k of the run is a function of the seed and k alone: starting at iteration k gives what a run from the beginning
-    would have seen from there on.
+    Batch k depends only on the seed and k: a run started at iteration k sees what a run from the beginning would see from there.
 
     Args:
         num_workers: processes that read ahead; None takes DATALOADER.NUM_WORKERS.
@@ -115,10 +114,10 @@ def check_training_data(cfg, world_size: int) -> None:
 
 
 def check_batch_size(cfg, world_size: int) -> None:
-    """That every one of `world_size` processes gets as many images of a step.
+    """Check that each of `world_size` processes gets the same number of images in a step.
 
     Raises:
-        UserError: it cannot.
+        UserError: SOLVER.IMS_PER_BATCH cannot be divided so.
     """
     if cfg.SOLVER.IMS_PER_BATCH % world_size:
         raise UserError(
@@ -127,7 +126,7 @@ def check_batch_size(cfg, world_size: int) -> None:
 
 
 def build_test_loader(cfg, dataset: Dataset) -> InferenceBatches:
-    """This process's share of a dataset's images, one a batch, in order; over all processes every image once."""
+    """This process's share of a dataset's images, in order, one in each batch; together the processes see every image once."""
     make_sample = partial(
         inference_sample, short_side=cfg.INPUT.MIN_SIZE_TEST, max_side=cfg.INPUT.MAX_SIZE_TEST, image_format=cfg.INPUT.FORMAT
     )
@@ -136,10 +135,10 @@ def build_test_loader(cfg, dataset: Dataset) -> InferenceBatches:
 
 
 def build_augmentation(cfg) -> Augmentation:
-    """What INPUT says of resizing, cropping and mirroring.
+    """Resizing, cropping and mirroring as INPUT says.
 
     Raises:
-        UserError: a value that cannot be; the message names the key.
+        UserError: an impossible value; the message names the key.
     """
     sizes = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
     if not sizes or not all(isinstance(size, int) and size >= 0 for size in sizes):
@@ -173,13 +172,13 @@ def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:
     tasks = tasks_of(cfg)
     records = [record for dataset in datasets for record in dataset.records]
     total = len(records)
-    # To a model that only labels pixels, no image is empty.
+    # For a model that only labels pixels, no image is empty.
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and tasks.objects:
         records = [record for record in records if any(not annotation["iscrowd"] for annotation in record["annotations"])]
         if not records:
             raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: none of the {total} images has an object to learn from")
         if len(records) < total:
-            logger.info("Training images: %d of %d, the others have no object", len(records), total)
+            logger.info("Training images: %d of %d; the others have no object", len(records), total)
     if tasks.masks:
         _check_masks(records)
     _check_enough_images(len(records), "DATASETS.TRAIN")
@@ -198,15 +197,15 @@ def _check_masks(records: list[dict]) -> None:
             if "segmentation" not in annotation and not annotation["iscrowd"]:
                 raise UserError(
                     f"annotation {annotation['id']} of image {record['file_name']} has no segmentation; "
-                    f"set MODEL.MASK_ON False to train on boxes alone"
+                    f"set MODEL.MASK_ON False to train only on boxes"
                 )
 
 
 def check_classes(datasets: list[Dataset], cfg) -> None:
-    """That datasets have what the model learns or is measured by, in as many classes as it has.
+    """Check that datasets have the annotations the model needs, in as many classes as it has.
 
     Raises:
-        UserError: naming the dataset and the key.
+        UserError: they have not; the message names the dataset and the key.
     """
     if tasks_of(cfg).objects:
         names = {dataset.name: dataset.metadata.thing_classes for dataset in datasets}
@@ -216,14 +215,14 @@ def check_classes(datasets: list[Dataset], cfg) -> None:
             if not isinstance(dataset.metadata, PanopticMetadata):
                 raise UserError(
                     f"dataset {dataset.name} has no labels of pixels, which MODEL.META_ARCHITECTURE "
-                    f"{cfg.MODEL.META_ARCHITECTURE} needs; register a panoptic dataset by --register-panoptic"
+                    f"{cfg.MODEL.META_ARCHITECTURE} needs; register a panoptic dataset with --register-panoptic"
                 )
         names = {dataset.name: dataset.metadata.stuff_classes for dataset in datasets}
         _check_names(names, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
 
 
 def _check_names(names: dict[str, list[str]], key: str, num_classes: int) -> None:
-    """Class names by dataset must all be the same, and as many as the model has classes."""
+    """Check that all datasets have the same class names, as many as the model has classes."""
     first, *others = names
     if len(names[first]) != num_classes:
         raise UserError(f"dataset {first} has {len(names[first])} classes, but {key} is {num_classes}")

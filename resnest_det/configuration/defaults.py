@@ -1,7 +1,7 @@
-"""Every configuration key with its default: Detectron2's vocabulary, the ResNeSt wrapper's, and three of this project's own.
+"""Every configuration key with its default: Detectron2's, the ResNeSt wrapper's, and this project's own.
 
-Names and defaults are those of `detectron2.config.defaults` (version 2), where they are documented; a comment here
-marks what differs. Which values the built-in detector honours stands in `resnest_det.configuration.checking`.
+Names and defaults are those of `detectron2.config.defaults` (version 2), which documents them; comments here mark what
+differs. `resnest_det.configuration.checking` says which values the built-in detector honours.
 """
 
 import copy
@@ -12,14 +12,14 @@ from fvcore.common.config import CfgNode
 RESNEST_KEYS = dict(
     STRIDE_IN_1X1=False,
     DEEP_STEM=True,
-    AVD=True,  # the stride is an average pool beside the 3x3 convolution ...
+    AVD=True,  # an average pool beside the 3x3 convolution takes its stride
     AVG_DOWN=True,
     RADIX=2,  # 1: one split with a sigmoid; 0: a plain convolution
     BOTTLENECK_WIDTH=64,
     # This project's own:
-    AVD_FIRST=False,  # ... before it rather than after, as in the "fast" variants
+    AVD_FIRST=False,  # that pool comes before the convolution, as in the "fast" variants, not after
     RES4_DILATION=1,
-    CHECKPOINT_STAGES=[],  # stages computed again in the backward pass, which saves their activations
+    CHECKPOINT_STAGES=[],  # stages recomputed in the backward pass, to save memory
 )
 
 _BOX_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
@@ -34,9 +34,9 @@ DEFAULTS = dict(
     GLOBAL=dict(HACK=1.0),
     MODEL=dict(
         META_ARCHITECTURE="GeneralizedRCNN",
-        DEVICE="auto",  # Detectron2: "cuda". "auto" takes the GPU where there is one.
+        DEVICE="auto",  # Detectron2: "cuda". "auto" takes a GPU if there is one.
         WEIGHTS="",
-        WEIGHTS_ALLOW_MISMATCH=False,  # this project's own: parameters that do not fit MODEL.WEIGHTS start afresh
+        WEIGHTS_ALLOW_MISMATCH=False,  # this project's own: True leaves parameters that do not fit untrained
         MASK_ON=False,
         KEYPOINT_ON=False,
         LOAD_PROPOSALS=False,
@@ -242,5 +242,5 @@ def add_resnest_config(cfg: CfgNode) -> None:
 
 
 def default_config() -> CfgNode:
-    """A fresh configuration node with every key at its default."""
+    """A new configuration with every key at its default."""
     return CfgNode(DEFAULTS)

@@ -1,4 +1,4 @@
-"""What counts and draws the outputs of a configured model, and where it is written."""
+"""The evaluators and picture writers of a configured model, and where they write."""
 
 import os
 from collections.abc import Iterable
@@ -17,19 +17,19 @@ from resnest_det.evaluation.semantic import SemSegEvaluator
 
 
 def build_evaluation_sets(cfg: CfgNode, datasets: Iterable[Dataset], *, augmented: bool = False) -> list[EvaluationSet]:
-    """What `resnest_det.inference.evaluating.evaluate` takes, for each of DATASETS.TEST.
+    """One set for each dataset, for `resnest_det.inference.evaluating.evaluate`.
 
-    Files go to OUTPUT_DIR/inference, and with several datasets into a folder for each.
+    Files go to OUTPUT_DIR/inference; several datasets of DATASETS.TEST get a folder each inside it.
 
     Args:
-        augmented: for a model with test-time augmentation, which finds objects only; files go to OUTPUT_DIR/inference_TTA.
+        augmented: for a model with test-time augmentation, which only finds objects; files go to OUTPUT_DIR/inference_TTA.
 
     Raises:
-        UserError: a dataset has nothing to evaluate by.
+        UserError: a dataset has nothing to evaluate against.
     """
     sets = []
     for dataset in datasets:
-        # The predictions of several datasets would overwrite each other in one folder.
+        # In one folder, the predictions of several datasets would overwrite each other.
         own_folder = (dataset.name,) if len(cfg.DATASETS.TEST) > 1 else ()
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA" if augmented else "inference", *own_folder)
         evaluators, writers = _of_objects(cfg, dataset, folder)

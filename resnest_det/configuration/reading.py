@@ -1,4 +1,4 @@
-"""Reading configurations: YAML with `_BASE_` in Detectron2's vocabulary, and overrides."""
+"""Reading configurations: YAML files with `_BASE_` and Detectron2's keys, and overrides."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -11,17 +11,18 @@ from resnest_det.configuration.checking import check_buildable, check_supported
 from resnest_det.configuration.defaults import default_config
 from resnest_det.configuration.nodes import leaves
 from resnest_det.errors import UserError, nearest
+from resnest_det.files import packaged
 
 
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
-    """The configuration of a YAML file with `KEY VALUE` overrides on top, checked and frozen.
+    """The configuration of a YAML file and `KEY VALUE` overrides, checked and frozen.
 
     Args:
-        config_file: a path, or the name of a configuration that comes with the package, see `find_config_file`.
+        config_file: a path, or the name of a bundled configuration, see `find_config_file`.
         overrides: KEY1, VALUE1, KEY2, VALUE2, ... with values in YAML or Python notation.
 
     Raises:
-        UserError: a file or key that does not exist, a value of the wrong type, or one that the detector cannot honour.
+        UserError: a file or key does not exist, or a value has the wrong type or cannot be honoured by the detector.
     """
     cfg = default_config()
     merge_file(cfg, config_file, overrides)
@@ -32,13 +33,13 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
 
 
 def merge_file(cfg: CfgNode, config_file: str, overrides: Sequence[str] = ()) -> None:
-    """Set in `cfg` what a YAML file says, with its bases, and what `overrides` say on top.
+    """Merge a YAML file with its bases, then `overrides`, into `cfg`.
 
     Args:
         config_file, overrides: see `load_config`.
 
     Raises:
-        UserError: a file or key that does not exist, or a value of the wrong type.
+        UserError: a file or key does not exist, or a value has the wrong type.
     """
     path = find_config_file(config_file)
     merge(cfg, leaves(_read_yaml(path)), str(path))
@@ -49,18 +50,11 @@ def merge_file(cfg: CfgNode, config_file: str, overrides: Sequence[str] = ()) ->
         raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is not supported; supported: 'auto', 'cpu', 'cuda', 'cuda:N'")
 
 
-def config_folder() -> Path:
-    """The folder of the configurations that come with the package."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
 def find_config_file(name: str) -> Path:
-    """The path of a configuration: `name` itself where there is such a file, else one that comes with the package.
+    """The path of a configuration: `name` itself if there is such a file, else a bundled one.
 
-    `mask_rcnn_ResNeSt50_FPN`, with or without `.yaml` and folders before it, is found from any working directory. So are
-    MMDetection's, which are not YAML and end in `.py`.
+    `mask_rcnn_ResNeSt50_FPN` is found from any working directory, with or without `.yaml` and folders before it. So are the
+    configs for MMDetection, which end in `.py`.
 
     Raises:
         UserError: there is none; the message names the nearest.
@@ -68,19 +62,19 @@ def find_config_file(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     suffix = ".py" if name.endswith(".py") else ".yaml"
-    packaged = {path.stem: path for path in sorted(config_folder().rglob(f"*{suffix}"))}
+    bundled = {path.stem: path for path in sorted(packaged("configs").rglob(f"*{suffix}"))}
     wanted = Path(name).name.removesuffix(suffix)
-    if wanted in packaged:
-        return packaged[wanted]
-    near = ", ".join(nearest(wanted, packaged, cutoff=0.3)) or "none"
-    raise UserError(f"no config file {name}, nor one of that name in the package; nearest: {near}")
+    if wanted in bundled:
+        return bundled[wanted]
+    near = ", ".join(nearest(wanted, bundled, cutoff=0.3)) or "none"
+    raise UserError(f"there is no config file {name}, neither here nor in the package; nearest: {near}")
 
 
 def merge(cfg: CfgNode, values: Iterable[tuple[str, object]], source: str) -> None:
-    """Set `values` (full key, value) in `cfg`; `source` stands in front of error messages.
+    """Set `values` (full key, value) in `cfg`; error messages begin with `source`.
 
     Raises:
-        UserError: a key that does not exist, with the nearest one that does, or a value of another type than the default.
+        UserError: a key does not exist (the message names the nearest), or a value has another type than the default.
     """
     known = dict(leaves(cfg))
     for key, value in values:
@@ -97,7 +91,7 @@ def merge(cfg: CfgNode, values: Iterable[tuple[str, object]], source: str) -> No
             cfg.merge_from_list([key, value])
         except (ValueError, SyntaxError) as error:
             kind = type(known[key]).__name__
-            raise UserError(f"{source}: {key} takes a value of type {kind} like {known[key]!r}, got {value!r}") from error
+            raise UserError(f"{source}: {key} takes a {kind} like {known[key]!r}, got {value!r}") from error
 
 
 def _read_yaml(path: Path) -> dict:
@@ -110,14 +104,14 @@ def _read_yaml(path: Path) -> dict:
     except RecursionError as error:
         raise UserError(f"{path}: its _BASE_ leads back to itself") from error
     except (AssertionError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a configuration, which is sections of keys in YAML: {error}") from error
+        raise UserError(f"{path}: not a configuration (sections of keys in YAML): {error}") from error
     if not isinstance(loaded, dict):
-        raise UserError(f"{path}: not a configuration, which is sections of keys in YAML: found {type(loaded).__name__}")
+        raise UserError(f"{path}: not a configuration (sections of keys in YAML): found {type(loaded).__name__}")
     return loaded
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
-    """A hint at the key that was probably meant: close as a whole, or the same last name in another section."""
+    """A hint at the key probably meant: a similar one, or one with the same last name in another section."""
     last = key.rsplit(".", 1)[-1].upper()
     namesakes = [name for name in known if name.rsplit(".", 1)[-1] == last]
     near = nearest(key, namesakes or known, count=1, cutoff=0.3 if namesakes else 0.5)

@@ -1,4 +1,4 @@
-"""SOLVER.* keys to an optimizer, a learning-rate schedule and gradient clipping."""
+"""From SOLVER.* keys to an optimizer, a learning-rate schedule and gradient clipping."""
 
 import logging
 from collections.abc import Callable
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
-    """SGD over the trainable parameters of `model` by the SOLVER.* keys."""
+    """SGD over the trainable parameters of `model`, as the SOLVER.* keys say."""
     groups = solver.parameter_groups(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -26,7 +26,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
     )
     if not groups:
-        raise UserError("the model has no trainable parameter: MODEL.BACKBONE.FREEZE_AT and the other settings freeze all")
+        raise UserError("the model has no trainable parameter: MODEL.BACKBONE.FREEZE_AT and other settings freeze all of them")
     try:
         return torch.optim.SGD(
             groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV, foreach=True
@@ -86,7 +86,7 @@ def build_schedule(cfg: CfgNode) -> ParamScheduler:
 
 
 def build_gradient_clipper(cfg: CfgNode) -> Callable | None:
-    """The clipping function of SOLVER.CLIP_GRADIENTS, None when it is off."""
+    """The clipping function of SOLVER.CLIP_GRADIENTS; None when it is off."""
     clip = cfg.SOLVER.CLIP_GRADIENTS
     names = {"clip_type": "CLIP_TYPE", "clip_value": "CLIP_VALUE", "norm_type": "NORM_TYPE"}
     with naming({argument: f"SOLVER.CLIP_GRADIENTS.{key}" for argument, key in names.items()}):
@@ -94,10 +94,10 @@ def build_gradient_clipper(cfg: CfgNode) -> Callable | None:
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
-    """`cfg` for `world_size` processes when it was written for SOLVER.REFERENCE_WORLD_SIZE of them.
+    """Scale `cfg`, written for SOLVER.REFERENCE_WORLD_SIZE processes, to `world_size`; unchanged if the key is 0.
 
-    Images a process stay the same, so batch and learning rate grow with the number of processes (linear
-    scaling, "ImageNet in 1 hour") and every count of iterations shrinks. Unchanged when the key is 0.
+    Each process keeps its number of images, so the batch and the learning rate grow with the number of processes
+    (linear scaling, arXiv:1706.02677) and every count of iterations shrinks.
     """
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference in (0, world_size):

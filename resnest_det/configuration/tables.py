@@ -1,4 +1,4 @@
-"""The tables of architectures and backbones, and what a configured model does. A new one adds a row."""
+"""The tables of architectures and backbones, and what a configured model does. A new architecture or backbone is a new row."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ class Architecture:
     """A MODEL.META_ARCHITECTURE.
 
     Attributes:
-        objects: it finds objects, by a proposal network and heads over regions.
-        pixels: it labels pixels, by a semantic head.
-        not_read: beginnings of keys that it has no part for and that are refused where they are set.
+        objects: it finds objects, with a proposal network and heads over regions.
+        pixels: it labels pixels, with a semantic head.
+        not_read: beginnings of keys for parts it does not have; setting such a key is refused.
     """
 
     objects: bool
@@ -56,12 +56,12 @@ class Tasks:
 
     @property
     def of_objects(self) -> tuple[str, ...]:
-        """COCO's names of what is evaluated of objects."""
+        """COCO's names of the tasks evaluated on objects."""
         return ("bbox", "segm") if self.masks else ("bbox",) if self.objects else ()
 
     @property
     def evaluated(self) -> tuple[str, ...]:
-        """Names of everything that is evaluated, as results have them."""
+        """The names of all evaluated tasks, as in results."""
         return (*self.of_objects, *(["sem_seg"] if self.pixels else []), *(["panoptic_seg"] if self.panoptic else []))
 
 

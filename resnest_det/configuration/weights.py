@@ -1,4 +1,4 @@
-"""MODEL.WEIGHTS: loading them into a model, and what input they expect."""
+"""MODEL.WEIGHTS: loading them into a model, and the input they expect."""
 
 import logging
 
@@ -14,17 +14,17 @@ logger = logging.getLogger(__name__)
 
 
 def load_initial_weights(cfg: CfgNode, model: nn.Module, *, whole: bool = False) -> None:
-    """Load MODEL.WEIGHTS into `model`; with `whole` a file that leaves parts of it untrained is refused.
+    """Load MODEL.WEIGHTS into `model`; with `whole`, refuse a file that leaves parts of it untrained.
 
     Raises:
-        UserError: they cannot be found or read, or do not fit.
+        UserError: the weights cannot be found or read, or do not fit.
     """
     if not cfg.MODEL.WEIGHTS:
         logger.info("MODEL.WEIGHTS is empty: the model starts from random parameters")
         return
     for warning in check_input_matches(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT, cfg.MODEL.WEIGHTS):
         logger.warning(warning)
-    # One process downloads, the others find the file.
+    # The main process downloads; the others then find the file.
     if get_rank() != 0:
         synchronize()
     path = resolve_weights(cfg.MODEL.WEIGHTS)
@@ -37,22 +37,22 @@ def load_initial_weights(cfg: CfgNode, model: nn.Module, *, whole: bool = False)
 
 
 def check_input_matches(pixel_mean, pixel_std, input_format: str, weights: str = "") -> list[str]:
-    """Warnings about input that ImageNet weights were not trained on; such training runs, but ends worse.
+    """Warnings about input unlike that of the ImageNet weights: training runs all the same, but ends worse.
 
     Args:
         pixel_mean, pixel_std: MODEL.PIXEL_MEAN and MODEL.PIXEL_STD, for pixels in 0 ... 255, in the order of `input_format`.
         input_format: INPUT.FORMAT, "RGB" or "BGR".
-        weights: MODEL.WEIGHTS as it was given. Detectron2's model zoo is trained on BGR and is not checked.
+        weights: MODEL.WEIGHTS as given. Detectron2's model zoo is trained on BGR and not checked.
 
     Returns:
-        One text for each key that does not fit, with the value these weights expect. Empty when all fit.
+        One text for each key that does not fit, with the value these weights expect; empty if all fit.
     """
     if not weights or weights.startswith("detectron2://"):
         return []
     mean = [255 * value for value in IMAGENET_MEAN]
     std = [255 * value for value in IMAGENET_STD]
     warnings = []
-    # The authors' detectors differ from their classifiers in the second decimal: 1 is nothing, a swapped channel is 20.
+    # A difference of 1 is harmless (the authors' detectors and classifiers differ by hundredths); a swapped channel is 20.
     for key, given, expected in (("MODEL.PIXEL_MEAN", pixel_mean, mean), ("MODEL.PIXEL_STD", pixel_std, std)):
         if len(given) != len(expected) or any(abs(a - b) > 1 for a, b in zip(given, expected)):
             values = ", ".join(f"{value:.3f}" for value in expected)

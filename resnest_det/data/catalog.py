@@ -1,4 +1,4 @@
-"""Names of datasets and where they live; nothing is read before a dataset is asked for."""
+"""Names of datasets and where they live; nothing is read until a dataset is asked for."""
 
 import os
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def dataset_names() -> list[str]:
 
 
 def register_coco(name: str, json_file: str, image_root: str) -> None:
-    """Make a dataset in COCO's instance format known under `name`; its files are not touched yet.
+    """Register a dataset in COCO's instance format under `name`; its files are not read yet.
 
     Raises:
         UserError: another dataset has this name, or it cannot be part of a file's name.
@@ -82,7 +82,7 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
 def register_panoptic(
     name: str, panoptic_json: str, panoptic_root: str, image_root: str, instances_json: str | None = None
 ) -> None:
-    """Make a dataset in COCO's panoptic format known under `name`; its files are not touched yet.
+    """Register a dataset in COCO's panoptic format under `name`; its files are not read yet.
 
     Args:
         panoptic_root, instances_json: see `PanopticFiles`.
@@ -100,14 +100,14 @@ def register(name: str, files: CocoFiles | PanopticFiles) -> None:
     Raises:
         UserError: another dataset has this name, or it cannot be part of a file's name.
     """
-    # Files in OUTPUT_DIR are named after it.
+    # Files in OUTPUT_DIR carry this name.
     if not name.isprintable() or ".." in name or any(character in name for character in "/\\"):
         raise UserError(
-            f"dataset name {ascii(name)[:80]}: it becomes part of file names; it must have no '/', '\\' or '..' and no control "
-            "character in it"
+            f"dataset name {ascii(name)[:80]}: it becomes part of file names, so it must have no '/', '\\' or '..' "
+            "and no control character"
         )
     if name in _builtin() or _registered.get(name, files) != files:
-        raise UserError(f"a dataset named {name} exists already; register yours under another name")
+        raise UserError(f"a dataset named {name} already exists; register yours under another name")
     _registered[name] = files
 
 
@@ -129,13 +129,13 @@ def get_dataset(name: str, *, keep_truth: bool = False) -> Dataset:
     near = nearest(name, dataset_names(), cutoff=0.4) or dataset_names()
     raise UserError(
         f"unknown dataset {name!r}; nearest known names: {', '.join(near)}; "
-        f"a COCO-format dataset of your own is made known by --register {name}=ANNOTATIONS.json,IMAGE_DIR, a panoptic one "
-        f"by --register-panoptic {name}=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR"
+        f"register a COCO-format dataset of your own with --register {name}=ANNOTATIONS.json,IMAGE_DIR, a panoptic one with "
+        f"--register-panoptic {name}=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR"
     )
 
 
 def _builtin() -> dict[str, Callable[[], tuple[CocoFiles | PanopticFiles, str]]]:
-    """Of each dataset known by name a function that gives its files and a hint at how to get them."""
+    """For each known dataset, a function that gives its files and a hint at how to get them."""
     known: dict[str, Callable] = {name: partial(_known_coco, name) for name in _COCO}
     for prefix in _COCO_PANOPTIC:
         known[f"{prefix}_separated"] = partial(_known_coco_panoptic, prefix, stuff_only=False)

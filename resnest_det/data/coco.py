@@ -1,4 +1,4 @@
-"""Reading COCO instance annotations into records, with every fault of the file named."""
+"""Reading COCO instance annotations into records; every fault of the file is named."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is known of a dataset beside its images: where it came from and what its classes are called.
+    """What is known of a dataset besides its images: its files and the names of its classes.
 
     `thing_classes[i]` names class i; `thing_dataset_id_to_contiguous_id` maps the file's category ids to 0..K-1.
     """
@@ -55,7 +55,7 @@ def load_coco_instances(name: str, json_file: str, image_root: str, *, keep_trut
     images that the file does not list.
 
     Args:
-        keep_truth: keep what the file says as `Dataset.truth`. AP counts what is left out here, too.
+        keep_truth: keep the file's content as `Dataset.truth`; AP also counts what is left out here.
 
     Raises:
         UserError: the file cannot be read, is not JSON, lacks a key, repeats an id, refers to a category it does not
@@ -94,7 +94,7 @@ def load_coco_instances(name: str, json_file: str, image_root: str, *, keep_trut
 
 
 def read_json(json_file: str) -> dict:
-    """The object in an annotation file or one of results.
+    """The object in a file of annotations or results.
 
     Raises:
         UserError: the file cannot be read, is not JSON, or holds something else.
@@ -116,7 +116,7 @@ def read_json(json_file: str) -> dict:
 
 
 def require(mapping: dict, key: str, where: str):
-    """The value of a key; a UserError that begins with `where` if there is none."""
+    """The value of a key; if it is missing, a UserError that begins with `where`."""
     if key not in mapping:
         raise UserError(f'{where}: the key "{key}" is missing')
     return mapping[key]
@@ -155,7 +155,7 @@ def category_name(category: dict, where: str) -> str:
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"{where}: the name must be text, not {str(name)[:80]!r}")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
-        raise UserError(f"{where}: the name {ascii(name)[:80]} has a control character, a line break or broken Unicode in it")
+        raise UserError(f"{where}: the name {ascii(name)[:80]} has a control character, a line break or broken Unicode")
     return name
 
 
@@ -173,7 +173,7 @@ def image_entry(image: dict, image_root: str, where: str) -> dict:
 
 
 def _read_annotation(annotation: dict, record: dict | None, contiguous: dict[int, int], where: str) -> dict | str:
-    """The record's entry for one annotation, or why it is left out."""
+    """The record's entry for one annotation, or the reason to leave it out."""
     category_id = require(annotation, "category_id", where)
     if category_id not in contiguous:
         raise UserError(f'{where}: category id {category_id!r} is not in the list "categories"')
@@ -186,11 +186,11 @@ def _read_annotation(annotation: dict, record: dict | None, contiguous: dict[int
     if not finite:
         raise UserError(f"{where}: bbox must be four finite numbers [x, y, width, height], not {str(box)[:80]}")
     if annotation.get("ignore", 0):
-        raise UserError(f'{where}: "ignore" is not supported; mark regions to be ignored with "iscrowd": 1')
+        raise UserError(f'{where}: "ignore" is not supported; mark regions to ignore with "iscrowd": 1')
     if record is None:
         return "annotations of images that are not listed"
 
-    # Written so that no rounding of x + width can make a thin box look empty.
+    # Computed so that no rounding of x + width makes a thin box look empty.
     if min(width, height) <= 0 or x >= record["width"] or y >= record["height"] or width <= -x or height <= -y:
         return "boxes with no area inside their image"
     entry = {"id": annotation["id"], "bbox": list(box), "category_id": contiguous[category_id]}
@@ -212,7 +212,7 @@ def _read_annotation(annotation: dict, record: dict | None, contiguous: dict[int
 
 
 def _compressed(segmentation: dict, record: dict, where: str) -> dict:
-    """Either run-length form, checked against the image and compressed."""
+    """Run lengths in either form, checked against the image and compressed."""
     size, counts = require(segmentation, "size", where), require(segmentation, "counts", where)
     if list(size) != [record["height"], record["width"]]:
         raise UserError(
@@ -227,7 +227,7 @@ def _compressed(segmentation: dict, record: dict, where: str) -> dict:
         lengths = None
     if lengths is None or (lengths < 0).any():
         raise UserError(f"{where}: run-length counts must be a string of COCO's encoding or a list of whole numbers")
-    # pycocotools fills the pixels that are missing with whatever memory held.
+    # pycocotools would fill missing pixels with whatever memory holds.
     if lengths.sum() != size[0] * size[1]:
         raise UserError(f"{where}: run-length counts sum to {lengths.sum()}, but the image has {size[0]} x {size[1]} pixels")
     if isinstance(counts, str):

@@ -1,4 +1,4 @@
-"""Reading images as COCO's tools see them: upright, in the channel order asked for, of the size the annotations say."""
+"""Reading images as COCO's tools do: upright, in a given channel order, of the size the annotations say."""
 
 import os
 
@@ -7,12 +7,12 @@ from PIL import Image
 
 from resnest_det.errors import UserError
 
-# Pillow goes by what is in a file, not by its name, and runs other programs for some formats: Ghostscript for EPS. These are
-# decoded in this process. A phone's JPEG may be an MPO.
+# Pillow goes by the content of a file, not by its name, and runs other programs for some formats, such as Ghostscript for EPS.
+# These are decoded in this process. A phone's JPEG may be an MPO.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 _EXIF_ORIENTATION = 274
-# EXIF 2.3, tag 274: how the stored rows and columns have to be turned to stand upright.
+# EXIF 2.3, tag 274: how to turn the stored rows and columns upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,10 +26,10 @@ _TURNED_SIDEWAYS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
 
 def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
-    """`Image.open` for regular files of formats that are decoded in this process (AVIF where this Pillow has it).
+    """`Image.open` for regular files in formats decoded in this process (AVIF if this Pillow has it).
 
     Raises:
-        OSError: the file is missing, is no regular file, or of none of these formats.
+        OSError: the file is missing, not a regular file, or in none of these formats.
     """
     if os.path.exists(file_name) and not os.path.isfile(file_name):
         raise OSError("not a regular file")  # opening a pipe would wait for ever
@@ -42,13 +42,13 @@ def read_image(file_name: str, image_format: str, size: tuple[int, int] | None =
 
     Args:
         image_format: "BGR", "RGB" or "L".
-        size: (height, width) that the upright image has to have. Looked at in the file's header, before anything is decoded.
+        size: (height, width) the upright image must have; checked in the file's header, before decoding.
 
     Returns:
         (H, W, C) uint8, C = 1 for "L" and 3 otherwise.
 
     Raises:
-        UserError: the file is missing, is not an image, or is damaged, or has another size; the message names it.
+        UserError: the file is missing, not an image, damaged, or of another size; the message names it.
     """
     try:
         with open_image(file_name) as image:
@@ -79,7 +79,7 @@ def read_record_image(record: dict, image_format: str) -> np.ndarray:
     """The image of a dataset record, (H, W, C) uint8.
 
     Raises:
-        UserError: see `read_image`; also when the image's size is not the record's.
+        UserError: see `read_image`; or the image's size is not the record's.
     """
     return read_image(record["file_name"], image_format, (record["height"], record["width"]))
 
@@ -87,6 +87,6 @@ def read_record_image(record: dict, image_format: str) -> np.ndarray:
 def _turn_that_stands_upright(image: Image.Image) -> Image.Transpose | None:
     try:
         return _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION))
-    # Real photographs carry EXIF blocks that do not parse; their pixels are good.
+    # Some real photographs have EXIF blocks that do not parse, and good pixels.
     except Exception:
         return None

@@ -1,4 +1,4 @@
-"""Loaders: worker processes that read images ahead, in an order that does not depend on the workers."""
+"""Loaders: worker processes read images ahead, in an order that does not depend on the workers."""
 
 import itertools
 import pickle
@@ -13,10 +13,10 @@ from resnest_det.errors import UserError
 
 
 class PackedRecords:
-    """Records pickled into one block of memory, read-only.
+    """Records pickled into one read-only block of memory.
 
-    Forked workers share the block for good; a list of dicts they would copy page by page, by counting references. Every
-    access gives a record of its own.
+    Forked workers share the block; they would copy a list of dicts page by page, because counting references writes to it.
+    Every access returns a new record.
     """
 
     def __init__(self, records: list[dict]):
@@ -41,7 +41,7 @@ class _TrainingSamples:
         index, position = draw
         try:
             return self._make_sample(self._records[index], np.random.default_rng([self._seed, position, 1]))
-        # Handed over as a value: the DataLoader would wrap a raised one into a worker's traceback.
+        # Returned as a value: the DataLoader would wrap a raised error in a worker's traceback.
         except UserError as error:
             return error
 
@@ -72,22 +72,22 @@ def training_batches(
     world_size: int,
     num_workers: int,
 ) -> Iterator[list[dict]]:
-    """This process's part, a list of samples, of every global batch from number `start_iteration` on, without end.
+    """Endless lists of samples: this process's part of every global batch from number `start_iteration` on.
 
-    Batch k is the same whatever the iteration that loading starts with and the number of workers: a sample depends on its
-    record and on (seed, position of its draw) alone. Batches before the start are counted off without reading images.
+    Batch k does not depend on the start or the number of workers: a sample depends only on its record and on (seed,
+    position of its draw). Batches before the start are skipped without reading images.
 
     Raises:
-        UserError: on the batch that holds the image, whatever `make_sample` found wrong with it.
+        UserError: whatever `make_sample` found wrong with an image, when its batch is reached.
     """
     shares = (batch[rank::world_size] for batch in itertools.islice(global_batches, start_iteration, None))
     return _load(_TrainingSamples(records, make_sample, seed), shares, num_workers)
 
 
 class InferenceBatches:
-    """The samples of some images, in order, one a batch; may be gone through again. `len` is the number of batches.
+    """The samples of some images, in order, one per batch; can be iterated again. `len` is the number of batches.
 
-    Going through it raises UserError as `training_batches` does.
+    Iterating raises UserError as in `training_batches`.
     """
 
     def __init__(self, records: list[dict], make_sample: Callable[[dict], dict], num_workers: int):
@@ -102,7 +102,7 @@ class InferenceBatches:
 
 
 def _load(samples: _TrainingSamples | _InferenceSamples, batch_sampler: Iterator[list], num_workers: int) -> Iterator[list[dict]]:
-    # A generator of its own, because starting workers draws from it, and the run's randomness must not notice.
+    # Its own generator: starting workers draws from it, which must not disturb the run's randomness.
     loader = DataLoader(
         samples, batch_sampler=batch_sampler, num_workers=num_workers, collate_fn=_as_list, generator=torch.Generator()
     )

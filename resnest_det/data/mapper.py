@@ -1,4 +1,4 @@
-"""From a dataset record to the sample that a model takes."""
+"""From a dataset record to a sample for a model."""
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -19,7 +19,7 @@ from resnest_det.data.transforms import (
 )
 from resnest_det.errors import UserError
 
-# Objects with a side of at most this many pixels, after a crop for instance, are no targets.
+# Objects with a side of at most this many pixels, for instance after a crop, are no targets.
 _EMPTY_SIDE = 1e-5
 
 
@@ -36,11 +36,11 @@ def training_sample(
 
     Args:
         record: see `resnest_det.data.coco.Dataset`.
-        generator: every random choice for this showing of the image comes from it.
+        generator: source of every random choice for this sample.
         image_format: "BGR", "RGB" or "L".
-        mask_format: "polygon", "bitmask", or None for boxes alone; with a format every object needs a segmentation. An
+        mask_format: "polygon", "bitmask", or None for boxes only; with a format every object needs a segmentation. An
             image that has run-length masks gives bitmasks either way.
-        semantic: whether the labels of pixels are targets too; the record is then a panoptic one.
+        semantic: whether the labels of pixels are targets too; the record must then be panoptic.
 
     Returns:
         {"image": uint8 tensor (C, H, W), "height", "width": the file's size, "image_id", "file_name", "seed": int for
@@ -50,7 +50,7 @@ def training_sample(
         a crop left nothing of are absent.
 
     Raises:
-        UserError: see `read_record_image` and `resnest_det.data.panoptic.read_record_segments`; also where a mask is
+        UserError: see `read_record_image` and `resnest_det.data.panoptic.read_record_segments`; or a mask is
             malformed or does not fit its image.
     """
     seed = int(generator.integers(2**63))
@@ -98,7 +98,7 @@ def _sample(record: dict, pixels: np.ndarray) -> dict:
 
 
 def _boxes_xyxy(objects: list[dict]) -> np.ndarray:
-    # Rounded to single precision before anything else, as Detectron2 does, or boxes would differ in their last bit.
+    # First rounded to single precision, as in Detectron2, or boxes would differ in the last bit.
     boxes = np.array([annotation["bbox"] for annotation in objects], dtype=np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return boxes.astype(np.float64)
@@ -135,14 +135,14 @@ def _segmentation(annotation: dict, record: dict) -> list[np.ndarray] | np.ndarr
 
 
 def _check_polygons_fit(polygons: list[np.ndarray], width: int, height: int, where: str) -> None:
-    """Refuse polygons that were drawn on an image of another size, but not those that overshoot a border somewhat."""
+    """Refuse polygons drawn on an image of another size, but not those that slightly overshoot a border."""
     points = np.concatenate(polygons)
     low, high = points.min(axis=0), points.max(axis=0)
     sides = np.array([width, height])
     slack = np.maximum(2.0, 0.01 * sides)
     within = np.minimum(high, sides + slack) - np.maximum(low, -slack)
     extent = np.maximum(high - low, 1e-9)
-    # The comparison is written so that it also fails where a coordinate is not a number.
+    # This comparison also fails if a coordinate is not a number.
     if not (np.isfinite(extent).all() and (within >= 0).all() and np.prod(np.minimum(within / extent, 1.0)) >= 0.5):
         raise UserError(
             f"{where}: its polygons span x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}, which does not fit the "
@@ -151,7 +151,7 @@ def _check_polygons_fit(polygons: list[np.ndarray], width: int, height: int, whe
 
 
 def _mask_boxes(masks: list[list[np.ndarray]] | torch.Tensor) -> torch.Tensor:
-    """Tight boxes (N, 4) float32 XYXY around masks; all zero where a mask is empty."""
+    """Tight boxes (N, 4) float32 XYXY around masks; zeros for an empty mask."""
     boxes = torch.zeros(len(masks), 4)
     for box, mask in zip(boxes, masks):
         if isinstance(mask, list):

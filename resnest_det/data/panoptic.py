@@ -23,10 +23,10 @@ UNLABELLED = 255
 
 @dataclass(frozen=True)
 class PanopticMetadata(Metadata):
-    """What is known of a panoptic dataset; `json_file` is None where it has no instance annotations beside the panoptic ones.
+    """What is known of a panoptic dataset; `json_file` is None if it has only panoptic annotations.
 
     `stuff_classes[0]` is "things", `stuff_classes[i]` names stuff class i; `stuff_dataset_id_to_contiguous_id` maps the file's
-    category ids to 1..S. `panoptic_root` is the folder of the PNG files. Colours are (R, G, B).
+    category ids to 1..S. `panoptic_root` is the folder of the PNG files. Colors are (R, G, B).
     """
 
     panoptic_json: str
@@ -47,7 +47,7 @@ def load_coco_panoptic(
     stuff_only: bool = False,
     keep_truth: bool = False,
 ) -> Dataset:
-    """Read a COCO panoptic JSON file; of the PNG files only the names are looked at.
+    """Read a COCO panoptic JSON file, and check that the PNG files exist.
 
     Records are sorted by image id. Beside what `resnest_det.data.coco.Dataset` says they have `pan_seg_file_name` and
     `segments_info`, dicts of `id`, `category_id` (contiguous among things or among stuff), `isthing` and `iscrowd`. Images
@@ -186,7 +186,7 @@ def with_truth(record: dict) -> tuple[dict, np.ndarray]:
 
 
 def has_boxes(record: dict) -> bool:
-    """Whether the record's objects have their boxes, or are segments of a PNG file that is yet to be read."""
+    """Whether the record's objects have boxes; otherwise they are segments of a PNG file still to be read."""
     return all("bbox" in annotation for annotation in record["annotations"])
 
 
@@ -229,7 +229,7 @@ def _metadata(name: str, categories: list, panoptic_json: str, panoptic_root: st
 
 
 def _color(category_id: int) -> tuple[int, int, int]:
-    # COCO's own file has no colours. Steps of the golden ratio keep hues apart however many there are.
+    # COCO's own file has no colors. Steps of the golden ratio keep any number of hues apart.
     hue, value = (0.618034 * category_id) % 1.0, (1.0, 0.8, 0.9)[category_id % 3]
     return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.7, value))
 
@@ -271,7 +271,7 @@ def _segment(info: dict, metadata: PanopticMetadata, where: str) -> dict:
 
 
 def _check_png_files(records: dict[int, dict], panoptic_root: str) -> None:
-    # One listing instead of a hundred thousand questions to what may be a network disk.
+    # One listing of the folder, not a hundred thousand requests to what may be a network disk.
     present = set(os.listdir(panoptic_root))
     absent = [record for record in records.values() if os.path.basename(record["pan_seg_file_name"]) not in present]
     if absent:
@@ -282,7 +282,7 @@ def _check_png_files(records: dict[int, dict], panoptic_root: str) -> None:
 
 
 def _add_instances(records: dict[int, dict], metadata: PanopticMetadata, instances: Dataset) -> None:
-    """Put the annotations of an instance file into panoptic records of the same images."""
+    """Add the annotations of an instance file to the panoptic records of the same images."""
     file, own = instances.metadata.json_file, metadata.panoptic_json
     categories = instances.metadata.thing_dataset_id_to_contiguous_id
     differing = set(categories) ^ set(metadata.thing_dataset_id_to_contiguous_id)

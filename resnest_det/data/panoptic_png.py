@@ -20,9 +20,9 @@ def read_segment_ids(path: str) -> np.ndarray:
     try:
         with open_image(path, ("PNG",)) as image:
             if image.mode != "RGB":
-                raise UserError(f"{path} is not a panoptic PNG: its pixels are {image.mode}, segment ids need RGB")
+                raise UserError(f"{path} is not a panoptic PNG: its pixels are {image.mode}, but segment ids need RGB")
             width, height = image.size
-            # Four bytes a pixel, the way Pillow keeps RGB, is twenty times faster than putting three planes together.
+            # Four bytes per pixel, as Pillow stores RGB, are twenty times faster than combining three planes.
             pixels = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<u4").reshape(height, width)
     except FileNotFoundError:
         raise UserError(f"panoptic PNG {path} does not exist") from None
@@ -37,7 +37,7 @@ def encode_segment_ids(segment_ids: np.ndarray, what: str) -> bytes:
     """A panoptic PNG of (H, W) integer segment ids.
 
     Args:
-        what: what the ids belong to, for the error.
+        what: owner of the ids, for the error.
 
     Raises:
         UserError: an id is negative or does not fit into 24 bits.

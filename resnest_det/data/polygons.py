@@ -5,7 +5,7 @@ import pycocotools.mask as mask_util
 
 
 def polygon_area(polygon: np.ndarray) -> float:
-    """Area that the closed polygon (k, 2) encloses (shoelace formula), never negative."""
+    """The area enclosed by a closed polygon (k, 2) (shoelace formula), never negative."""
     x, y = polygon[:, 0], polygon[:, 1]
     return 0.5 * abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))))
 
@@ -26,7 +26,7 @@ def clip_polygon(polygon: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]
     """
     height, width = size
     pieces = [polygon]
-    # Distances from a border are exact at its line, so a clipped vertex lies on the border to the last bit.
+    # Distances are exact at the border's line, so a clipped vertex lies on the border to the last bit.
     for axis, sign, border in ((0, 1.0, 0.0), (0, -1.0, float(width)), (1, 1.0, 0.0), (1, -1.0, float(height))):
         pieces = [part for piece in pieces for part in _clip_half_plane(piece, axis, sign, border)]
     return [piece for piece in pieces if len(piece) >= 3 and polygon_area(piece) > 1e-9]
@@ -57,13 +57,13 @@ def _clip_half_plane(polygon: np.ndarray, axis: int, sign: float, border: float)
         if inside[there]:
             chains[-1].append(polygon[there])
 
-    # Along the border the polygon's inside lies between the 1st and 2nd crossing, the 3rd and 4th, ...
+    # Along the border, the polygon's inside lies between the 1st and 2nd crossing, the 3rd and 4th, ...
     crossings = [(chain[end][1 - axis], index, end) for index, chain in enumerate(chains) for end in (0, -1)]
     crossings.sort(key=lambda crossing: crossing[0])
     follows = {}
     for (_, first, first_end), (_, second, second_end) in zip(crossings[::2], crossings[1::2]):
         if first_end == second_end:
-            # Only where the outline crosses itself; then the seams of the plain method do no harm worth more.
+            # Only if the outline crosses itself; the seams of the plain method are then harmless enough.
             return [np.array([point for chain in chains for point in chain])]
         leaving, entering = (first, second) if first_end == -1 else (second, first)
         follows[leaving] = entering
@@ -88,7 +88,7 @@ def outline(mask: np.ndarray) -> np.ndarray | None:
     center = padded[1:-1, 1:-1]
     follows: dict[tuple[int, int], tuple[int, int]] = {}
     edges = 0
-    # Clockwise around every pixel: each side whose neighbour is outside, from corner to corner.
+    # Clockwise around every pixel, each side whose neighbour is outside, from corner to corner.
     for neighbour, (x0, y0), (x1, y1) in (
         (padded[:-2, 1:-1], (0, 0), (1, 0)),
         (padded[1:-1, 2:], (1, 0), (1, 1)),

@@ -1,4 +1,4 @@
-"""Which image is shown when: streams of training draws that depend on the seed and the position alone."""
+"""Which image is shown when: streams of training draws that depend only on the seed and the position."""
 
 import math
 from collections import Counter
@@ -11,13 +11,13 @@ Draw = tuple[int, int]
 
 
 def training_draws(repeat_factors: np.ndarray, seed: int) -> Iterator[Draw]:
-    """Shuffled passes over all images, without end.
+    """Endless shuffled passes over all images.
 
-    A pass shows image i `repeat_factors[i]` times on average: the whole part surely, the fraction as a chance (stochastic
-    rounding, as in Detectron2's RepeatFactorTrainingSampler). Factors of one show every image once a pass.
+    A pass shows image i `repeat_factors[i]` times on average: always the whole part, and once more with the fraction as
+    probability (stochastic rounding, as in Detectron2's RepeatFactorTrainingSampler).
 
     Args:
-        repeat_factors: (N,) float, at least one each.
+        repeat_factors: (N,) float, each at least 1, which shows an image once per pass.
     """
     position = 0
     epoch = 0
@@ -36,8 +36,8 @@ def training_draws(repeat_factors: np.ndarray, seed: int) -> Iterator[Draw]:
 def repeat_factors_from_categories(records: list[dict], threshold: float, square_root: bool = True) -> np.ndarray:
     """How often to show each image so that rare categories are seen more (LVIS, https://arxiv.org/abs/1908.03195, appendix B.2).
 
-    A category that a fraction f of the images contains gets max(1, sqrt(threshold / f)), without the root when
-    `square_root` is False; an image gets the largest factor of its categories, 1 with none.
+    A category in a fraction f of the images gets max(1, sqrt(threshold / f)), without the root if not `square_root`. An
+    image gets the largest factor of its categories, or 1 without any.
 
     Returns:
         (N,) float64.
@@ -52,12 +52,12 @@ def repeat_factors_from_categories(records: list[dict], threshold: float, square
 
 
 def batches(draws: Iterator[Draw], batch_size: int, landscape: list[bool] | None) -> Iterator[list[Draw]]:
-    """Group draws into batches in the order in which batches fill up.
+    """Group draws into batches, in the order in which batches fill up.
 
     Args:
-        batch_size: images of a batch over all processes.
-        landscape: for each image whether it is wider than high; a batch then holds images of one kind, which need less
-            padding. None mixes them.
+        batch_size: images in a batch of all processes together.
+        landscape: whether each image is wider than high; a batch then holds images of one kind, which need less padding.
+            None mixes them.
     """
     filling: dict[bool, list[Draw]] = {False: [], True: []}
     for draw in draws:
@@ -69,7 +69,7 @@ def batches(draws: Iterator[Draw], batch_size: int, landscape: list[bool] | None
 
 
 def inference_indices(num_images: int, rank: int, world_size: int) -> range:
-    """The images that one process evaluates: consecutive shares, the first ones larger by one where it does not divide."""
+    """One process's consecutive share of images; the first ones get one extra image when the count does not divide evenly."""
     share, left = divmod(num_images, world_size)
     begin = rank * share + min(rank, left)
     return range(begin, begin + share + (rank < left))

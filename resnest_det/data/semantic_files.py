@@ -1,4 +1,4 @@
-"""Semantic labels as PNG files, as Detectron2 reads them, made from panoptic ones."""
+"""Semantic labels as PNG files for Detectron2, made from panoptic ones."""
 
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -12,9 +12,9 @@ from resnest_det.files import atomic_write, remove_unfinished
 
 
 def write_semantic_pngs(dataset: Dataset, folder: str, processes: int) -> int:
-    """Write those semantic PNG files of a panoptic dataset that `folder` lacks; how many were written.
+    """Write the semantic PNG files of a panoptic dataset that `folder` lacks, and return how many.
 
-    Each has the name of the panoptic file and one byte a pixel: 0 for things, 1..S for stuff, 255 where there is no label.
+    Each has the name of the panoptic file and one byte per pixel: 0 for things, 1..S for stuff, 255 where there is no label.
 
     Raises:
         UserError: see `resnest_det.data.panoptic.read_record_segments`.

@@ -27,7 +27,7 @@ STUFF = ("stripes", "checks", "speckles")
 
 _SIDES = (128, 136, 144, 152, 160)
 _RADII = (10.0, 34.0)
-# What others leave of an object must be enough to tell it by.
+# Enough of an object must stay visible to recognise it.
 _LEAST_VISIBLE = 0.45
 
 
@@ -42,7 +42,7 @@ def panoptic_json(split: str) -> str:
 
 
 def ensure_shapes(root: Path) -> Path:
-    """The dataset's folder below `root`, generated if it is not there.
+    """The dataset's folder below `root`, generated if absent.
 
     It appears complete or not at all: an interrupted run leaves nothing under its name, and of several processes that
     generate at once one wins with the same bytes.
@@ -69,13 +69,13 @@ def ensure_shapes(root: Path) -> Path:
     except OSError as error:
         raise UserError(
             f"cannot write the shapes dataset to {folder.absolute()}: {error.strerror or error}; "
-            f"set DETECTRON2_DATASETS to a folder that can be written"
+            f"set DETECTRON2_DATASETS to a writable folder"
         ) from error
     return folder
 
 
 def write_shapes(folder: Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> None:
-    """Write images, instance and panoptic annotations into a new folder; the same bytes for the same arguments.
+    """Write images, instance and panoptic annotations into a new folder; equal arguments give equal bytes.
 
     Args:
         splits: number of images of each split.
@@ -228,13 +228,13 @@ def _place(category: int, size: tuple[int, int], generator: np.random.Generator)
     if THINGS[category] == "star":
         distance[1::2] *= 0.45
     polygon = center + distance[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    # Two decimals, as COCO's own polygons; and the last bits of a machine's cosine don't reach the files.
+    # Two decimals, as in COCO, also keep the last bits of a machine's cosine out of the files.
     pieces = clip_polygon(np.round(polygon, 2), size)
     return np.round(max(pieces, key=len), 2)
 
 
 def _paint(pixels: np.ndarray, mask: np.ndarray, generator: np.random.Generator) -> None:
-    """Fill a mask with a shaded colour that stands out from what was there."""
+    """Fill a mask with a shaded color that stands out from the background."""
     behind = pixels[mask].mean(axis=0)
     color = behind
     while np.linalg.norm(color - behind) < 70:

@@ -1,4 +1,4 @@
-"""Geometric augmentation: what is drawn for an image, and how it moves pixels, boxes, polygons and bitmasks.
+"""Geometric augmentation: random transforms of an image, and how they move pixels, boxes, polygons and bitmasks.
 
 Coordinates are continuous: a pixel (i, j) covers [j, j + 1] x [i, i + 1], and an image of size (H, W) spans [0, W] x [0, H].
 Arithmetic and order (crop, resize, flip) are those of Detectron2's ResizeShortestEdge, RandomFlip and RandomCrop, so that the
@@ -89,7 +89,7 @@ Transform = Resize | Flip | Crop
 
 
 def short_side_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
-    """The (height, width) that brings the shorter side to `short_side`, or less where the longer would exceed `max_side`."""
+    """(height, width) with the shorter side at `short_side`, or less if the longer would exceed `max_side`."""
     scale = short_side / min(height, width)
     # The short side is set, not multiplied: one rounding error here can move the last `+ 0.5` by a whole pixel.
     new_height, new_width = (short_side, scale * width) if height < width else (scale * height, short_side)
@@ -101,7 +101,7 @@ def short_side_size(height: int, width: int, short_side: int, max_side: int) -> 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may be done to a training image.
+    """The random transforms of a training image.
 
     Attributes:
         short_sides: lengths to choose from, or the two ends of a range (both included), by `sampling`, "choice" or "range";
@@ -120,7 +120,7 @@ class Augmentation:
     crop: tuple[str, tuple[float, float]] | None = None
 
     def draw(self, height: int, width: int, generator: np.random.Generator) -> list[Transform]:
-        """The transforms for one showing of an image of that size, in the order they are applied."""
+        """Draw the transforms for one sample of an image of that size, in the order of application."""
         transforms: list[Transform] = []
         size = (height, width)
         if self.crop is not None:

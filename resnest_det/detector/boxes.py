@@ -101,7 +101,7 @@ class BoxLoss:
             raise ArgumentError("weights", f"{tuple(self.weights)} is not supported; it must be four factors")
 
     def total(self, deltas: Tensor, boxes: Tensor, targets: Tensor) -> Tensor:
-        """Sum over N boxes, without `factor`, for predicted `deltas` (N, 4) of `boxes` (N, 4), whose targets are `targets` (N, 4)."""
+        """Sum over N boxes, without `factor`, for predicted `deltas` (N, 4) of `boxes` (N, 4) with these `targets` (N, 4)."""
         if self.kind in IOU_LOSSES:
             return IOU_LOSSES[self.kind](decode_boxes(deltas, boxes, self.weights), targets, reduction="sum")
         expected = encode_boxes(boxes, targets, self.weights)

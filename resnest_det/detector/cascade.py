@@ -28,7 +28,7 @@ class CascadeROIHeads(StandardROIHeads):
     ):
         if not all(predictor.class_agnostic for predictor in box_predictors):
             raise ArgumentError(
-                "class_agnostic", "False is not supported in a cascade, whose stages hand on one box of each region"
+                "class_agnostic", "False is not supported in a cascade: a stage hands on one box of each region"
             )
         if not len(box_heads) == len(box_predictors) == len(iou_thresholds) > 0:
             counts = f"{len(box_heads)} heads, {len(box_predictors)} predictors"

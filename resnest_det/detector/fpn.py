@@ -47,7 +47,7 @@ class ConvolutionTop(nn.Module):
 
 
 class FPN(nn.Module):
-    """Top-down pyramid over the stages of a bottom-up network, p2 ... p5 for res2 ... res5, and what `top_block` puts above.
+    """Top-down pyramid over the stages of a bottom-up network, p2 ... p5 for res2 ... res5, and the levels of `top_block` above.
 
     Args:
         bottom_up: takes (N, C, H, W), returns a dict of maps, and says `out_feature_strides` and `out_feature_channels`.
@@ -55,8 +55,8 @@ class FPN(nn.Module):
         out_channels: channels of every pyramid level.
         norm: name of the norm after each convolution, see `get_norm`; without one the convolutions have a bias.
         fuse_type: "sum" of lateral and top-down maps, or their "avg".
-        top_block: makes `num_levels` coarser levels of the map `in_feature` of `bottom_up`, or of the coarsest level where that is
-            None; a `MaxPoolTop` by default.
+        top_block: makes `num_levels` coarser levels, of the map `in_feature` of `bottom_up` or, where that is None, of the
+            coarsest level; a `MaxPoolTop` by default.
 
     Attributes `out_feature_strides`, `out_feature_channels` (dicts by level name) and `size_divisibility` (pixels).
 

@@ -177,7 +177,7 @@ class RPN(nn.Module):
     def best_of_levels(
         self, anchors: Sequence[Tensor], logits: Sequence[Tensor], deltas: Sequence[Tensor], topk: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The `topk` best boxes of each level: `boxes` (N, P, 4), `scores` (N, P), logits, and `levels` (P,), of each its index."""
+        """The `topk` best boxes of each level: `boxes` (N, P, 4), `scores` (N, P), which are logits, and `levels` (P,)."""
         boxes, scores, levels = [], [], []
         for level, (level_anchors, level_logits, level_deltas) in enumerate(zip(anchors, logits, deltas)):
             # Choosing before decoding: decoding all anchors of all levels costs more than the rest of this.

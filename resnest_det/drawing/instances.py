@@ -24,14 +24,14 @@ _GAP = 8
 def draw_comparison(
     image: Image.Image, truth: dict, prediction: dict, class_names: list[str], score_threshold: float = 0.5
 ) -> Image.Image:
-    """The true objects (left) and the predicted ones (right) drawn on an image.
+    """An image twice: with the true objects (left) and with the predicted ones (right).
 
-    Small images are enlarged until the longest side has 480 pixels, so that labels can be read.
+    Small images are enlarged to a longest side of 480 pixels, so that labels can be read.
 
     Args:
         image: RGB.
-        truth: `boxes` (N, 4) XYXY in pixels of the image, `classes` (N,) and, optionally, `masks` (N, height, width) bool.
-        prediction: the same, and `scores` (N,).
+        truth: `boxes` (N, 4) XYXY in pixels of the image, `classes` (N,) and optionally `masks` (N, height, width) bool.
+        prediction: the same with `scores` (N,).
         class_names: name of each contiguous class.
         score_threshold: detections below it are not drawn; the caption counts them.
     """
@@ -49,7 +49,7 @@ def draw_comparison(
 
 
 def draw_instances(image: Image.Image, instances: dict, labels: list[str]) -> Image.Image:
-    """Boxes, translucent masks with outlines, and labels on an image, enlarged if it is small.
+    """An image, enlarged if small, with boxes, translucent outlined masks and labels.
 
     Args:
         image: RGB.
@@ -77,7 +77,7 @@ def enlarge(image: Image.Image) -> Image.Image:
 
 
 def resize_masks(masks: torch.Tensor, height: int, width: int) -> np.ndarray:
-    """(N, h, w) bool masks at another size, bool."""
+    """Bool masks (N, h, w) resized to (N, height, width)."""
     if masks.shape[1:] == (height, width):
         return masks.bool().numpy()
     larger = F.interpolate(masks.float()[None], size=(height, width), mode="bilinear", align_corners=False)[0]
@@ -85,7 +85,7 @@ def resize_masks(masks: torch.Tensor, height: int, width: int) -> np.ndarray:
 
 
 def paint_masks(canvas: Image.Image, masks: np.ndarray, colors: list[tuple[int, int, int]]) -> Image.Image:
-    """Translucent masks with solid outlines; smaller masks are painted over larger ones."""
+    """Paint translucent masks with solid outlines, smaller masks over larger ones."""
     pixels = np.asarray(canvas, dtype=np.float32).copy()
     for index in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
         mask, color = masks[index], np.array(colors[index], dtype=np.float32)
@@ -106,7 +106,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
 def write_labels(
     canvas: Image.Image, corners: list[tuple[float, float]], labels: list[str], colors: list[tuple[int, int, int]]
 ) -> None:
-    """Write each label near its corner, inside the picture and, where there is room, not over another label."""
+    """Write each label near its corner, inside the picture and, if there is room, clear of other labels."""
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=13)
     taken: list[tuple[float, float, float, float]] = []
@@ -123,9 +123,9 @@ def write_labels(
 def place_label(
     x: float, y: float, width: float, height: float, size: tuple[int, int], taken: list[tuple[float, float, float, float]]
 ) -> tuple[float, float, float, float] | None:
-    """A box (x0, y0, x1, y1) for a label, inside a picture of `size` (width, height) and clear of the boxes that are taken.
+    """A box (x0, y0, x1, y1) for a label, inside a picture of `size` (width, height) and clear of the boxes in `taken`.
 
-    It begins at (x, y) or up to four label heights below or above; None where all of these are taken.
+    It begins at (x, y), or up to four label heights below or above; None if all these places are taken.
     """
     places = (_fit(x, y + shift * height, width, height, size) for shift in (0, 1, 2, -1, 3, -2, 4, -3, -4))
     return next((place for place in places if not any(_overlap(place, other) for other in taken)), None)
@@ -142,12 +142,12 @@ def _overlap(a, b) -> bool:
 
 
 def instance_colors(classes: list[int]) -> list[tuple[int, int, int]]:
-    """A color for each instance: the n-th of a class has the same on every picture, and no two neighbours are alike."""
+    """A color for each instance: the n-th of a class has the same in every picture, and consecutive ones differ."""
     count: dict[int, int] = {}
     colors = []
     for label in classes:
         nth = count[label] = count.get(label, -1) + 1
-        # Steps of the golden ratio keep hues apart however many there are.
+        # Steps of the golden ratio keep any number of hues apart.
         hue = (0.618034 * (3 * label + nth) + 0.05) % 1.0
         value = (1.0, 0.8, 0.9)[(label + nth) % 3]
         colors.append(tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.85, value)))
@@ -155,7 +155,7 @@ def instance_colors(classes: list[int]) -> list[tuple[int, int, int]]:
 
 
 def side_by_side(panels: list[tuple[str, Image.Image]]) -> Image.Image:
-    """Pictures of one height in a row, each under its caption."""
+    """Pictures of equal height in a row, each under its caption."""
     font = ImageFont.load_default(size=15)
     head = 26
     width = sum(picture.width for _, picture in panels) + _GAP * (len(panels) - 1)
@@ -170,7 +170,7 @@ def side_by_side(panels: list[tuple[str, Image.Image]]) -> Image.Image:
 
 
 def truth_of_record(record: dict) -> dict:
-    """Boxes, classes and, where every annotation has a segmentation, masks of a data set's record; crowds are left out."""
+    """Boxes, classes and, if all annotations have segmentations, masks of a dataset's record, without crowds."""
     annotations = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
     boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -184,12 +184,12 @@ def truth_of_record(record: dict) -> dict:
 
 
 class ComparisonWriter:
-    """Takes part in an evaluation and writes a few pictures of predictions beside the truth.
+    """Writes a few pictures of predictions beside the truth during an evaluation.
 
     Args:
         dataset: `records` (Detectron2's standard dicts) and `metadata.thing_classes`.
-        output_dir: where `<image file>.png` go.
-        count: how many pictures, of images spread evenly over those of the data set that have objects.
+        output_dir: folder of the pictures, `<image file>.png`.
+        count: number of pictures, spread evenly over the images that have objects.
         score_threshold: detections below it are not drawn.
     """
 
@@ -200,7 +200,7 @@ class ComparisonWriter:
         self.records = spread_records([record for record in dataset.records if record.get("annotations")], count)
 
     def process(self, batch: list[dict], outputs: list[dict]) -> None:
-        """Write the pictures of those images of the batch that were chosen."""
+        """Write the pictures of the batch's chosen images."""
         for sample, output in zip(batch, outputs, strict=True):
             record = self.records.get(sample["image_id"])
             if record is not None:
@@ -217,14 +217,14 @@ class ComparisonWriter:
 
 
 def spread_records(records: list[dict], count: int) -> dict[int, dict]:
-    """Up to `count` records, spread evenly, by image id."""
+    """Up to `count` evenly spread records, by image id."""
     step = max(1, len(records) / count)
     chosen = [records[int(i * step)] for i in range(min(count, len(records)))]
     return {record["image_id"]: record for record in chosen}
 
 
 def save_picture(picture: Image.Image, path: str) -> None:
-    """Write a PNG, making its folder.
+    """Write a PNG, and make its folder.
 
     Raises:
         UserError: it cannot be written.

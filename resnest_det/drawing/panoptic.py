@@ -17,15 +17,15 @@ _SMALLEST_NAMED = 0.002
 
 
 def draw_panoptic(image: Image.Image, segment_ids: np.ndarray, segments: list[dict]) -> Image.Image:
-    """A panoptic map over an image: every segment translucent in its color, outlined and named.
+    """An image with a panoptic map over it: every segment translucent in its color, outlined and named.
 
-    Small images are enlarged until the longest side has 480 pixels. Void pixels stay as they are.
+    Small images are enlarged to a longest side of 480 pixels. Void pixels stay as they are.
 
     Args:
         image: RGB.
         segment_ids: (height, width) integers, 0 is void.
-        segments: {"id", "label", "color": (red, green, blue)} of each. Segments of one color are told apart by shades of it.
-            Those smaller than 0.2 % of the image, or with no room for a name nearby, are not named.
+        segments: {"id", "label", "color": (red, green, blue)} of each. Segments of one color get different shades of it.
+            Segments below 0.2 % of the image, or without room for a name, are not named.
     """
     canvas = enlarge(image)
     ids = np.asarray(Image.fromarray(segment_ids.astype(np.int32)).resize(canvas.size, Image.Resampling.NEAREST))
@@ -42,7 +42,7 @@ def draw_panoptic(image: Image.Image, segment_ids: np.ndarray, segments: list[di
 
 
 def _write_names(canvas: Image.Image, ids: np.ndarray, segments: list[dict]) -> None:
-    """Write names in the middle of segments, large ones first; where they are so dense that there is no room, none."""
+    """Write names in the middle of segments, large ones first, as long as there is room."""
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=12)
     taken: list[tuple[float, float, float, float]] = []
@@ -51,7 +51,7 @@ def _write_names(canvas: Image.Image, ids: np.ndarray, segments: list[dict]) -> 
         if areas[segment["id"]] < _SMALLEST_NAMED * ids.size:
             break
         rows, columns = np.nonzero(ids == segment["id"])
-        # The pixel nearest to the middle, since the middle itself may lie in a hole or beside a bent segment.
+        # The pixel nearest to the middle: the middle itself may lie in a hole, or beside a bent segment.
         nearest = np.argmin((rows - np.median(rows)) ** 2 + (columns - np.median(columns)) ** 2)
         width, height = draw.textlength(segment["label"], font=font) + 4, 15
         place = place_label(columns[nearest] - width / 2, rows[nearest] - height / 2, width, height, canvas.size, taken)
@@ -69,7 +69,7 @@ def _write_names(canvas: Image.Image, ids: np.ndarray, segments: list[dict]) -> 
 
 
 def _shades(colors: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """The colors, where one comes again moved towards black and white in turn."""
+    """The colors; repeated ones are shifted towards black and white in turn."""
     count: dict[tuple[int, int, int], int] = {}
     shades = []
     for color in colors:
@@ -89,12 +89,12 @@ def _borders(ids: np.ndarray) -> np.ndarray:
 
 
 class PanopticComparisonWriter:
-    """Takes part in an evaluation and writes a few panoptic maps over their images, beside the truth.
+    """Writes a few panoptic maps over their images, beside the truth, during an evaluation.
 
     Args:
         dataset: panoptic; `records` and `metadata` with names and colors of things and stuff.
-        output_dir: where `<image file>_panoptic.png` go.
-        count: how many pictures, of images spread evenly over the data set.
+        output_dir: folder of the pictures, `<image file>_panoptic.png`.
+        count: number of pictures, spread evenly over the dataset.
     """
 
     def __init__(self, dataset, output_dir: str, count: int = 4):
@@ -107,7 +107,7 @@ class PanopticComparisonWriter:
         self.records = spread_records(dataset.records, count)
 
     def process(self, batch: list[dict], outputs: list[dict]) -> None:
-        """Write the pictures of those images of the batch that were chosen."""
+        """Write the pictures of the batch's chosen images."""
         for sample, output in zip(batch, outputs, strict=True):
             record = self.records.get(sample["image_id"])
             if record is not None:

@@ -1,4 +1,4 @@
-"""What the model finds in a training image while it learns, beside the truth (VIS_PERIOD)."""
+"""A picture of what the model finds in a training image, beside the truth (VIS_PERIOD)."""
 
 import numpy as np
 import torch
@@ -10,14 +10,14 @@ from resnest_det.evaluation.masks import segmentation_to_mask
 
 
 def training_picture(model: nn.Module, sample: dict, image_format: str, class_names: list[str]) -> np.ndarray:
-    """Truth (left) and prediction (right) drawn on an augmented training image.
+    """An augmented training image with the truth (left) and the prediction (right).
 
     Args:
-        sample: of the training loader: `image` (C,H,W) uint8 and `target`.
+        sample: from the training loader: `image` (C, H, W) uint8 and `target`.
         image_format: "RGB", "BGR" or "L", the order of its channels.
 
     Returns:
-        (H',W',3) uint8 RGB.
+        (H', W', 3) uint8 RGB.
     """
     image, target = sample["image"], sample["target"]
     height, width = image.shape[-2:]

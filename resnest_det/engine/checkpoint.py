@@ -1,4 +1,4 @@
-"""Checkpoints in Detectron2's format: written whole or not at all, read without executing anything in them."""
+"""Checkpoints in Detectron2's format: written whole or not at all, and read without executing anything in them."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ NAMES_SHOWN = 4
 
 
 class DetectionCheckpointer(Checkpointer):
-    """Saves the model and what else is needed to go on exactly, and reads it back.
+    """Saves and reads the model and everything needed to resume exactly.
 
     A file has the keys `model`, those of the checkpointables (`optimizer`, `scheduler`, `grad_scaler`),
     `iteration` (the last one done) and `seed`. The text file `last_checkpoint` names the newest.
@@ -33,7 +33,7 @@ class DetectionCheckpointer(Checkpointer):
         """Write `name`.pth and point `last_checkpoint` at it.
 
         Raises:
-            UserError: the file cannot be written, for instance because the disk is full; the earlier ones are intact.
+            UserError: the file cannot be written, for instance because the disk is full; earlier ones are intact.
         """
         content = {"model": self.model.state_dict()}
         content.update({key: item.state_dict() for key, item in self.checkpointables.items()})
@@ -44,7 +44,7 @@ class DetectionCheckpointer(Checkpointer):
             with atomic_write(path, "wb") as file:
                 torch.save(content, file)
             self.tag_last_checkpoint(path.name)
-        # The archive writer hides the operating system's error in a RuntimeError of its own.
+        # torch's archive writer hides the system's error in a RuntimeError.
         except (OSError, RuntimeError) as error:
             earlier = self.get_checkpoint_file()
             kept = f"the earlier checkpoint {earlier} is intact" if earlier else "no earlier checkpoint was there"
@@ -56,7 +56,7 @@ class DetectionCheckpointer(Checkpointer):
             file.write(last_filename_basename)
 
     def resume(self) -> dict[str, Any]:
-        """Load the model from the newest checkpoint of the folder; everything else in the file is returned.
+        """Load the model from the folder's newest checkpoint, and return everything else in the file.
 
         Raises:
             UserError: the file is absent, damaged or of another model, or was not made to be resumed from.
@@ -96,11 +96,11 @@ def _system_reason(error: Exception) -> str:
 
 
 def describe_incompatible(missing: list[str], unexpected: list[str], mismatched: list[tuple[str, tuple, tuple]]) -> str:
-    """One line on parameters that do not fit, "" when all do.
+    """One line on the parameters that do not fit; "" if all do.
 
     Args:
-        missing: names that the model has and the file has not.
-        unexpected: names that the file has and the model has not.
+        missing: names only in the model.
+        unexpected: names only in the file.
         mismatched: name, shape in the file, shape in the model.
     """
     parts = []
@@ -122,7 +122,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     """Give `optimizer` the momentum of `saved`, keeping learning rates, decay and momentum factor of the configuration.
 
     Raises:
-        UserError: the parameters were grouped otherwise when it was saved.
+        UserError: the parameters were grouped differently when it was saved.
     """
     groups = optimizer.state_dict()["param_groups"]
     sizes, saved_sizes = ([len(group["params"]) for group in each] for each in (groups, saved["param_groups"]))

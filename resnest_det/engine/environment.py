@@ -1,4 +1,4 @@
-"""What a run ran on, for its log."""
+"""The environment of a run, for its log."""
 
 import os
 import platform
@@ -11,13 +11,13 @@ from resnest_det.distributed import get_world_size
 
 
 def environment_summary() -> str:
-    """A line each on the libraries, the processor and threads, the GPUs and the processes."""
+    """Lines on the libraries, the processor and threads, the GPUs and the processes."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     rows = {
         "Python": f"{platform.python_version()} on {platform.platform()}",
         "PyTorch": f"{torch.__version__} (CUDA {torch.version.cuda})",
         "others": f"torchvision {torchvision.__version__}, NumPy {numpy.__version__}",
-        "CPU": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads a process",
+        "CPU": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads per process",
         "GPU": ", ".join(gpus) or "none",
         "processes": str(get_world_size()),
     }

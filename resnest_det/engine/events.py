@@ -1,4 +1,4 @@
-"""What a training run tells: the progress line, metrics.json and TensorBoard curves."""
+"""What a training run reports: the progress line, metrics.json and TensorBoard curves."""
 
 import datetime
 import json
@@ -22,7 +22,7 @@ TIMED_FROM = 2  # the first iterations pay for caches and worker start-up
 
 
 class TrainingLog:
-    """Takes each iteration's scalars and writes them for people and programs.
+    """Writes the scalars of each iteration for people and programs.
 
     `metrics.json` has one JSON object a line: every iteration with its exact values under Detectron2's keys (`iteration`,
     `total_loss`, the losses, `lr`, `time`, `data_time`), and one for each evaluation (`bbox/AP`, …). The progress line and
@@ -30,7 +30,7 @@ class TrainingLog:
     """
 
     def __init__(self, output_dir: str, *, start_iteration: int, max_iter: int):
-        # Importing TensorBoard takes a second that evaluation alone need not spend.
+        # Importing TensorBoard takes a second, which evaluating alone need not spend.
         from torch.utils.tensorboard import SummaryWriter
 
         self.start_iteration = start_iteration
@@ -42,7 +42,7 @@ class TrainingLog:
         self.tensorboard = SummaryWriter(output_dir, purge_step=start_iteration or None)
 
     def iteration(self, iteration: int, losses: Mapping[str, float], *, lr: float, time: float, data_time: float) -> None:
-        """Record one iteration: losses averaged over processes, learning rate, seconds in all and waiting for data."""
+        """Record one iteration: losses averaged over processes, learning rate, seconds in all and seconds of waiting for data."""
         scalars = {"total_loss": sum(losses.values()), **losses, "lr": lr, "data_time": data_time}
         if iteration - self.start_iteration >= TIMED_FROM:
             scalars["time"] = time
@@ -94,7 +94,7 @@ class TrainingLog:
 
 
 def cut_metrics(path: Path, start_iteration: int) -> None:
-    """Leave in metrics.json only whole lines of iterations before `start_iteration`: the rest will be done again."""
+    """Keep in metrics.json only complete lines of iterations before `start_iteration`; the rest will be repeated."""
     if not path.exists():
         return
     kept, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -102,7 +102,7 @@ def cut_metrics(path: Path, start_iteration: int) -> None:
         try:
             entry = json.loads(line)
         except ValueError:
-            continue  # the line that was being written when the run was killed
+            continue  # the run was killed while writing this line
         if line.endswith("\n") and isinstance(entry, dict) and entry.get("iteration", start_iteration) < start_iteration:
             kept.append(line)
     if kept != lines:
@@ -111,7 +111,7 @@ def cut_metrics(path: Path, start_iteration: int) -> None:
 
 
 def keep_earlier_metrics(output_dir: str) -> None:
-    """Move the metrics.json of an earlier run in this folder out of the way of a new one."""
+    """Rename the metrics.json of an earlier run in this folder, to make way for a new one."""
     path = Path(output_dir, "metrics.json")
     if path.exists() and path.stat().st_size:
         number = 1
@@ -122,7 +122,7 @@ def keep_earlier_metrics(output_dir: str) -> None:
 
 
 def peak_memory_mib() -> float:
-    """Most GPU memory held by tensors so far; without a GPU, most memory of this process. In MiB."""
+    """Peak GPU memory held by tensors so far, in MiB; without a GPU, peak memory of this process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -137,9 +137,9 @@ class _Formatter(logging.Formatter):
 
 
 def setup_logging(output_dir: str | None, rank: int = 0) -> None:
-    """Send the package's and fvcore's log to standard output and, on the main process, to `output_dir`/log.txt.
+    """Send the log of the package and of fvcore to standard output and, on the main process, to `output_dir`/log.txt.
 
-    Other processes say the same and show errors only.
+    Other processes show only errors.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if output_dir is not None and rank == 0:

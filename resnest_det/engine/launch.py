@@ -1,4 +1,4 @@
-"""Starting a function on many processes, and what each of them sets up, on torch.distributed's elastic launcher."""
+"""Starting a function on many processes with torch.distributed's elastic launcher, and what each process sets up."""
 
 import datetime
 import logging
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from resnest_det.errors import ArgumentError, UserError
 
-RENDEZVOUS_TIMEOUT = 300  # seconds for the other machines to come
+RENDEZVOUS_TIMEOUT = 300  # seconds to wait for the other machines
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # one process evaluates while the others wait
 
 
@@ -28,22 +28,22 @@ def launch(
 ) -> None:
     """Run `function(*args)` on `num_processes` processes of each of `num_machines` machines.
 
-    With one process in all it is called here. Under `torchrun`, which has started the processes already, too.
+    If there is only one process in all, or `torchrun` has already started them, `function` is called in this process.
 
     Args:
         function: importable by name, with arguments that can be pickled; calls `join_process_group` first.
         dist_url: tcp://HOST:PORT of machine 0, or "auto" on one machine.
 
     Raises:
-        UserError: wrong arguments, a port that is taken, a machine 0 that cannot be reached, a process that was killed, or
-            bad input that a process found.
-        RuntimeError: a process failed otherwise; the message has its traceback.
+        UserError: wrong arguments, a port in use, machine 0 out of reach, a process that was killed, or bad input that a
+            process found.
+        RuntimeError: a process failed in another way; the message has its traceback.
     """
     _check_numbers(num_processes, num_machines, machine_rank)
     if dist.is_torchelastic_launched() or num_processes * num_machines == 1:
         function(*args)
         return
-    # These take long to import, and one process does without.
+    # Slow to import, and not needed by a single process.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
@@ -58,7 +58,7 @@ def launch(
         max_restarts=0,
         **rendezvous,
     )
-    # Its report of a failed process is a page long; `_failure` says the same in a line.
+    # The launcher reports a failed process on a page; `_failure` needs a line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         elastic_launch(config, _worker)(function, *args)
@@ -141,13 +141,13 @@ def _wait_for_machine_0(address: tuple, dist_url: str) -> None:
 
 
 def _worker(function: Callable, *args: object) -> None:
-    """What each started process runs."""
+    """Run `function` in a started process."""
     try:
         function(*args)
     except OSError as error:
         raise UserError(str(error)) from error
     except RuntimeError:
-        # When a process dies, the others lose their connection within milliseconds. Waiting lets the launcher
+        # When a process dies, the others lose their connections within milliseconds. By waiting they let the launcher
         # see the dead one first and name it as the cause.
         time.sleep(2)
         raise
@@ -155,7 +155,7 @@ def _worker(function: Callable, *args: object) -> None:
 
 def _failure(error) -> Exception:
     rank, failure = error.get_first_failure()
-    # What a process said of itself comes first: after it has failed, torch's threads can still abort it on its way out.
+    # A process's own message comes first: torch's threads can still abort a process that is exiting after a failure.
     if isinstance(failure.message, dict):
         text = failure.message.get("message", "")
         if text.startswith(f"{UserError.__name__}: "):
@@ -171,10 +171,10 @@ def _failure(error) -> Exception:
 
 
 def claim_gpu(device: torch.device) -> None:
-    """Make `device` the current GPU of this process; one without a number becomes this process's own.
+    """Make `device` the current GPU of this process; without an index, each process takes its own.
 
     Raises:
-        UserError: there are fewer GPUs than processes, or several processes are told to use one GPU.
+        UserError: there are fewer GPUs than processes, or several processes would use one GPU.
     """
     if device.type != "cuda":
         return
@@ -187,11 +187,11 @@ def claim_gpu(device: torch.device) -> None:
 
 
 def join_process_group(device: torch.device) -> None:
-    """Meet the other processes that `launch` or `torchrun` has started; does nothing with one process."""
+    """Join the processes that `launch` or `torchrun` has started; do nothing if there is only one."""
     if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         return
     store, rank, world_size = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
-    # The launcher's store outlives a restart of the processes, with the addresses of those that died.
+    # The launcher's store survives a restart of the processes, with the addresses of those that died.
     store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
@@ -200,7 +200,7 @@ def join_process_group(device: torch.device) -> None:
 def share_cpu_threads() -> None:
     """Divide the machine's cores among its processes.
 
-    An OMP_NUM_THREADS in the environment is left as it is.
+    If OMP_NUM_THREADS is set, it decides instead.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

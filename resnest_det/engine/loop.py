@@ -1,4 +1,4 @@
-"""The training loop: steps of stochastic gradient descent whose every number depends on the seed and the iteration only."""
+"""The training loop: steps of stochastic gradient descent in which every number depends only on the seed and the iteration."""
 
 import random
 import time
@@ -16,13 +16,13 @@ from resnest_det.errors import UserError
 
 
 class Scheduler(Protocol):
-    """What the loop needs of a learning-rate schedule."""
+    """The part of a learning-rate schedule that the loop uses."""
 
     def step(self) -> None: ...
 
 
 def seed_everything(*numbers: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators with a mix of `numbers` (not negative)."""
+    """Seed the global generators of Python, NumPy and torch with a mix of `numbers` (0 or more)."""
     words = np.random.SeedSequence(numbers).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
@@ -47,22 +47,21 @@ def train_loop(
 ) -> None:
     """Train `model` from `start_iteration` until `max_iter` iterations are done.
 
-    The global generators are seeded anew at every iteration, so that a resumed run draws what an
-    uninterrupted one would have drawn.
+    Every iteration seeds the global generators anew, so a resumed run draws what an uninterrupted one would have drawn.
 
     Args:
         model: called with a batch, returns a dict of named scalar losses whose sum is minimised.
-        batches: this process's part of each global batch, beginning with that of `start_iteration`.
-        scaler: for fp16; a disabled one otherwise.
+        batches: this process's part of each global batch, from that of `start_iteration` on.
+        scaler: for fp16; otherwise a disabled one.
         autocast: entered around the forward pass; a disabled one for full precision.
         names_of: what a batch is called in messages, the files of its images for instance.
         clip_gradients: called with the parameters before each update.
-        log: told of each iteration; the main process's only.
-        after_step: called in order with the iteration just done and its batch.
+        log: receives every iteration; set on the main process only.
+        after_step: called in order, with the iteration just done and its batch.
 
     Raises:
-        UserError: a loss is not finite, or the model cannot use what it was given; it names the iteration, the losses and
-            the images, and the update is not made.
+        UserError: a loss is not finite, or the model cannot use a batch. The message names the iteration, the losses and
+            the images; the model is not updated.
     """
     model.train()
     largest_group = max(optimizer.param_groups, key=lambda group: len(group["params"]))
@@ -95,8 +94,8 @@ def train_loop(
 
 
 def reduce_losses(losses: Mapping[str, torch.Tensor], data_time: float) -> tuple[dict[str, float], float]:
-    """Each loss averaged over the processes, and the longest `data_time` of any, on every process."""
-    # One transfer for all of them: on a GPU each one waits for everything that was queued before.
+    """Each loss averaged over the processes, and their longest `data_time`; returned on every process."""
+    # One transfer for all: on a GPU, each transfer waits for everything queued before it.
     values = torch.stack([loss.detach().double() for loss in losses.values()])
     values = torch.cat([values, values.new_tensor([data_time])])
     if get_world_size() > 1:

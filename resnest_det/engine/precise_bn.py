@@ -13,14 +13,14 @@ from resnest_det.distributed import get_world_size
 
 @torch.no_grad()
 def update_batch_norm_statistics(model: nn.Module, batches: Iterable, count: int) -> None:
-    """Give every batch norm that is in training mode the mean and variance of all that it sees in `count` batches.
+    """Give every batch norm in training mode the mean and variance of everything it sees in `count` batches.
 
-    These are those of the batches of all processes together, and so the same on each. (fvcore's function keeps to the
-    process's own batch size where SyncBN has normalised over all of them. Inside split attention, with one value an image,
-    that comes out as half of the variance and less.)
+    They cover the batches of all processes together, so every process gets the same. (fvcore's function uses the batch size
+    of one process where SyncBN has normalised over all. Inside split attention, with one value per image, that yields half
+    of the variance or less.)
 
     Args:
-        batches: what `model` is called with; at least `count` of them.
+        batches: inputs of `model`, at least `count` of them.
     """
     moments = {
         norm: torch.zeros(3, norm.num_features, dtype=torch.float64, device=norm.running_mean.device)

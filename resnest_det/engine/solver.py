@@ -34,10 +34,10 @@ def parameter_groups(
     weight_decay_bias: float | None = None,
     bias_lr_factor: float = 1.0,
 ) -> list[dict]:
-    """Trainable parameters of `model`, one group for each pair of learning rate and weight decay.
+    """The trainable parameters of `model`, in one group for each pair of learning rate and weight decay.
 
-    Parameters without `requires_grad` are left out and a shared one counts once. Every parameter named
-    `bias`, a norm layer's too, takes the bias settings; None means the same value as other parameters.
+    A shared parameter counts once. Every parameter named `bias`, a norm layer's too, takes the bias settings; None means
+    the same value as for other parameters.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
@@ -57,7 +57,7 @@ def parameter_groups(
 
 
 def gradient_clipper(clip_type: str, clip_value: float, norm_type: float = 2.0) -> Callable[[Iterable[nn.Parameter]], None]:
-    """A function that clips each parameter's gradient on its own: by absolute value ("value") or norm ("norm")."""
+    """A function that clips the gradient of each parameter separately, by absolute value ("value") or norm ("norm")."""
     if clip_type not in ("value", "norm"):
         raise ArgumentError("clip_type", f"{clip_type!r} is not supported; supported: 'value', 'norm'")
     if not clip_value > 0:
@@ -114,11 +114,11 @@ def fixed_gamma_schedule(gamma: float, num_decays: int, max_iter: int) -> ParamS
 def with_warmup(
     schedule: ParamScheduler, *, factor: float, length: float, method: str = "linear", rescale_interval: bool = False
 ) -> ParamScheduler:
-    """`schedule` with its first `length` (fraction of the run, 0 to 1) replaced by a warm-up.
+    """`schedule` with a warm-up in place of its first `length` (fraction of the run, 0 to 1).
 
-    The warm-up starts at `factor` times the schedule's first value and either stays there ("constant") or
-    rises to the value that the schedule has where it takes over ("linear"). With `rescale_interval` the
-    whole schedule is squeezed into what remains after the warm-up.
+    The warm-up starts at `factor` times the schedule's first value. It stays there ("constant"), or rises to
+    the value at which the schedule takes over ("linear"). With `rescale_interval` the whole schedule is
+    squeezed into what remains after the warm-up.
     """
     if not 0 <= length <= 1:
         raise ArgumentError("length", f"is {length:g}; it must be from 0 to 1")
@@ -139,10 +139,10 @@ def with_warmup(
 def lr_scheduler(
     optimizer: torch.optim.Optimizer, schedule: ParamScheduler, max_iter: int, start_iteration: int = 0
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Learning rates of `optimizer`'s groups as their base values times `schedule`, from `start_iteration` on."""
+    """A scheduler that gives each group of `optimizer` its base rate times `schedule`, from `start_iteration` on."""
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    # The rate after the last iteration is asked for and never used; some schedules do not have it.
+    # torch asks for a rate after the last iteration and never uses it; some schedules have none.
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda iteration: schedule(min(iteration, max_iter - 1) / max_iter), last_epoch=start_iteration - 1
     )

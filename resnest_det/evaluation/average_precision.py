@@ -6,7 +6,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 # (name, index of the area range: all, small, medium, large; IoU threshold or None for the mean of all ten)
 _PRECISIONS = (("AP", 0, None), ("AP50", 0, 0.5), ("AP75", 0, 0.75), ("APs", 1, None), ("APm", 2, None), ("APl", 3, None))
-# (name, index of the area range, index of the limit on detections an image)
+# (name, index of the area range, index of the limit on detections per image)
 _RECALLS = (("AR1", 0, 0), ("AR10", 0, 1), ("AR100", 0, 2), ("ARs", 1, 2), ("ARm", 2, 2), ("ARl", 3, 2))
 FIGURES = tuple(name for name, *_ in _PRECISIONS + _RECALLS)
 
@@ -20,8 +20,8 @@ def coco_figures(ground_truth: dict, detections: list[dict], task: str, max_dete
         detections: COCO results: `image_id`, `category_id`, `score`, `bbox` (XYWH) and, for `segm`, a run-length encoded
             `segmentation`. Not changed. Detections of equal score count in the order given.
         task: "bbox" or "segm". For "segm" the area of a detection is that of its mask.
-        max_detections: how many detections of one image and category count, best first, at least 10. AR100 keeps its name
-            when this is not 100.
+        max_detections: how many detections of one image and category count, best first; at least 10. AR100 keeps its name
+            whatever this is.
 
     Returns:
         the names in `FIGURES` and `AP-<category>` for each category, in percent; nan where there is no ground truth.

@@ -1,4 +1,4 @@
-"""Collecting a detector's boxes and masks over a data set, and their COCO average precision."""
+"""Collecting a detector's boxes and masks over a dataset, and their COCO average precision."""
 
 import itertools
 import logging
@@ -60,15 +60,13 @@ class COCOEvaluator:
                 "segm", `masks` (N, height, width) bool.
 
         Raises:
-            UserError: an image that is not in the file, a class that the data set lacks, no masks where "segm" is asked for,
+            UserError: an image that is not in the file, a class the dataset lacks, no masks although "segm" is a task, or
                 boxes or scores that are not finite.
         """
         for sample, output in zip(batch, outputs, strict=True):
             image_id = sample["image_id"]
             if image_id not in self.image_ids:
-                raise UserError(
-                    f"{self.json_file or self.dataset_name}: there is no image {image_id}, of which detections were made"
-                )
+                raise UserError(f"{self.json_file or self.dataset_name} has no image {image_id}, but there are detections for it")
             self._check(image_id, output)
             self.results_by_image[image_id] = detections_to_coco(output, image_id, self.category_ids, "segm" in self.tasks)
 
@@ -85,7 +83,7 @@ class COCOEvaluator:
             )
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Gather the detections of all processes, write them and count.
+        """Gather the detections of all processes, write them and compute the figures.
 
         Returns:
             for each task the twelve COCO figures (`AP`, `AP50`, `AP75`, `APs`, `APm`, `APl`, `AR1`, `AR10`, `AR100`, `ARs`,
@@ -106,7 +104,7 @@ class COCOEvaluator:
             )
         detections = list(itertools.chain.from_iterable(by_image[image_id] for image_id in sorted(by_image)))
         if not detections:
-            logger.warning("there is not one detection on %s: AP is 0 wherever there is ground truth", self.dataset_name)
+            logger.warning("no detections on %s: AP is 0 wherever there is ground truth", self.dataset_name)
         if self.output_dir:
             write_json(os.path.join(self.output_dir, "coco_instances_results.json"), detections)
         if self.json_file is None:
@@ -123,7 +121,7 @@ def detections_to_coco(output: dict, image_id, category_ids: dict[int, int], wit
 
     Args:
         output: `boxes` (N, 4) XYXY, `scores` (N,), `classes` (N,), and `masks` (N, height, width) bool when `with_masks`.
-        category_ids: from contiguous class to the data set's category id.
+        category_ids: from contiguous class to the dataset's category id.
     """
     boxes = output["boxes"].detach().cpu().clone()
     boxes[:, 2:] -= boxes[:, :2]

@@ -1,4 +1,4 @@
-"""COCO ground truth for average precision: from an instance file, or from the segments of a panoptic data set."""
+"""COCO ground truth for average precision: from an instance file, or from the segments of a panoptic dataset."""
 
 import logging
 
@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 def checked_ground_truth(content: dict | None, json_file: str, tasks) -> dict:
-    """`content` of a COCO instance file (None reads it), with the `iscrowd` and `area` that some data sets leave out filled in.
+    """`content` of a COCO instance file (None reads it), with the `iscrowd` and `area` that some datasets leave out filled in.
 
     An absent `iscrowd` is 0. An absent `area` is that of the segmentation, or of the box where there is none.
 
     Raises:
-        UserError: the file is absent or malformed, names the annotation that is; or it has no annotations.
+        UserError: the file is absent, has no annotations, or has a malformed one, which the message names.
     """
     content = content or read_json(json_file)
     for key in ("images", "categories", "annotations"):
@@ -33,23 +33,21 @@ def checked_ground_truth(content: dict | None, json_file: str, tasks) -> dict:
         if missing:
             raise UserError(f"{where} has no {min(missing)}")
         if annotation["id"] in seen:
-            raise UserError(f"{where} is there twice")
+            raise UserError(f"{where} occurs twice")
         seen.add(annotation["id"])
         if "segm" in tasks and not annotation.get("segmentation"):
-            raise UserError(f"{where} has no segmentation, which mask AP needs (MODEL.MASK_ON False evaluates boxes alone)")
+            raise UserError(f"{where} has no segmentation, which mask AP needs (MODEL.MASK_ON False evaluates only boxes)")
         annotation = {"iscrowd": 0, **annotation}
         if "area" not in annotation:
             annotation["area"] = _area(annotation, images.get(annotation["image_id"]), json_file)
         annotations.append(annotation)
     if 0 in seen:
-        logger.warning(
-            "%s has an annotation 0, which COCO's definition of AP counts as never found; count ids from 1 to mend it", json_file
-        )
+        logger.warning("%s: annotation id 0 never counts as matched in COCO AP; number ids from 1", json_file)
     return {**content, "annotations": annotations}
 
 
 def ground_truth_of_segments(dataset) -> dict:
-    """The thing segments of a panoptic data set in the form of a COCO instance file, each with its visible mask and box.
+    """The thing segments of a panoptic dataset in the form of a COCO instance file, each with its visible mask and box.
 
     Raises:
         UserError: see `resnest_det.data.panoptic.read_record_segments`.
@@ -59,7 +57,7 @@ def ground_truth_of_segments(dataset) -> dict:
     annotations = []
     for record in dataset.records:
         for annotation in with_truth(record)[0]["annotations"]:
-            # Segment ids are of one image only, those of annotations of the whole data set.
+            # Segment ids are unique in an image, annotation ids in the whole dataset.
             annotations.append(
                 {
                     **annotation,

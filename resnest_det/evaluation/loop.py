@@ -1,4 +1,4 @@
-"""Running a model over a data set and handing its outputs to evaluators."""
+"""Running a model over a dataset and passing its outputs to evaluators."""
 
 import contextlib
 import datetime
@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_LOG_LINES = 30
 
 
 class Evaluator(Protocol):
-    """What counts the outputs of a model."""
+    """Turns the outputs of a model into figures."""
 
     def reset(self) -> None:
         """Forget everything processed so far."""
@@ -30,14 +30,14 @@ class Evaluator(Protocol):
         """Take the outputs of some samples."""
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Figures by task on the main process, once all of them have processed theirs; None on the others."""
+        """Gather what all processes took; figures by task on the main process, None on the others."""
 
 
 class PictureWriter(Protocol):
-    """What draws some of the outputs of a model."""
+    """Draws some of the outputs of a model."""
 
     def process(self, batch: list[dict], outputs: list[dict]) -> None:
-        """Draw those of these samples that were chosen."""
+        """Draw the chosen ones among these samples."""
 
     def report(self) -> None:
         """Log where the pictures are."""
@@ -45,7 +45,7 @@ class PictureWriter(Protocol):
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A dataset to evaluate on: its name, its batches (with a length), and what counts and draws the outputs."""
+    """A dataset to evaluate on: its name, its batches (with a length), and the evaluators and picture writers."""
 
     name: str
     batches: Sequence[list[dict]]
@@ -58,15 +58,15 @@ def inference_on_dataset(
 ) -> dict[str, dict[str, float]]:
     """Predict every batch of `loader` and evaluate.
 
-    The model is in eval mode meanwhile and as before afterwards. Logs seconds an image, with and without loading and
-    evaluating; the first batches, in which caches and workers warm up, are left out of it.
+    The model is put into eval mode and restored afterwards. Logs seconds per image, with and without loading and
+    evaluating, leaving out the first batches, in which caches and workers warm up.
 
     Args:
         model: called with a batch (list of samples), returns one output for each.
-        loader: has a length; gives batches.
+        loader: yields batches and has a length.
 
     Returns:
-        what the evaluators returned, in one dict; empty on other processes than the main one.
+        on the main process, the results of all evaluators in one dict; empty on the others.
     """
     for evaluator in evaluators:
         evaluator.reset()
@@ -109,7 +109,7 @@ def _eval_mode(model):
 
 
 class _Clock:
-    """Seconds an image, in all and in the model alone, from the end of the warm-up on."""
+    """Seconds per image after the warm-up, in all and in the model alone."""
 
     def __init__(self, total: int):
         self.total = total

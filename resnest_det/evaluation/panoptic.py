@@ -1,4 +1,4 @@
-"""Collecting a model's panoptic maps over a data set, writing them in COCO's format, and their panoptic quality."""
+"""Collecting a model's panoptic maps over a dataset, writing them in COCO's format, and their panoptic quality."""
 
 import itertools
 import os
@@ -22,7 +22,7 @@ class PanopticEvaluator:
             `stuff_dataset_id_to_contiguous_id`, and `panoptic_truth`, the content of the JSON file; None reads it.
         output_dir: where `panoptic_predictions.json` and the PNG files of the folder `panoptic_predictions` go, in the form that
             COCO's panoptic API reads; None keeps nothing.
-        processes: how many count at the end; None takes one for each CPU.
+        processes: how many compare at the end; None takes one for each CPU.
 
     Raises:
         UserError: the truth's JSON file is absent or malformed.
@@ -54,7 +54,7 @@ class PanopticEvaluator:
                 each segment, {"id", "isthing", "category_id" (contiguous, among things or among stuff)}.
 
         Raises:
-            UserError: a segment's id does not fit into a PNG, or its class is not one of the data set.
+            UserError: a segment's id does not fit into a PNG, or its class is not one of the dataset.
         """
         for sample, output in zip(batch, outputs, strict=True):
             image_id = sample["image_id"]
@@ -68,7 +68,7 @@ class PanopticEvaluator:
             kind = "thing" if segment["isthing"] else "stuff"
             raise UserError(
                 f"image {image_id} of {self.dataset_name}: segment {segment['id']} has {kind} class "
-                f"{segment['category_id']}, of which the data set has {len(category_ids)}"
+                f"{segment['category_id']}, of which the dataset has {len(category_ids)}"
             )
         info = {"id": int(segment["id"]), "category_id": category_ids[segment["category_id"]]}
         return {**info, "score": float(segment["score"])} if "score" in segment else info
@@ -98,7 +98,7 @@ class PanopticEvaluator:
         folder = os.path.join(output_dir, "panoptic_predictions")
         annotations = []
         for image_id, (png, segments) in sorted(predictions.items()):
-            # Not the image's own name, which two folders may have in common.
+            # Not the image's own name, which may occur in two folders.
             file_name = f"{image_id:012d}.png" if isinstance(image_id, int) else f"{image_id}.png"
             write_bytes(os.path.join(folder, file_name), png)
             annotations.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
@@ -109,7 +109,7 @@ class PanopticEvaluator:
 
 
 def panoptic_figures(quality: dict[str, dict], class_names: dict[int, str]) -> dict[str, float]:
-    """The result of `compare` in percent, under the names that Detectron2 gives them, and of each class."""
+    """The result of `compare` in percent under Detectron2's names, in all and for each class."""
     figures = {}
     for part, suffix in _SUFFIXES.items():
         figures.update({f"{name}{suffix}": 100 * quality[part][name.lower()] for name in ("PQ", "SQ", "RQ")})

@@ -25,7 +25,7 @@ _IMAGES_WORTH_PROCESSES = 64
 
 @dataclass
 class Counts:
-    """Of one class: sum of the IoU of matched segments, true positives, false positives, false negatives."""
+    """For one class: the sum of the IoUs of matched segments, true positives, false positives, false negatives."""
 
     iou: float = 0.0
     tp: int = 0
@@ -42,7 +42,7 @@ class Counts:
 
 @dataclass
 class ImageCounts:
-    """Of one image: (category id, IoU) of each match, category ids of false positives and of false negatives."""
+    """For one image: (category id, IoU) of each match, and the category ids of false positives and false negatives."""
 
     matches: list[tuple[int, float]] = field(default_factory=list)
     false_positives: list[int] = field(default_factory=list)
@@ -136,7 +136,7 @@ def count_segments(
             matched_true.add(true_id)
             matched_predicted.add(predicted_id)
 
-    # Of several crowds of one class the API looks at the last alone.
+    # Of several crowds of one class, the API considers only the last.
     crowd_of_category = {}
     for true_id, segment in truth_segments.items():
         if segment.get("iscrowd", 0):
@@ -207,7 +207,7 @@ def _count_files(
 def _segments_by_id(
     annotation: dict, drawn: np.ndarray, folder: str, json_file: str, categories: frozenset[int]
 ) -> dict[int, dict]:
-    """The segments of an annotation, found to be those of its PNG, which has the ids `drawn`."""
+    """The segments of an annotation by id, checked against the ids `drawn` in its PNG."""
     image, path = f"image {annotation['image_id']}", os.path.join(folder, annotation["file_name"])
     segments = {}
     for segment in annotation["segments_info"]:
@@ -256,7 +256,7 @@ def _pair_images(truth: dict, truth_json: str, prediction: dict, prediction_json
     if true.keys() - predicted.keys():
         raise UserError(f"{prediction_json} has no prediction for image {min(true.keys() - predicted.keys())}")
     if predicted.keys() - true.keys():
-        raise UserError(f"{prediction_json} has image {min(predicted.keys() - true.keys())}, which {truth_json} has not")
+        raise UserError(f"{prediction_json} has image {min(predicted.keys() - true.keys())}, which {truth_json} lacks")
     return [(annotation, predicted[image_id], sizes.get(image_id)) for image_id, annotation in true.items()]
 
 
@@ -286,7 +286,7 @@ def _mean(per_class: dict[int, dict[str, float]], category_ids: Iterable[int]) -
     for quality in (per_class[category_id] for category_id in category_ids):
         if not math.isnan(quality["pq"]):
             classes += 1
-            # One after the other: sum() compensates for rounding, which changes the last digit.
+            # Added one by one: sum() compensates for rounding, which changes the last digit.
             for name in total:
                 total[name] += quality[name]
     return {**{name: value / classes if classes else math.nan for name, value in total.items()}, "n": classes}

@@ -35,13 +35,13 @@ class SemSegEvaluator:
 
         Raises:
             UserError: the model has another number of classes, predicts at another size than that of the truth, or an image
-                that is not in the data set; or see `read_semantic_labels`.
+                that is not in the dataset; or see `read_semantic_labels`.
         """
         classes = len(self.class_names)
         for sample, output in zip(batch, outputs, strict=True):
             image_id, scores = sample["image_id"], output["sem_seg"]
             if image_id not in self.records:
-                raise UserError(f"{self.dataset_name} has no image {image_id}, of which semantic classes were predicted")
+                raise UserError(f"{self.dataset_name} has no image {image_id}, but semantic classes were predicted for it")
             if len(scores) != classes:
                 raise UserError(
                     f"the model predicts {len(scores)} semantic classes, {self.dataset_name} has {classes} "
@@ -59,7 +59,7 @@ class SemSegEvaluator:
             self.pixels += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Add up the counts of all processes.
+        """Add up the counts of all processes, and compute the figures.
 
         Returns:
             {"sem_seg": figures in percent}: `mIoU`, `fwIoU`, `mACC`, `pACC`, `IoU-<class>` and `ACC-<class>`, nan for classes of

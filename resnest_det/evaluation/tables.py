@@ -1,4 +1,4 @@
-"""Evaluation results as text: tables to read and lines to copy."""
+"""Evaluation results as text: tables to read, and lines to copy."""
 
 import math
 
@@ -25,7 +25,7 @@ def format_results(results: dict[str, dict[str, float]]) -> str:
 
 
 def copypaste_lines(results: dict[str, dict[str, float]]) -> list[str]:
-    """For each task three lines, its name, the names of its overall figures and their values, to paste into a spreadsheet."""
+    """Three lines for each task, to paste into a spreadsheet: its name, the names of its overall figures, and their values."""
     lines = []
     for task, figures in results.items():
         overall = {name: value for name, value in figures.items() if "-" not in name}
@@ -38,7 +38,7 @@ def copypaste_lines(results: dict[str, dict[str, float]]) -> list[str]:
 
 
 def _class_table(per_class: dict[str, dict[str, float]]) -> str:
-    """Rows of classes with their figures; the fewer the figures, the more classes stand side by side."""
+    """Rows of classes with their figures; the fewer the figures, the more classes side by side."""
     header = ["class", *per_class]
     labels = list(dict.fromkeys(label for values in per_class.values() for label in values))
     cells = [[label, *(_number(values.get(label, math.nan)) for values in per_class.values())] for label in labels]

@@ -1,4 +1,4 @@
-"""Evaluating a trained model, and comparing the figures with expected ones."""
+"""Evaluating a trained model, and comparing its figures with expected ones."""
 
 import logging
 import math
@@ -17,16 +17,16 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(model: nn.Module, sets: Sequence[EvaluationSet]) -> dict:
-    """Predict, count and log the tables.
+    """Predict, compute the figures and log them as tables.
 
     Returns:
-        task to figures, by dataset if there are several; empty off the main process.
+        on the main process, task to figures, by dataset if there are several; empty on the others.
     """
     return _evaluate(ready_for_inference(model), sets)
 
 
 def evaluate_augmented(model: nn.Module, augment: Callable[[nn.Module], nn.Module], sets: Sequence[EvaluationSet]) -> dict:
-    """`evaluate` of `augment(model)`, the model with test-time augmentation; names of tasks end in "_TTA"."""
+    """`evaluate` for `augment(model)`, the model with test-time augmentation; task names end in "_TTA"."""
     logger.info("Evaluating with test-time augmentation")
     results = _evaluate(augment(ready_for_inference(model)), sets)
     return {f"{name}_TTA": figures for name, figures in results.items()}
@@ -45,7 +45,7 @@ def _evaluate(model: nn.Module, sets: Sequence[EvaluationSet]) -> dict:
 
 
 def ready_for_inference(model: nn.Module) -> nn.Module:
-    """A copy of `model` that computes the same faster: norms folded into convolutions and, on a CPU, channels last."""
+    """A faster copy of `model` with the same outputs: norms folded into convolutions and, on a CPU, channels last."""
     folded = fold_norms(model)
     if next(model.parameters()).device.type == "cpu":
         folded = folded.to(memory_format=torch.channels_last)
@@ -67,11 +67,11 @@ def verify_results(expected: Sequence[Sequence], results: Mapping[str, Mapping[s
     """Compare results with TEST.EXPECTED_RESULTS.
 
     Args:
-        expected: lists of task, metric, value and the difference from it that is allowed.
+        expected: lists of task, metric, value and allowed difference.
         results: task to figures.
 
     Raises:
-        UserError: a figure is missing, not finite or too far away.
+        UserError: a figure is missing, not finite or too far off.
     """
     wrong = []
     for task, metric, value, tolerance in expected:
@@ -79,6 +79,6 @@ def verify_results(expected: Sequence[Sequence], results: Mapping[str, Mapping[s
         if not abs(actual - value) <= tolerance:
             wrong.append(f"{task} {metric} is {actual:.4f}, expected {value} within {tolerance}")
     if wrong:
-        raise UserError(f"results are not those of TEST.EXPECTED_RESULTS: {'; '.join(wrong)}")
+        raise UserError(f"results differ from TEST.EXPECTED_RESULTS: {'; '.join(wrong)}")
     if expected:
-        logger.info("results are those of TEST.EXPECTED_RESULTS")
+        logger.info("results agree with TEST.EXPECTED_RESULTS")

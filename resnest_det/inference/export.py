@@ -1,7 +1,7 @@
-"""Classifiers and feature extractors as files for other runtimes: ONNX, OpenVINO, TorchScript and torch.export.
+"""Exporting classifiers and feature extractors to ONNX, OpenVINO, TorchScript and torch.export.
 
-An exported model takes images of any number and size, has its norms folded into convolutions, and is run once after it
-was written: a file that does not give the model's numbers is not kept.
+An exported model takes any number of images of any size and has its norms folded into convolutions. It is run once after
+writing; a file that does not give the model's numbers is not kept.
 """
 
 import importlib.util
@@ -24,23 +24,23 @@ INPUT_NAME = "data"
 
 _BACK_ENDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 _DYNAMIC_AXES = {0: "batch", 2: "height", 3: "width"}
-# Two images, so that the batch is not taken for a constant; the sides differ, so that neither is taken for the other.
+# Two images, so that the batch is not taken for a constant, and two different sides, so that neither is taken for the other.
 _TRACED_SHAPE = (2, 64, 96)
 
 
 class DeployedModel(nn.Module):
-    """A classifier or feature extractor with the conventions of its input and output inside, ready for export.
+    """A classifier or feature extractor with its conventions of input and output built in, ready for export.
 
     Args:
-        model: from `create_model`; it is put into evaluation mode.
+        model: from `create_model`; put into evaluation mode.
         bgr: the input's channels are blue, green, red.
-        pixels: the input's values are pixels in 0 ... 255, and the mean and standard deviation of the model's weights are
-            part of the network. Otherwise the input is normalised before, as `transforms_for(model)` does.
-        probabilities: softmax over the classes.
+        pixels: the input's values are 0 ... 255, and the network normalises them with the mean and standard deviation of the
+            model's weights. Otherwise the input is already normalised, as by `transforms_for(model)`.
+        probabilities: apply a softmax over the classes.
 
     Attributes:
-        output_names: `logits` (or `prob` with `probabilities`, `embedding` of a model without classes), or the feature
-            maps' names.
+        output_names: `logits`, `prob` with `probabilities`, `embedding` for a model without classes, or the names of the
+            feature maps.
 
     Raises:
         UserError: the conventions do not fit the model.
@@ -52,14 +52,14 @@ class DeployedModel(nn.Module):
         super().__init__()
         self.in_channels = next(model.parameters()).shape[1]
         if (bgr or pixels) and self.in_channels != 3:
-            raise UserError(f"BGR input and pixel input are for images of 3 channels, the model takes {self.in_channels}")
+            raise UserError(f"BGR and pixel input need images of 3 channels; this model takes {self.in_channels}")
         if isinstance(model, FeatureExtractor):
             self.output_names = model.out_features
         else:
             self.output_names = ("logits" if model.num_classes else "embedding",)
         if probabilities:
             if self.output_names != ("logits",):
-                raise UserError(f"probabilities are of classes, the model gives {', '.join(self.output_names)}")
+                raise UserError(f"probabilities need classes; this model gives {', '.join(self.output_names)}")
             self.output_names = ("prob",)
         self.model = model
         self.bgr = bgr
@@ -83,28 +83,28 @@ class DeployedModel(nn.Module):
 
 
 def export_model(model: DeployedModel, path: str | os.PathLike, file_format: str) -> dict[tuple[int, ...], float]:
-    """Write `model` to a file, and run the file.
+    """Write `model` to a file and check it by running the file.
 
     Args:
         model: float32, on the CPU.
-        path: the file; for OpenVINO its name ends in `.xml`, and the weights go beside it into a `.bin`. An existing file is
-            replaced when the new one is whole and checked.
+        path: the file. For OpenVINO its name ends in `.xml`, and the weights go into a `.bin` beside it. An existing file is
+            replaced only when the new one is complete and checked.
         file_format: one of `FORMATS`.
 
     Returns:
-        For each input shape that was tried, none of them the one the model was traced with, the largest difference from
-        the model, as a part of the largest value of that output.
+        For each input shape tried, none of them the traced one: the largest difference from the model, relative to the
+        largest value of that output.
 
     Raises:
-        UserError: the format is unknown, its back end is not installed, the file cannot have this name or be in this folder,
-            or it does not give the model's numbers to `TOLERANCE`.
+        UserError: the format is unknown, its back end is not installed, the path does not work, or the file does not give the
+            model's numbers to `TOLERANCE`.
     """
     require_back_end(file_format)
     path = Path(path)
     check_path(path, file_format)
     write = {"onnx": _write_onnx, "openvino": _write_openvino, "torchscript": _write_torchscript, "exported": _write_exported}
     images = torch.rand(_TRACED_SHAPE[0], model.in_channels, *_TRACED_SHAPE[1:])
-    # Beside the target, so that the checked file gets there by a rename.
+    # Beside the target, so that a rename puts the checked file in place.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporters' own deprecations
         written = Path(folder) / path.name
@@ -116,7 +116,7 @@ def export_model(model: DeployedModel, path: str | os.PathLike, file_format: str
 
 
 def require_back_end(file_format: str) -> None:
-    """Raises `UserError` for an unknown format, and when what writes and runs it is not installed."""
+    """Raise `UserError` if the format is unknown or its back end is not installed."""
     if file_format not in FORMATS:
         raise UserError(f"unknown export format {file_format!r}; supported: {', '.join(FORMATS)}")
     missing = [name for name in _BACK_ENDS.get(file_format, ()) if importlib.util.find_spec(name) is None]
@@ -125,17 +125,17 @@ def require_back_end(file_format: str) -> None:
 
 
 def check_path(path: Path, file_format: str) -> None:
-    """Raises `UserError` when a file of this format cannot be written there."""
+    """Raise `UserError` if a file of this format cannot be written there."""
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"cannot export to {path}: " + ("it is a folder" if path.is_dir() else "its folder does not exist"))
     if file_format == "openvino" and path.suffix != ".xml":
         raise UserError(
-            f"cannot export to {path}: the name of an OpenVINO model ends in .xml (its weights go into a .bin beside it)"
+            f"cannot export to {path}: the name of an OpenVINO model must end in .xml (its weights go into a .bin beside it)"
         )
 
 
 def check_exported(model: DeployedModel, path: str | os.PathLike, file_format: str) -> dict[tuple[int, ...], float]:
-    """Compare a file with `model`; see `export_model` for what is returned and raised."""
+    """Compare a file with `model`; returns and raises as `export_model`."""
     run = load_exported(path, file_format)
     scale = 255.0 if model.pixels else 1.0
     generator = torch.Generator().manual_seed(0)
@@ -151,15 +151,15 @@ def check_exported(model: DeployedModel, path: str | os.PathLike, file_format: s
         )
         if not difference <= TOLERANCE:
             raise UserError(
-                f"the {file_format} file does not give the model's numbers: they differ by {difference:.1e} "
-                f"(tolerance {TOLERANCE:.0e}) for input {shape}; nothing was written"
+                f"the {file_format} file does not give the model's numbers: for input {shape} they differ by "
+                f"{difference:.1e} (tolerance {TOLERANCE:.0e}); nothing was written"
             )
         differences[shape] = difference
     return differences
 
 
 def load_exported(path: str | os.PathLike, file_format: str) -> Callable[[Tensor], list[Tensor]]:
-    """A function that runs an exported file on the CPU in float32: images (N, C, H, W) to the list of its outputs."""
+    """A function that runs an exported file on the CPU in float32, from images (N, C, H, W) to a list of outputs."""
     require_back_end(file_format)
     path = str(path)
     if file_format == "onnx":
@@ -170,7 +170,7 @@ def load_exported(path: str | os.PathLike, file_format: str) -> Callable[[Tensor
     if file_format == "openvino":
         import openvino
 
-        # Left to itself OpenVINO computes in bfloat16 on processors that have it.
+        # By default OpenVINO computes in bfloat16 on processors that have it.
         compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return lambda images: [torch.from_numpy(output) for output in compiled(images.numpy()).to_tuple()]
     module = torch.jit.load(path) if file_format == "torchscript" else torch.export.load(path).module()

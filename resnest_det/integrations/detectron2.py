@@ -1,13 +1,13 @@
-"""ResNeSt inside Detectron2: importing this module registers the backbones and the addresses of weights.
+"""ResNeSt inside Detectron2: importing this module registers the backbones and the addresses of their weights.
 
     from resnest_det.integrations.detectron2 import add_resnest_config
     cfg = detectron2.config.get_cfg()
     add_resnest_config(cfg)
     cfg.MODEL.BACKBONE.NAME = "build_resnest_fpn_backbone"
 
-`build_resnest_backbone`, `build_resnest_fpn_backbone` and, for one-stage detectors, `build_retinanet_resnest_fpn_backbone` are
-the names of MODEL.BACKBONE.NAME. Parameters have the names of the built-in detector, so that checkpoints serve both.
-MODEL.WEIGHTS understands `resnest://resnest50` and `hf://timm/resnest50d.in1k`, see `resolve_weights`.
+MODEL.BACKBONE.NAME can be `build_resnest_backbone`, `build_resnest_fpn_backbone` or, for one-stage detectors,
+`build_retinanet_resnest_fpn_backbone`. Parameters have the same names as in the built-in detector, so checkpoints serve both.
+MODEL.WEIGHTS also takes `resnest://resnest50` and `hf://timm/resnest50d.in1k`, see `resolve_weights`.
 """
 
 from functools import partial
@@ -46,7 +46,7 @@ class ResNeStBackbone(ResNeSt, Backbone):
 
     Args:
         norm: any that Detectron2's `get_norm` knows (BN, SyncBN, FrozenBN, GN, LN, naiveSyncBN, nnSyncBN, ...), or a function
-            from a number of channels to a module.
+            that makes a module for a number of channels.
 
     Raises:
         UserError: an argument that makes no such network.
@@ -69,7 +69,7 @@ class ResNeStBackbone(ResNeSt, Backbone):
             FrozenBatchNorm2d.convert_frozen_batchnorm(part)
             for module in part.modules():
                 if isinstance(module, FrozenBatchNorm2d):
-                    module.num_batches_tracked = None  # it would be saved, and the built-in detector has none
+                    module.num_batches_tracked = None  # or it would be saved; the built-in detector has none
         return self
 
 
@@ -79,7 +79,7 @@ def _detectron2_norm(norm: Norm, channels: int) -> nn.Module | None:
     except KeyError:
         raise UserError(f"Detectron2 has no norm {norm!r}; it has BN, SyncBN, FrozenBN, GN, LN, naiveSyncBN, nnSyncBN") from None
     except ValueError as error:
-        raise UserError(f"norm {norm!r} of {channels} channels: {error}") from None
+        raise UserError(f"norm {norm!r} is not possible with {channels} channels: {error}") from None
 
 
 @BACKBONE_REGISTRY.register()
@@ -87,14 +87,14 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """The network alone, with the features of MODEL.RESNETS.OUT_FEATURES.
 
     Raises:
-        UserError: `add_resnest_config` was not called, or values that make no such network, named by their keys.
+        UserError: `add_resnest_config` was not called, or a value makes no such network; the message names the key.
     """
     resnets = cfg.MODEL.RESNETS
     missing = [key for key in RESNEST_KEYS if key not in resnets]
     if missing:
         raise UserError(
             f"MODEL.RESNETS has no {', '.join(missing)}: call add_resnest_config(cfg) of "
-            "resnest_det.integrations.detectron2 before any file is merged"
+            "resnest_det.integrations.detectron2 before merging any file"
         )
     if resnets.DEPTH not in BLOCKS_PER_STAGE:
         supported = ", ".join(map(str, BLOCKS_PER_STAGE))
@@ -107,16 +107,16 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
 
 @BACKBONE_REGISTRY.register()
 def build_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """With a pyramid p2 ... p5 and p6 subsampled from p5, for the R-CNN family."""
+    """The network with a pyramid p2 ... p5, and p6 subsampled from p5, for the R-CNN family."""
     return _with_pyramid(cfg, build_resnest_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """With a pyramid p3 ... p5 and convolutions from res5 to p6 and p7, for one-stage detectors."""
+    """The network with a pyramid p3 ... p5, and p6 and p7 convolved from res5, for one-stage detectors."""
     bottom_up = build_resnest_backbone(cfg, input_shape)
     if "res5" not in bottom_up.out_feature_channels:
-        raise UserError(f"MODEL.RESNETS.OUT_FEATURES {list(bottom_up.out_features)} lacks res5, which p6 and p7 are made from")
+        raise UserError(f"MODEL.RESNETS.OUT_FEATURES {list(bottom_up.out_features)} lacks res5, from which p6 and p7 are made")
     return _with_pyramid(cfg, bottom_up, LastLevelP6P7(bottom_up.out_feature_channels["res5"], cfg.MODEL.FPN.OUT_CHANNELS))
 
 

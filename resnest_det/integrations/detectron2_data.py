@@ -1,4 +1,4 @@
-"""This package's data sets in Detectron2's catalogs."""
+"""This package's datasets in Detectron2's catalogs."""
 
 import os
 
@@ -18,22 +18,22 @@ _ours: set[str] = set()
 
 
 def register_datasets(cfg: CfgNode, registered: list[str], *, only_test: bool = False) -> None:
-    """Make the data sets of DATASETS.TRAIN and DATASETS.TEST that Detectron2 does not know known to it.
+    """Read the datasets of DATASETS.TRAIN and DATASETS.TEST that Detectron2 does not know, and register them there.
 
-    They are read here. Of panoptic ones the semantic PNG files that Detectron2 reads are written to the folder
-    `semantic_labels` of OUTPUT_DIR, once. To be called by every process.
+    Every process calls this. For panoptic datasets the main process writes the semantic PNG files that Detectron2 reads, once,
+    to the folder `semantic_labels` of OUTPUT_DIR.
 
     Args:
-        registered: names that the command line has registered; Detectron2 may not have others of that name.
-        only_test: leave DATASETS.TRAIN alone.
+        registered: names registered on the command line; Detectron2 may not have other datasets of these names.
+        only_test: leave out DATASETS.TRAIN.
 
     Raises:
-        UserError: a name that nobody knows, or that is taken; a data set that cannot be read or does not fit the model.
+        UserError: a name is unknown or taken; a dataset cannot be read or does not fit the model.
     """
     for name in dict.fromkeys((*(() if only_test else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)):
         if name in DatasetCatalog.list():
             if name in registered and name not in _ours:
-                raise UserError(f"Detectron2 has a dataset named {name}; register yours under another name")
+                raise UserError(f"Detectron2 already has a dataset named {name}; register yours under another name")
             continue
         dataset = get_dataset(name)
         check_classes([dataset], cfg)
@@ -64,13 +64,13 @@ def _metadata(dataset: Dataset) -> dict:
     values = {name: value for name, value in vars(dataset.metadata).items() if name != "name" and value is not None}
     if not isinstance(dataset.metadata, PanopticMetadata):
         return values | {"evaluator_type": "coco"}
-    # Class 0 of the semantic labels, all things together, has an id of no category there, as in Detectron2's own metadata.
+    # Class 0 of the semantic labels, all things together, gets an id that no category has, as in Detectron2's own metadata.
     stuff = dataset.metadata.stuff_dataset_id_to_contiguous_id | {0: 0}
     return values | {"stuff_dataset_id_to_contiguous_id": stuff, "ignore_label": 255, "evaluator_type": "coco_panoptic_seg"}
 
 
 def have_run_length_masks(names: list[str]) -> bool:
-    """Whether objects of one of these data sets, as far as `register_datasets` made them known, are not polygons."""
+    """Whether any object in those of these datasets that `register_datasets` registered has a mask other than polygons."""
     return any(
         isinstance(entry.get("segmentation"), dict) and not entry["iscrowd"]
         for name in names

@@ -47,9 +47,9 @@ logger = logging.getLogger(__name__)
 
 
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
-    """Detectron2's configuration with the keys of ResNeSt, of a YAML file and `KEY VALUE` overrides on top, frozen.
+    """Detectron2's configuration with the keys of ResNeSt, then a YAML file, then `KEY VALUE` overrides; frozen.
 
-    MODEL.DEVICE is "auto" unless it is set, and MODEL.WEIGHTS_ALLOW_MISMATCH is known as to the built-in detector.
+    MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH exists as in the built-in detector.
 
     Raises:
         UserError: see `resnest_det.configuration.reading.merge_file`.
@@ -64,10 +64,10 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
 
 
 def run(cfg: CfgNode, options: RunOptions) -> dict:
-    """Train, or evaluate only, on the processes that have been started.
+    """Train, or only evaluate, on the processes that have been started.
 
     Returns:
-        results of the evaluation on the main process, task to figures.
+        on the main process, the results of the evaluation: task to figures.
 
     Raises:
         UserError: bad input of any kind.
@@ -76,7 +76,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict:
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_det", abbrev_name="resnest_det")
     config_file, overrides = str(find_config_file(options.config_file)), list(options.overrides)
-    # What Detectron2's tools have of their command line.
+    # Detectron2's tools pass their parsed command line here.
     default_setup(
         cfg, SimpleNamespace(config_file=config_file, opts=overrides, eval_only=options.eval_only, resume=options.resume)
     )
@@ -85,7 +85,9 @@ def run(cfg: CfgNode, options: RunOptions) -> dict:
     if options.eval_only:
         return _evaluate(cfg, options.resume)
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon" and have_run_length_masks(cfg.DATASETS.TRAIN):
-        logger.info("DATASETS.TRAIN has run-length masks, which Detectron2 reads with INPUT.MASK_FORMAT 'bitmask' only: set so")
+        logger.info(
+            "INPUT.MASK_FORMAT is set to 'bitmask': DATASETS.TRAIN has run-length masks, which Detectron2 cannot read as polygons"
+        )
         cfg = with_values(cfg, {"INPUT.MASK_FORMAT": "bitmask"})
     return _train(cfg, options.resume)
 
@@ -114,14 +116,14 @@ def _train(cfg: CfgNode, resume: bool) -> dict:
         path = trainer.checkpointer.get_checkpoint_file()
         if "trainer" not in read_checkpoint(path):
             raise UserError(
-                f"checkpoint {path} was not made by Detectron2's trainer, which cannot go on from it; use --engine "
-                "builtin if the built-in detector made it, or give it as MODEL.WEIGHTS without --resume"
+                f"checkpoint {path} was not made by Detectron2's trainer, which cannot resume from it; use --engine "
+                "builtin if the built-in detector made it, or pass it as MODEL.WEIGHTS without --resume"
             )
         trainer.resume_or_load(resume=True)
     else:
         _load(cfg, trainer.model, cfg.MODEL.WEIGHTS)
     trainer.train()
-    return getattr(trainer, "_last_eval_results", {})  # absent when nothing was left to train
+    return getattr(trainer, "_last_eval_results", {})  # absent if nothing was left to train
 
 
 def _load(cfg: CfgNode, model: nn.Module, weights: str, whole: bool = False) -> None:
@@ -134,7 +136,7 @@ def _load(cfg: CfgNode, model: nn.Module, weights: str, whole: bool = False) -> 
 
 @contextmanager
 def _as_user_error() -> Iterator[None]:
-    """Say in one line why Detectron2 cannot build what the configuration describes."""
+    """Turn Detectron2's errors in building a model into one line."""
     try:
         yield
     except UserError:
@@ -144,7 +146,7 @@ def _as_user_error() -> Iterator[None]:
 
 
 class PreciseBN(hooks.PreciseBN):
-    """Detectron2's hook with statistics that are exact over several processes, too: `update_batch_norm_statistics` says why."""
+    """Detectron2's hook with statistics that are exact with several processes too; see `update_batch_norm_statistics`."""
 
     def __init__(self, hook: hooks.PreciseBN):
         super().__init__(hook._period, hook._model, hook._data_loader, hook._num_iter)
@@ -153,7 +155,7 @@ class PreciseBN(hooks.PreciseBN):
         """Give every batch norm its statistics; called by the trainer."""
         self._data_iter = self._data_iter or iter(self._data_loader)
         logger.info("Running precise batch norm over %d batches", self._num_iter)
-        with EventStorage():  # what the heads count here is no part of the training
+        with EventStorage():  # keeps what the heads count here out of the training's log
             update_batch_norm_statistics(self._model, self._data_iter, self._num_iter)
 
 
@@ -164,24 +166,24 @@ class Trainer(DefaultTrainer):
     """
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
-        """What happens between and after the steps."""
+        """Hooks that run between the steps and after them."""
         all_hooks = [PreciseBN(hook) if isinstance(hook, hooks.PreciseBN) else hook for hook in super().build_hooks()]
         if self.cfg.TEST.AUG.ENABLED:
-            # Before the writer, which is the main process's last, so that the figures reach metrics.json.
+            # Before the writer, the main process's last hook, so that the figures reach metrics.json.
             position = len(all_hooks) - int(comm.is_main_process())
             all_hooks.insert(position, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return all_hooks
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None, only_objects: bool = False):
-        """What counts a data set's predictions, by the `evaluator_type` of its metadata.
+        """The evaluators for a dataset, by the `evaluator_type` of its metadata.
 
         Args:
-            output_folder: OUTPUT_DIR/inference by default, with a folder for each of several data sets.
-            only_objects: count boxes and masks alone.
+            output_folder: OUTPUT_DIR/inference by default; several datasets get a folder each inside it.
+            only_objects: evaluate only boxes and masks.
         """
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        if len(cfg.DATASETS.TEST) > 1:  # the predictions of several would overwrite each other
+        if len(cfg.DATASETS.TEST) > 1:  # or their predictions would overwrite each other
             folder = os.path.join(folder, dataset_name)
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         others = {
@@ -195,7 +197,7 @@ class Trainer(DefaultTrainer):
             return LVISEvaluator(dataset_name, output_dir=folder)
         evaluators = []
         architecture = cfg.MODEL.META_ARCHITECTURE
-        # Detectron2's other architectures find objects.
+        # Detectron2's other architectures all find objects.
         row = ARCHITECTURES.get(architecture, Architecture(objects=True, pixels=False))
         if kind in ("coco", "coco_panoptic_seg") and row.objects:
             evaluators.append(COCOEvaluator(dataset_name, output_dir=folder))
@@ -205,7 +207,7 @@ class Trainer(DefaultTrainer):
         if kind == "coco_panoptic_seg" and fuses and not only_objects:
             evaluators.append(_panoptic_evaluator(dataset_name, folder))
         if not evaluators:
-            raise UserError(f"dataset {dataset_name} of type {kind} has nothing to evaluate a {architecture} by")
+            raise UserError(f"dataset {dataset_name} of type {kind} has nothing to evaluate a {architecture} on")
         return DatasetEvaluators(evaluators)
 
     @classmethod
@@ -214,7 +216,7 @@ class Trainer(DefaultTrainer):
         logger.info("Evaluating with test-time augmentation")
         model = model.module if isinstance(model, DistributedDataParallel) else model
         if isinstance(model, PanopticFPN):
-            # Detectron2 augments what finds objects; a Panoptic FPN has all parts of that.
+            # Detectron2 augments only a GeneralizedRCNN; a Panoptic FPN has all its parts.
             model = GeneralizedRCNN(
                 backbone=model.backbone,
                 proposal_generator=model.proposal_generator,
@@ -232,7 +234,7 @@ class Trainer(DefaultTrainer):
 def _panoptic_evaluator(dataset_name: str, folder: str):
     if importlib.util.find_spec("panopticapi"):
         return COCOPanopticEvaluator(dataset_name, folder)
-    logger.info("panopticapi, which Detectron2 counts panoptic quality with, is not installed: counted by this package instead")
+    logger.info("panopticapi, which Detectron2 uses for panoptic quality, is not installed: this package computes it instead")
     metadata = copy.copy(MetadataCatalog.get(dataset_name).as_dict())
     stuff = metadata["stuff_dataset_id_to_contiguous_id"]
     metadata["stuff_dataset_id_to_contiguous_id"] = {key: value for key, value in stuff.items() if value != 0}

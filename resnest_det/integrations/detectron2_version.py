@@ -1,4 +1,4 @@
-"""Whether Detectron2 is there, and new enough."""
+"""Whether Detectron2 is installed and recent enough."""
 
 from resnest_det.errors import UserError
 from resnest_det.integrations.installed import is_installed
@@ -13,17 +13,17 @@ def check_detectron2() -> None:
     """Import Detectron2.
 
     Raises:
-        UserError: it is absent, cannot be imported, or is older than what this package needs, and what to do then.
+        UserError: it is absent, cannot be imported, or is too old; the message says what to do.
     """
     if not is_installed("detectron2"):
         raise UserError(f"Detectron2 is not installed; {_HINT}")
     try:
         import detectron2
         from detectron2.modeling import Backbone
-    # Releases that are older than an installed Pillow or NumPy fail on names these no longer have.
+    # An old release fails on names that the installed Pillow or NumPy no longer has.
     except (ImportError, AttributeError) as error:
         raise UserError(f"Detectron2 is installed but cannot be imported: {error}; {_HINT}") from error
-    # The release 0.6 of 2021 and the main branch have the same number.
+    # The release 0.6 of 2021 and the main branch report the same version.
     if not hasattr(Backbone, "padding_constraints"):
         where = f"{detectron2.__version__} in {detectron2.__path__[0]}"
         raise UserError(f"Detectron2 {where} is too old: its Backbone has no padding_constraints; {_HINT}")

@@ -1,4 +1,4 @@
-"""Weights of any origin for Detectron2's `DetectionCheckpointer`, which reads one layout only."""
+"""Weights of any origin for Detectron2's `DetectionCheckpointer`, which reads only one layout."""
 
 import hashlib
 from pathlib import Path
@@ -15,11 +15,11 @@ def weights_for_detectron2(spec: str) -> str:
     """The local path of a file that `DetectionCheckpointer` loads into a model with a ResNeSt or ResNet backbone.
 
     Args:
-        spec: see `resolve_weights`. The authors', timm's and MMDetection's backbones are translated; a detector of Detectron2's
-            layout keeps its heads. The result lies in the folder `detectron2` of the cache.
+        spec: see `resolve_weights`. Backbones of the authors, timm and MMDetection are translated; a detector in Detectron2's
+            layout keeps its heads. The result is kept in the folder `detectron2` of the cache.
 
     Raises:
-        UserError: see `resolve_weights` and `read_checkpoint`; also weights of another kind of network.
+        UserError: see `resolve_weights` and `read_checkpoint`; or these are weights of another kind of network.
     """
     path = Path(resolve_weights(spec))
     status = path.stat()
@@ -30,7 +30,7 @@ def weights_for_detectron2(spec: str) -> str:
         if weights.is_detector:
             content = {"model": weights.state}
         else:
-            # With this mark Detectron2 puts them where names end alike, below whatever prefix the model has.
+            # This flag makes Detectron2 match names by their endings, whatever prefix the model has.
             content = {
                 "model": {name: value for name, value in weights.backbone.items() if not name.startswith("linear.")},
                 "matching_heuristics": True,
@@ -42,7 +42,7 @@ def weights_for_detectron2(spec: str) -> str:
 
 
 class WeightsHandler(PathHandler):
-    """Makes `resnest://NAME` and `hf://owner/name` addresses that Detectron2's PathManager knows."""
+    """Teaches Detectron2's PathManager the addresses `resnest://NAME` and `hf://owner/name`."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return ["resnest://", "hf://"]

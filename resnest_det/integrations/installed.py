@@ -1,9 +1,9 @@
-"""Whether a package is there, without importing it."""
+"""Whether a package is installed, without importing it."""
 
 import importlib.util
 
 
 def is_installed(name: str) -> bool:
-    """Whether there is a package `name` to import; importing some takes seconds."""
+    """Whether a package `name` can be imported; finding out by importing it may take seconds."""
     spec = importlib.util.find_spec(name)
-    return spec is not None and spec.origin is not None  # a folder of that name alone is no package
+    return spec is not None and spec.origin is not None  # a bare folder of that name is no package

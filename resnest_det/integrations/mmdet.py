@@ -3,7 +3,7 @@
     custom_imports = dict(imports=["resnest_det.integrations.mmdet"])
     model = dict(backbone=dict(type="ResNeStDet", depth=50, stem_channels=64, ...))
 
-Arguments and the parameter names of checkpoints are those of MMDetection's own `ResNeSt`, which it stands in for.
+It replaces MMDetection's own `ResNeSt`, with the same arguments and the same parameter names in checkpoints.
 """
 
 import logging
@@ -31,9 +31,11 @@ from resnest_det.weights.names import find_backbone, from_own_names, to_own_name
 
 __all__ = ["ResNeStDet"]
 
-# (strides, dilations) of the four stages, to the stride of the last.
+# (strides, dilations) of the four stages: the stride of the last.
 _OUTPUT_STRIDES = {((1, 2, 2, 2), (1, 1, 1, 1)): 32, ((1, 2, 2, 1), (1, 1, 1, 2)): 16, ((1, 2, 1, 1), (1, 1, 2, 4)): 8}
 _NETWORK = "network."
+# mmcv copies it.
+_BATCH_NORM = dict(type="BN", requires_grad=True)
 
 
 @MODELS.register_module()
@@ -42,28 +44,27 @@ class ResNeStDet(BaseModule):
 
     Args:
         depth: 14, 26, 50, 101, 152, 200 or 269.
-        groups, base_width, radix: cardinality K, its width B and the splits R; B counts only with more groups than one, as
-            in MMDetection. The fast variants are those of depth 50, `resnest50_fast_4s2x40d` for example `radix=4, groups=2,
-            base_width=40, avd_first=True`. Radix 0 is a plain convolution.
+        groups, base_width, radix: cardinality K, width B and splits R; as in MMDetection, B has no effect with one group.
+            `radix=4, groups=2, base_width=40, avd_first=True` at depth 50 is `resnest50_fast_4s2x40d`. Radix 0 is a plain
+            convolution.
         reduction_factor: of the attention's hidden layer.
-        avg_down_stride: a 3x3 average pool takes over the stride of the 3x3 convolution, after it or, with `avd_first`,
-            before it.
+        avg_down_stride: a 3x3 average pool takes the stride of the 3x3 convolution, after it or, with `avd_first`, before it.
         in_channels: of the image.
-        stem_channels: of the stem's last convolution, twice those of its first ones; None for `base_channels`. The published
-            models have 64, from depth 101 on 128.
+        stem_channels: of the stem's last convolution, twice as many as in the earlier ones; None for `base_channels`. The
+            published models have 64 up to depth 50, then 128.
         base_channels: bottleneck channels of the first stage.
         num_stages, strides, dilations: of the stages; output strides 32, 16 and 8 are possible.
-        out_indices: stages (0 to 3, of stride 4 to 32) to return. Stages after the last of them are not built.
+        out_indices: stages (0 to 3, of stride 4 to 32) to return. Later stages are not built.
         style: "pytorch", or "caffe" for the stride in the first 1x1 convolution.
-        frozen_stages: -1 for none, 0 for the stem, k for the stem and k stages: not trained, their batch norm fixed.
-        norm_cfg: norm layers as mmcv builds them. Of group norm, the attention's hidden layer is one group.
-        norm_eval: in training too, batch norm uses its running statistics and leaves them as they are.
-        dcn: `dict(type="DCN" or "DCNv2", deform_groups=1)`, deformable 3x3 convolutions in the stages of `stage_with_dcn`. With
-            more groups than one, the offsets of a group are computed from the channels of that group.
-        with_cp: stages compute their activations again in the backward pass instead of keeping them.
-        zero_init_residual: without `init_cfg`, the last norm of every block starts at zero.
-        init_cfg: `dict(type="Pretrained", checkpoint=...)` takes what `resolve_weights` takes and `open-mmlab://NAME`, in
-            any layout; weights that do not fit are refused. Others are MMEngine's.
+        frozen_stages: what is not trained and keeps its batch norm: -1 nothing, 0 the stem, k the stem and k stages.
+        norm_cfg: norm layers as mmcv builds them. With group norm, the attention's hidden layer is one group.
+        norm_eval: batch norm uses its running statistics in training too, and does not update them.
+        dcn: `dict(type="DCN" or "DCNv2", deform_groups=1)` makes 3x3 convolutions deformable in the stages of
+            `stage_with_dcn`. With several groups, each computes its offsets from its own channels.
+        with_cp: recompute the activations of the stages in the backward pass to save memory.
+        zero_init_residual: without `init_cfg`, start the last norm of every block at zero.
+        init_cfg: `dict(type="Pretrained", checkpoint=...)` takes whatever `resolve_weights` takes, and `open-mmlab://NAME`, in
+            any layout; weights that do not fit are refused. Other types are MMEngine's.
 
     Raises:
         UserError: an argument that makes no such network.
@@ -87,7 +88,7 @@ class ResNeStDet(BaseModule):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         style: str = "pytorch",
         frozen_stages: int = -1,
-        norm_cfg: dict = dict(type="BN", requires_grad=True),
+        norm_cfg: dict = _BATCH_NORM,
         norm_eval: bool = True,
         dcn: dict | None = None,
         stage_with_dcn: Sequence[bool] = (False,) * 4,
@@ -106,7 +107,7 @@ class ResNeStDet(BaseModule):
             raise UserError(f"frozen_stages {frozen_stages} is not possible with {num_stages} stages; -1 freezes nothing")
         stem_channels = stem_channels or base_channels
         if stem_channels % 2:
-            raise UserError(f"stem_channels {stem_channels} is odd: the first convolutions have half of them")
+            raise UserError(f"stem_channels {stem_channels} is odd; the stem's first convolutions have half as many")
         self.zero_init_residual = zero_init_residual
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -136,7 +137,7 @@ class ResNeStDet(BaseModule):
         """Maps (N, channels, H / stride, W / stride) of the stages in `out_indices`, for images (N, in_channels, H, W).
 
         Raises:
-            UserError: one image in training with batch norm, which the attention's hidden layer has a single value of.
+            UserError: training batch norm on one image, where the attention's hidden layer has one value per channel.
         """
         if len(x) == 1 and self._needs_several_images and get_world_size() == 1:
             raise UserError(
@@ -146,7 +147,7 @@ class ResNeStDet(BaseModule):
         return tuple(self.network(x).values())
 
     def train(self, mode: bool = True) -> "ResNeStDet":
-        """Training mode but for the parts that `frozen_stages` and `norm_eval` keep fixed."""
+        """Training mode, except for the parts that `frozen_stages` and `norm_eval` keep fixed."""
         super().train(mode)
         self._freeze_stages()
         return self
@@ -161,10 +162,10 @@ class ResNeStDet(BaseModule):
         self._needs_several_images = any(norm.training for norm in norms)
 
     def init_weights(self) -> None:
-        """What `init_cfg` says; without it, the constructor's He initialisation and `zero_init_residual`.
+        """Initialise as `init_cfg` says; without it, keep the constructor's He initialisation, with `zero_init_residual`.
 
         Raises:
-            UserError: weights that cannot be had or do not fit.
+            UserError: the weights cannot be found or read, or do not fit.
         """
         if isinstance(self.init_cfg, dict) and self.init_cfg.get("type") == "Pretrained":
             report = load_pretrained(self.network, self.init_cfg["checkpoint"])
@@ -178,7 +179,7 @@ class ResNeStDet(BaseModule):
                     nn.init.zeros_(module.weight)
 
     def _load_from_state_dict(self, state_dict, prefix, *others) -> None:
-        """Put a checkpoint's parameters, MMDetection's or of any other layout, where PyTorch looks for the network's."""
+        """Rename a checkpoint's parameters, of MMDetection's or any other layout, to the network's before PyTorch loads them."""
         given = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
         found = find_backbone(given)
         if found and found[1] == "":
@@ -203,10 +204,10 @@ def _use_checkpoint_names(module: ResNeStDet, state_dict: dict[str, Tensor], pre
 
 
 def load_pretrained(network: ResNeSt, checkpoint: str) -> LoadReport:
-    """Load a checkpoint's backbone, whatever its layout and whatever else is in it.
+    """Load the backbone of a checkpoint of any layout; whatever else the checkpoint holds is ignored.
 
     Args:
-        checkpoint: see `resolve_weights`; also `open-mmlab://NAME`, a name that MMEngine knows the address of.
+        checkpoint: see `resolve_weights`; also `open-mmlab://NAME`, for a name whose address MMEngine knows.
 
     Raises:
         UserError: the name is unknown, or see `resolve_weights` and `load_weights`.
@@ -216,7 +217,7 @@ def load_pretrained(network: ResNeSt, checkpoint: str) -> LoadReport:
         addresses = get_external_models()
         if name not in addresses:
             near = ", ".join(other for other in addresses if "resnest" in other)
-            raise UserError(f"init_cfg: MMEngine knows no address of {checkpoint}; of ResNeSt it knows {near}")
+            raise UserError(f"init_cfg: MMEngine has no address for {checkpoint}; of ResNeSt it knows {near}")
         checkpoint = addresses[name]
     return load_weights(network, resolve_weights(checkpoint))
 
@@ -228,7 +229,7 @@ def _norm_function(norm_cfg: dict) -> Callable[[int], nn.Module]:
         try:
             return build_norm_layer(norm_cfg, channels)[1]
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"norm_cfg {norm_cfg} of {channels} channels is not possible: {error}") from None
+            raise UserError(f"norm_cfg {norm_cfg} is not possible with {channels} channels: {error}") from None
 
     return norm
 
@@ -252,9 +253,9 @@ def _deformable(dcn: dict | None, stage_with_dcn: Sequence[bool], num_stages: in
         raise UserError(f"dcn type {dcn.get('type')!r} is not supported; supported: 'DCN', 'DCNv2'")
     unknown = dcn.keys() - {"type", "deform_groups", "fallback_on_stride"}
     if unknown or dcn.get("fallback_on_stride"):
-        raise UserError(f"dcn {dcn} is not supported: it has a type, deform_groups, and fallback_on_stride=False")
+        raise UserError(f"dcn {dcn} is not supported; supported: type, deform_groups, and fallback_on_stride=False")
     if len(stage_with_dcn) != num_stages:
-        raise UserError(f"stage_with_dcn {tuple(stage_with_dcn)} is not one value for each of {num_stages} stages (num_stages)")
+        raise UserError(f"stage_with_dcn {tuple(stage_with_dcn)} needs one value for each of {num_stages} stages (num_stages)")
     return {
         "deform_on_per_stage": tuple(stage_with_dcn) + (False,) * (len(STAGES) - num_stages),
         "deform_modulated": dcn["type"] == "DCNv2",

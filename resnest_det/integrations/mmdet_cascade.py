@@ -1,4 +1,4 @@
-"""Cascade R-CNN as in Detectron2, of MMDetection's parts: importing this module registers `Detectron2CascadeRoIHead`."""
+"""Detectron2's Cascade R-CNN built from MMDetection's parts: importing this module registers `Detectron2CascadeRoIHead`."""
 
 from resnest_det.integrations.mmdet_version import check_mmdet
 
@@ -15,11 +15,11 @@ from torch import Tensor  # noqa: E402
 class Detectron2CascadeRoIHead(CascadeRoIHead):
     """MMDetection's cascade with the scores, the mask head and the gradients of Detectron2's.
 
-    A score is the mean of the stages' probabilities; MMDetection's own head takes the probability of the mean of their logits.
-    One mask head learns in the regions of the first stage and predicts in the boxes of the last; there, each stage has one. True
-    boxes among the regions are refined from stage to stage like the others, so that only the first stage's sampler is to add
-    them. The features of regions get the mean of the stages' gradients, so that `stage_loss_weights` are to be 1. Arguments are
-    those of `CascadeRoIHead`, with one `mask_roi_extractor` and one `mask_head`, and box heads that are class-agnostic.
+    A score is the mean of the stages' probabilities; MMDetection's own head takes the probability of the mean logit. One mask
+    head learns in the regions of the first stage and predicts in the boxes of the last; MMDetection's has one for each stage.
+    True boxes among the regions are refined like the others, so only the first stage's sampler should add them. The features of
+    regions receive the mean of the stages' gradients, so `stage_loss_weights` should be 1. Arguments are those of
+    `CascadeRoIHead`, with one `mask_roi_extractor`, one `mask_head`, and class-agnostic box heads.
     """
 
     init_mask_head = StandardRoIHead.init_mask_head
@@ -27,11 +27,11 @@ class Detectron2CascadeRoIHead(CascadeRoIHead):
     _mask_forward = StandardRoIHead._mask_forward
 
     def forward(self, x: tuple[Tensor], rpn_results_list: list, batch_data_samples: list) -> tuple:
-        """What the heads compute, before detections are made of it; counters of multiply-adds ask for this.
+        """What the heads compute before it becomes detections; counters of multiply-adds call this.
 
         Returns:
-            Logits of the scores (R, classes + 1) and box deltas (R, 4) of each image's regions; with masks also their logits for
-            the first 100 regions, (100, classes, height, width).
+            For each image, logits of the scores (R, classes + 1) and box deltas (R, 4) of its regions; with masks, also their
+            logits for the first 100 regions, (100, classes, height, width).
         """
         regions = [results.bboxes for results in rpn_results_list]
         metainfo = [sample.metainfo for sample in batch_data_samples]
@@ -50,7 +50,7 @@ class Detectron2CascadeRoIHead(CascadeRoIHead):
 
     def bbox_loss(self, stage: int, x: tuple[Tensor], sampling_results: list) -> dict:
         for result in sampling_results:
-            # What bears this mark does not go into the next stage.
+            # A region with this mark would be left out of the next stage.
             result.pos_is_gt = torch.zeros_like(result.pos_is_gt)
         return super().bbox_loss(stage, x, sampling_results)
 
@@ -63,17 +63,18 @@ class Detectron2CascadeRoIHead(CascadeRoIHead):
     def _refine_roi(
         self, x: tuple[Tensor], rois: Tensor, batch_img_metas: list[dict], num_proposals_per_img: tuple[int, ...], **kwargs
     ) -> tuple:
-        probabilities = 0
-        for stage in range(self.num_stages):
-            if stage > 0:
-                boxes = [
-                    self.bbox_head[stage - 1].regress_by_class(image_rois[:, 1:], None, image_deltas, meta)
-                    for image_rois, image_deltas, meta in zip(rois.split(num_proposals_per_img), deltas, batch_img_metas)
-                ]
-                rois = torch.cat((rois[:, :1], torch.cat(boxes)), dim=1)
+        counts = num_proposals_per_img
+        results = self._bbox_forward(0, x, rois)
+        probabilities, deltas = results["cls_score"].float().softmax(dim=1), results["bbox_pred"].split(counts)
+        for stage in range(1, self.num_stages):
+            boxes = [
+                self.bbox_head[stage - 1].regress_by_class(image_rois[:, 1:], None, image_deltas, meta)
+                for image_rois, image_deltas, meta in zip(rois.split(counts), deltas, batch_img_metas)
+            ]
+            rois = torch.cat((rois[:, :1], torch.cat(boxes)), dim=1)
             results = self._bbox_forward(stage, x, rois)
             probabilities = probabilities + results["cls_score"].float().softmax(dim=1)
-            deltas = results["bbox_pred"].split(num_proposals_per_img)
-        # What follows takes the softmax of logits, which gives probabilities back from their logarithms.
+            deltas = results["bbox_pred"].split(counts)
+        # The caller takes a softmax, which turns logarithms of probabilities back into the probabilities.
         logits = (probabilities / self.num_stages).log()
-        return rois.split(num_proposals_per_img), logits.split(num_proposals_per_img), deltas
+        return rois.split(counts), logits.split(counts), deltas

@@ -9,7 +9,7 @@
 | mask head | `roi_heads.mask_head.mask_fcn1`, `.predictor` | `roi_head.mask_head.convs.0`, `.conv_logits` |
 | semantic head | `sem_seg_head.p3.0`, `.predictor` | `semantic_head.conv_upsample_layers.1.conv.0`, `.conv_logits` |
 
-The order of classes is the same but in the semantic head, whose class of all things together is the first here, the last there.
+Classes have the same order except in the semantic head: the class of all things together is first here and last there.
 """
 
 import re
@@ -28,8 +28,8 @@ from resnest_det.weights.weights import errors_naming, read_state, weights_of
 BACKBONE = "backbone.bottom_up."
 NOT_PARAMETERS = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors")
 
-# (here, there). Where one counts, the braces hold its first number, and the step if that is not 1; {stage} is the stage of a
-# cascade, with a dot before it, or nothing. Of a convolution with a norm the norm is its child here and its neighbour there.
+# (here, there). Braces hold the first number of a counter, and its step if that is not 1. {stage} is a cascade's stage with a
+# dot before it, or nothing. A convolution's norm is its child here and its sibling there.
 _CONVOLUTIONS = (
     ("backbone.fpn_lateral{2}", "neck.lateral_convs.{0}"),
     ("backbone.fpn_output{2}", "neck.fpn_convs.{0}"),
@@ -61,7 +61,7 @@ def read_for_mmdet(cfg: CfgNode, weights: str) -> dict[str, Tensor]:
         weights: what MODEL.WEIGHTS takes.
 
     Raises:
-        UserError: the file cannot be read, or is not of the whole detector.
+        UserError: the file cannot be read, or does not hold the whole detector.
     """
     path = resolve_weights(weights)
     state = read_state(path)
@@ -71,14 +71,14 @@ def read_for_mmdet(cfg: CfgNode, weights: str) -> dict[str, Tensor]:
 
 
 def read_from_mmdet(cfg: CfgNode, path: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint of MMDetection under Detectron2's names.
+    """The tensors of an MMDetection checkpoint under Detectron2's names.
 
     Args:
         cfg: configuration of the same detector here.
         path: the file, or its address.
 
     Raises:
-        UserError: the file cannot be read, or is not of this detector.
+        UserError: the file cannot be read, or holds another detector.
     """
     path = resolve_weights(path)
     state = read_state(path)
@@ -91,17 +91,17 @@ def read_from_mmdet(cfg: CfgNode, path: str) -> dict[str, Tensor]:
 def _check_fits(cfg: CfgNode, state: dict[str, Tensor], path: str) -> None:
     with torch.device("meta"):
         report = load_into(assemble_model(cfg), weights_of(state, path))
-    report.require_whole("what is translated is a whole detector")
+    report.require_whole("only a whole detector can be translated")
 
 
 def to_mmdet_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A detector's parameters and buffers for MMDetection.
+    """A detector's parameters and buffers under MMDetection's names.
 
     Args:
         state: the whole state dict of a built-in or Detectron2 model.
 
     Raises:
-        UserError: one has no name there.
+        UserError: one of them has no name in MMDetection.
     """
     backbone = {name[len(BACKBONE) :]: value for name, value in state.items() if name.startswith(BACKBONE)}
     translated = {f"backbone.{name}": value for name, value in from_own_names(backbone, "mmdet").items()}
@@ -122,7 +122,7 @@ def from_mmdet_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         state: the whole state dict of an MMDetection model with a ResNeSt or ResNet, a pyramid and R-CNN heads.
 
     Raises:
-        UserError: the backbone is not in MMDetection's layout, or a parameter belongs to a part that a model here cannot have.
+        UserError: the backbone is not in MMDetection's layout, or a parameter belongs to a part that no model here has.
     """
     found = find_backbone(state)
     if found != ("mmdet", "backbone.") and not (found == ("timm", "backbone.") and "backbone.conv1.weight" in state):
@@ -137,7 +137,7 @@ def from_mmdet_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if other is None:
             hint = ""
             if name.startswith("roi_head.mask_head.0."):
-                hint = ": one of several mask heads, of which a cascade in Detectron2 has one"
+                hint = ": it belongs to one of several mask heads, and a cascade in Detectron2 has only one"
             raise UserError(f"parameter {name} has no name in Detectron2{hint}")
         translated[other] = _shift_classes(state[name], 1) if name.startswith("semantic_head.conv_logits.") else state[name]
     return translated
@@ -153,7 +153,7 @@ def _to_mmdet(name: str, state: dict[str, Tensor]) -> str | None:
         if found:
             child = "conv"
             if found["norm"]:
-                # MMDetection calls a norm by its kind.
+                # MMDetection names a norm by its kind.
                 child = "bn" if f"{name[: -len(found['parameter'])]}running_mean" in state else "gn"
             return f"{_fill(own, other, found)}.{child}.{found['parameter']}"
     return _layer(name, _LAYERS)
@@ -183,7 +183,7 @@ def _pattern(template: str) -> str:
 
 
 def _fill(template: str, target: str, found: re.Match) -> str:
-    """`target` with the numbers that `template` was found with, counted its own way."""
+    """`target` with the numbers found for `template`, converted to its own counting."""
     named = set(found.re.groupindex.values())
     numbers = [int(group) for i, group in enumerate(found.groups(), start=1) if i not in named and group is not None]
     positions = [(number - int(first)) // int(step or 1) for number, (first, step) in zip(numbers, _COUNTER.findall(template))]

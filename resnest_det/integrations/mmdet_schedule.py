@@ -1,4 +1,4 @@
-"""Data, training and evaluation in MMDetection's words, as the INPUT, DATASETS, DATALOADER and SOLVER keys say."""
+"""Data, training and evaluation in MMDetection's words, from the INPUT, DATASETS, DATALOADER and SOLVER keys."""
 
 import os
 from collections.abc import Sequence
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.data import check_batch_size
+from resnest_det.configuration.tables import tasks_of
 from resnest_det.data.coco import Metadata, read_json
 from resnest_det.errors import UserError
+from resnest_det.integrations.mmdet_supported import untranslatable
 
 _META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 
@@ -54,14 +56,9 @@ def _workers(cfg: CfgNode) -> dict:
     return dict(num_workers=cfg.DATALOADER.NUM_WORKERS, persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0)
 
 
-def is_panoptic(cfg: CfgNode) -> bool:
-    """Whether it describes a Panoptic FPN."""
-    return cfg.MODEL.META_ARCHITECTURE == "PanopticFPN"
-
-
 def _dataset(cfg: CfgNode, metadata: Metadata, pipeline: list[dict]) -> dict:
     images = dict(img=os.path.abspath(metadata.image_root))
-    if is_panoptic(cfg):
+    if tasks_of(cfg).panoptic:
         things, stuff = tuple(metadata.thing_classes), tuple(metadata.stuff_classes[1:])
         ids = [*metadata.thing_dataset_id_to_contiguous_id, *metadata.stuff_dataset_id_to_contiguous_id]
         _check_order(metadata.panoptic_json, ids)
@@ -85,43 +82,39 @@ def _dataset(cfg: CfgNode, metadata: Metadata, pipeline: list[dict]) -> dict:
 
 def _instances_json(metadata: Metadata) -> str:
     if metadata.json_file is None:
-        raise UserError(f"dataset {metadata.name} has no file of instances, which MMDetection reads; register it with one")
+        raise UserError(f"dataset {metadata.name} has no file of instances, which MMDetection needs; register it with one")
     return metadata.json_file
 
 
 def _check_order(json_file: str, category_ids: list[int]) -> None:
-    """That MMDetection numbers the classes as we do: in the order of the file, things first."""
+    """Refuse a file whose classes MMDetection would number in another order than this package: by id, things before stuff."""
     found = [category["id"] for category in read_json(json_file)["categories"]]
     if found != category_ids:
         raise UserError(
-            f'{json_file}: MMDetection numbers classes in the order of the list "categories", which here is not that of the ids '
-            f"(things before stuff): {found[:6]} ...; sort the list"
+            f'{json_file}: MMDetection numbers classes in the order of the list "categories", which must be sorted by id, things '
+            f"before stuff; it starts with {found[:6]}"
         )
 
 
 def _evaluator(cfg: CfgNode, metadata: Metadata) -> dict:
-    if is_panoptic(cfg):
+    if tasks_of(cfg).panoptic:
         return dict(
             type="CocoPanopticMetric",
             ann_file=os.path.abspath(metadata.panoptic_json),
             seg_prefix=os.path.abspath(metadata.panoptic_root),
         )
-    return dict(
-        type="CocoMetric",
-        ann_file=os.path.abspath(_instances_json(metadata)),
-        metric=["bbox", "segm"] if cfg.MODEL.MASK_ON else ["bbox"],
-    )
+    return dict(type="CocoMetric", ann_file=os.path.abspath(_instances_json(metadata)), metric=list(tasks_of(cfg).of_objects))
 
 
 def _load_image() -> dict:
-    # Decoders of JPEG differ by a level here and there.
+    # JPEG decoders differ by a gray level in places.
     return dict(type="LoadImageFromFile", imdecode_backend="pillow")
 
 
 def test_pipeline(cfg: CfgNode) -> list[dict]:
-    """Reading and resizing an image to look at."""
+    """Steps that read and resize an image for evaluation."""
     if cfg.INPUT.MIN_SIZE_TEST > 0:
-        # Of OpenCV's and Pillow's bilinear filters only Pillow's averages the pixels that become one.
+        # Pillow's bilinear filter averages all pixels that become one; OpenCV's does not.
         resize = dict(
             type="ResizeShortestEdge", scale=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST, backend="pillow"
         )
@@ -131,15 +124,15 @@ def test_pipeline(cfg: CfgNode) -> list[dict]:
 
 
 def train_pipeline(cfg: CfgNode) -> list[dict]:
-    """Reading and augmenting an image to learn from."""
-    given = cfg.INPUT
-    if is_panoptic(cfg):
+    """Steps that read and augment an image for training."""
+    given, tasks = cfg.INPUT, tasks_of(cfg)
+    if tasks.panoptic:
         annotations = dict(type="LoadPanopticAnnotations")
     else:
-        annotations = dict(type="LoadAnnotations", with_bbox=True, with_mask=cfg.MODEL.MASK_ON)
+        annotations = dict(type="LoadAnnotations", with_bbox=True, with_mask=tasks.masks)
     steps = [_load_image(), annotations]
     if given.CROP.ENABLED:
-        # Two numbers are width and height there for a fixed size only.
+        # MMDetection takes a fixed size as (width, height), and ranges as they are here.
         fixed = given.CROP.TYPE in ("relative", "absolute")
         steps.append(
             dict(
@@ -147,16 +140,16 @@ def train_pipeline(cfg: CfgNode) -> list[dict]:
                 crop_type=given.CROP.TYPE,
                 crop_size=tuple(given.CROP.SIZE)[:: -1 if fixed else 1],
                 allow_negative_crop=True,
-                recompute_bbox=cfg.MODEL.MASK_ON,
+                recompute_bbox=tasks.masks,
             )
         )
     sizes = given.MIN_SIZE_TRAIN
     if given.MIN_SIZE_TRAIN_SAMPLING == "range":
         sizes = range(sizes[0], sizes[1] + 1)
     if 0 in sizes:
-        raise UserError(f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)} cannot be translated to MMDetection; supported: lengths above 0")
-    # With Pillow, MMDetection cannot resize the labels of pixels that it reads.
-    backend = "cv2" if is_panoptic(cfg) else "pillow"
+        raise untranslatable("INPUT.MIN_SIZE_TRAIN", tuple(sizes), "supported: lengths above 0")
+    # MMDetection cannot resize the labels of pixels with Pillow.
+    backend = "cv2" if tasks.panoptic else "pillow"
     steps.append(
         dict(
             type="RandomChoiceResize",
@@ -172,7 +165,7 @@ def train_pipeline(cfg: CfgNode) -> list[dict]:
 
 
 def schedule_config(cfg: CfgNode) -> dict:
-    """Optimizer, learning rate and length of the training.
+    """Optimizer, learning rate and length of training.
 
     Raises:
         UserError: see `resnest_det.integrations.mmdet_config.mmdet_config`.
@@ -197,17 +190,19 @@ def schedule_config(cfg: CfgNode) -> dict:
     )
     if solver.WEIGHT_DECAY_NORM not in (None, solver.WEIGHT_DECAY):
         if not solver.WEIGHT_DECAY:
-            raise UserError(
-                f"SOLVER.WEIGHT_DECAY_NORM {solver.WEIGHT_DECAY_NORM} cannot be translated to MMDetection, which "
-                "multiplies SOLVER.WEIGHT_DECAY for norms, and that is 0"
+            raise untranslatable(
+                "SOLVER.WEIGHT_DECAY_NORM",
+                solver.WEIGHT_DECAY_NORM,
+                "it multiplies SOLVER.WEIGHT_DECAY by a factor for norms, and that is 0",
             )
         config["optim_wrapper"]["paramwise_cfg"] = dict(norm_decay_mult=solver.WEIGHT_DECAY_NORM / solver.WEIGHT_DECAY)
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
         if clip.CLIP_TYPE != "value":
-            raise UserError(
-                f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r} cannot be translated to MMDetection, which "
-                "clips the norm of all gradients together; supported: 'value'"
+            raise untranslatable(
+                "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
+                clip.CLIP_TYPE,
+                "it clips the norm of all gradients together; supported: 'value'",
             )
         config["optim_wrapper"]["clip_grad"] = dict(type="value", clip_value=clip.CLIP_VALUE)
     return config
@@ -227,7 +222,7 @@ def _learning_rate(cfg: CfgNode) -> list[dict]:
         schedule = dict(type="MultiStepLR", milestones=steps, gamma=solver.GAMMA, **everything)
     if not solver.WARMUP_ITERS:
         return [schedule]
-    # There the last step of the warm-up has its end value already, here the one after it.
+    # There the last step of the warm-up already has the full rate; here the step after it has.
     warmup = dict(by_epoch=False, begin=0, end=solver.WARMUP_ITERS + 1)
     if solver.WARMUP_METHOD == "linear":
         return [dict(type="LinearLR", start_factor=solver.WARMUP_FACTOR, **warmup), schedule]
@@ -235,7 +230,7 @@ def _learning_rate(cfg: CfgNode) -> list[dict]:
 
 
 def runtime_config(cfg: CfgNode, checkpoint: str) -> dict:
-    """Where things go, what is logged, and where the weights come from."""
+    """Hooks, logging, folders, and the weights to start from."""
     config = dict(
         default_hooks=dict(
             timer=dict(type="IterTimerHook"),

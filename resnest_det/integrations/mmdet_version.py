@@ -1,7 +1,6 @@
-"""Whether MMDetection is there, in parts that work together.
+"""Whether MMDetection is installed, in versions that work together.
 
-It lives on as two sets of distributions with the same import names: the original, last released in January 2024, and its
-maintained continuation.
+Two sets of distributions share its import names: the original, last released in January 2024, and its maintained continuation.
 """
 
 import importlib
@@ -11,12 +10,12 @@ from types import ModuleType
 from resnest_det.errors import UserError
 from resnest_det.integrations.installed import is_installed
 
-# Seen to work together. mmdet 3.3 refuses mmcv 2.2 itself; mmdet 3.5 refuses nothing.
+# Tested together. mmdet 3.3 itself refuses mmcv 2.2; mmdet 3.5 refuses nothing.
 ORIGINAL = {"mmcv": "2.1", "mmengine": "0.10", "mmdet": "3.3"}
 CONTINUATION = {"mmcv": "2.3", "mmengine": "0.10", "mmdet": "3.5"}
 _HINT = (
     "these work together: onedl-mmcv 2.3, onedl-mmengine 0.10 and onedl-mmdetection 3.5 (the maintained continuation), or mmcv "
-    "2.1, mmengine 0.10 and mmdet 3.3 (the original); docs/mmdetection.md has the lines that install them"
+    "2.1, mmengine 0.10 and mmdet 3.3 (the original); docs/mmdetection.md shows how to install them"
 )
 
 
@@ -24,8 +23,8 @@ def check_mmdet() -> None:
     """Import MMDetection with mmcv, its compiled operators, and mmengine.
 
     Raises:
-        UserError: one of them is absent, cannot be imported, or is of a version that does not work with the others; which, and
-            the versions that do.
+        UserError: one of them is absent, cannot be imported, or does not work with the others; the message says which, and
+            names versions that work.
     """
     absent = [name for name in ORIGINAL if not is_installed(name)]
     if absent:
@@ -48,23 +47,23 @@ def _fits(release: dict[str, str], versions: dict[str, str]) -> bool:
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    # mmdet 3.3 asserts the versions of the others; names that a newer NumPy or torch no longer has are AttributeErrors.
+    # mmdet 3.3 asserts the others' versions; a name missing from a newer NumPy or torch is an AttributeError.
     except (ImportError, AttributeError, AssertionError) as error:
         raise UserError(f"{name} is installed but cannot be imported: {error}; {_HINT}") from error
 
 
 def _import_operators(mmcv_version: str) -> None:
-    import torch  # the operators find its libraries only where it is loaded already
+    import torch  # its libraries must be loaded before the operators
 
     if importlib.util.find_spec("mmcv._ext") is None:
-        raise UserError(f"mmcv {mmcv_version} has no compiled operators (mmcv._ext), as mmcv-lite has none; {_HINT}")
+        raise UserError(f"mmcv {mmcv_version} has no compiled operators (mmcv._ext); mmcv-lite has none; {_HINT}")
     try:
         importlib.import_module("mmcv._ext")
     except ImportError as error:
         raise UserError(
-            f"the compiled operators of mmcv {mmcv_version} cannot be loaded with torch {torch.__version__}: {error}; they have to "
-            "be compiled with this torch, and pip's cache may hold others (pip install --no-cache-dir); docs/mmdetection.md "
-            "has the lines and the versions of torch that work"
+            f"the compiled operators of mmcv {mmcv_version} cannot be loaded with torch {torch.__version__}: {error}; compile "
+            "them with this torch (pip's cache may hold others: pip install --no-cache-dir); docs/mmdetection.md has the "
+            "commands and the versions of torch that work"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What each process of a run does, whatever detector runs: meet the others, take a device, prepare the output folder, work."""
+"""What each process of a run does with any detector: join the others, take a device, prepare the output folder, work."""
 
 import logging
 import os
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is asked for beside its configuration.
+    """What a run is told besides its configuration.
 
     Attributes:
-        resume: go on from the last checkpoint in OUTPUT_DIR, or evaluate it.
+        resume: continue from the last checkpoint in OUTPUT_DIR, or evaluate it.
         eval_only: evaluate, do not train.
-        datasets: to register in every process, by name.
-        config_file, overrides: where the configuration is from, for the log and for hosts that want to know.
+        datasets: datasets to register in every process, by name.
+        config_file, overrides: origin of the configuration, for the log and for hosts that ask for it.
     """
 
     resume: bool = False
@@ -41,10 +41,10 @@ class RunOptions:
 
 
 def run_process(cfg: CfgNode, options: RunOptions, work: Callable[[CfgNode, RunOptions], dict]) -> dict:
-    """Do `work` as one of the processes that the launcher has started.
+    """Do `work` as one of the processes the launcher has started.
 
     Returns:
-        what `work` returned: results of the evaluation on the main process, task to figures; empty on the others.
+        what `work` returns: on the main process the results of the evaluation, task to figures; empty on the others.
     """
     for name, files in options.datasets.items():
         register(name, files)
@@ -57,7 +57,7 @@ def run_process(cfg: CfgNode, options: RunOptions, work: Callable[[CfgNode, RunO
     if is_main_process():
         prepare_output_dir(cfg.OUTPUT_DIR)
     synchronize()
-    # A process that the launcher started again after a failure goes on by itself.
+    # A process that the launcher restarted after a failure resumes by itself.
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if restarted and not options.eval_only:
         options = replace(options, resume=True)
@@ -69,7 +69,7 @@ def run_process(cfg: CfgNode, options: RunOptions, work: Callable[[CfgNode, RunO
 
 
 def run_builtin(cfg: CfgNode, options: RunOptions) -> dict:
-    """The work of a process with the built-in detector: train, or evaluate only."""
+    """A process's work with the built-in detector: train, or only evaluate."""
     setup_logging(cfg.OUTPUT_DIR, get_rank())
     logger.info("Environment:\n%s", environment_summary())
     overrides = " ".join(options.overrides) or "none"

@@ -1,4 +1,4 @@
-"""A training run as a configuration describes it: model, data, checkpoints, evaluation, put together around the loop."""
+"""A training run as a configuration describes it: the loop, with model, data, checkpoints and evaluation around it."""
 
 import logging
 import secrets
@@ -37,11 +37,11 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
     """Train as `cfg` says on this process's device, evaluate at the end, and return the results (main process).
 
     Args:
-        resume: go on from the last checkpoint in OUTPUT_DIR if there is one. Losses are then those of a run
-            that was never interrupted.
+        resume: continue from the last checkpoint in OUTPUT_DIR, if there is one, with the losses that an uninterrupted
+            run would have.
 
     Raises:
-        UserError: anything in the configuration, the data or the checkpoint cannot be used, a loss is not finite, a
+        UserError: something in the configuration, the data or the checkpoint cannot be used, a loss is not finite, a
             checkpoint cannot be written, or the results are not TEST.EXPECTED_RESULTS.
     """
     cfg = scale_to_world_size(cfg, get_world_size())
@@ -67,7 +67,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
         seed = resumed_seed(cfg.SEED, seed, saved.get("seed"))
     else:
         load_initial_weights(cfg, model)
-    logger.info("Seed %d%s", seed, ", drawn since SEED is negative" if cfg.SEED < 0 and not start else "")
+    logger.info("Seed %d%s", seed, ", drawn at random because SEED is negative" if cfg.SEED < 0 and not start else "")
 
     log = None
     if is_main_process():
@@ -81,7 +81,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
             run.train(optimizer, scaler, start)
         else:
             logger.info("Nothing to train: %d iterations are done and SOLVER.MAX_ITER is %d", start, cfg.SOLVER.MAX_ITER)
-            # A run can be killed between its last two checkpoints, which are of the same iteration.
+            # The run may have been killed between its last two checkpoints, both of the same iteration.
             if is_main_process() and not checkpointer.get_checkpoint_file().endswith("model_final.pth"):
                 checkpointer.save("model_final", iteration=start - 1, seed=seed)
         results = run.evaluate(max(start, cfg.SOLVER.MAX_ITER), last=True)
@@ -115,7 +115,7 @@ def evaluate_only(cfg: CfgNode, *, last_checkpoint: bool = False) -> dict:
 
 
 class Evaluation:
-    """What a configuration asks to evaluate on, built before training begins: what is wrong with it is found then."""
+    """The evaluation of a configuration, built before training begins so that its errors show at once."""
 
     def __init__(self, cfg: CfgNode, datasets: Sequence[Dataset]):
         self.sets = build_evaluation_sets(cfg, datasets)
@@ -123,7 +123,7 @@ class Evaluation:
         self.augment = partial(build_test_time_augmentation, cfg)
 
     def run(self, model: nn.Module, *, last: bool) -> dict:
-        """Evaluate `model`, the `last` time with test-time augmentation too; see `evaluate`."""
+        """Evaluate `model`, and the `last` time also with test-time augmentation; see `evaluate`."""
         results = evaluate(model, self.sets)
         if last and self.augmented_sets:
             results |= evaluate_augmented(model, self.augment, self.augmented_sets)
@@ -131,7 +131,7 @@ class Evaluation:
 
 
 class _Run:
-    """The parts of a run that its steps share."""
+    """What the steps of a run share."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class _Run:
         self.log = log
 
     def train(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, start: int) -> None:
-        """Iterations `start` to SOLVER.MAX_ITER with everything that happens between them."""
+        """Do the iterations from `start` to SOLVER.MAX_ITER, and everything due between them."""
         cfg, device = self.cfg, next(self.model.parameters()).device
         scheduler = build_lr_scheduler(cfg, optimizer, start)
         self.checkpointer.add_checkpointable("scheduler", scheduler)
@@ -177,7 +177,7 @@ class _Run:
         )
 
     def evaluate(self, iteration: int, *, last: bool = False) -> dict:
-        """Evaluate the model as it is, the `last` time also with test-time augmentation, and record the results."""
+        """Evaluate the current model, the `last` time also with test-time augmentation, and record the results."""
         if get_world_size() > 1:
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, 0)
@@ -188,8 +188,8 @@ class _Run:
         return results
 
     def _after_step(self) -> list[Callable[[int, list[dict]], None]]:
-        # Exact batch-norm statistics come before the checkpoint, which is to hold them, and the evaluation after it: should
-        # it fail, the checkpoint is there.
+        # Exact batch-norm statistics come before the checkpoint, which should hold them. The evaluation comes after it: if it
+        # fails, the checkpoint is safe.
         actions = []
         if self.cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             actions.append(self._precise_bn)
@@ -208,7 +208,7 @@ class _Run:
     def _precise_bn(self, iteration: int, batch: list[dict]) -> None:
         if not self._evaluation_due(iteration) and iteration + 1 != self.cfg.SOLVER.MAX_ITER:
             return
-        # A stream of its own, the same each time: neither the training data nor a resumed run notices.
+        # Its own stream of batches, the same each time, disturbs neither the training data nor a resumed run.
         own_seed = int(np.random.SeedSequence((self.seed, 1)).generate_state(1)[0])
         count = self.cfg.TEST.PRECISE_BN.NUM_ITER
         logger.info("Running precise batch norm over %d batches", count)
@@ -216,7 +216,7 @@ class _Run:
         update_batch_norm_statistics(self.model, batches, count)
 
     def _evaluate_if_due(self, iteration: int, batch: list[dict]) -> None:
-        # The evaluation after the last iteration is not a part of the loop, since a finished run repeats it.
+        # The evaluation after the last iteration is outside the loop, because resuming a finished run repeats it.
         if self._evaluation_due(iteration) and iteration + 1 != self.cfg.SOLVER.MAX_ITER:
             self.evaluate(iteration)
 
@@ -234,19 +234,19 @@ def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
     if get_world_size() == 1:
         return model
     with warnings.catch_warnings():
-        # The name of the argument changes in newer torch.
+        # Newer torch renames the argument.
         warnings.filterwarnings("ignore", message=".broadcast_buffers. is deprecated", category=FutureWarning)
-        # Statistics of plain batch norm stay each process's own in training, as in Detectron2; `evaluate` makes them one.
+        # In training each process keeps its own statistics of plain batch norm, as in Detectron2; `evaluate` makes them equal.
         return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False)
 
 
 def choose_seed(configured: int) -> int:
-    """SEED, or one drawn at random for all processes when it is negative."""
+    """SEED; if it is negative, one drawn at random for all processes."""
     return configured if configured >= 0 else all_gather_objects(secrets.randbits(31))[0]
 
 
 def resumed_seed(configured: int, chosen: int, saved: int | None) -> int:
-    """The seed to go on with: that of the checkpoint, unless the configuration asks for another."""
+    """The seed to resume with: the checkpoint's, unless the configuration sets another."""
     if saved is None or configured == saved:
         return chosen
     if configured < 0:

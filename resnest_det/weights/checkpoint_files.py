@@ -1,4 +1,4 @@
-"""Reading checkpoint files without running anything that is in them.
+"""Reading checkpoint files without running anything in them.
 
 Three formats are told apart by their first bytes, whatever the file is called: PyTorch's (zip archive, or the older
 stream of pickles), safetensors, and the plain pickles of numpy arrays in Detectron2's model zoo. A pickle is a little
@@ -23,11 +23,11 @@ _ZIP_MAGIC = b"PK\x03\x04"
 # torch.save before 1.6 starts with this number (torch.serialization.MAGIC_NUMBER), itself pickled at protocol 2.
 _TORCH_STREAM_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
-_ANY_PROGRAM = "a checkpoint may hold only tensors, arrays and plain data, because unpickling anything else can run code"
+_ONLY_DATA_ALLOWED = "a checkpoint may hold only tensors, arrays and plain data, because unpickling anything else can run code"
 
 
 class _Inert:
-    """Stands where a file has an object of a library that need not be installed; keeps nothing, does nothing."""
+    """Replaces an object of a library that need not be installed; keeps nothing, does nothing."""
 
     def __setstate__(self, state):
         pass
@@ -148,7 +148,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
     except _Refused as error:
-        raise UserError(f"checkpoint {path} refused: it asks for {error}; {_ANY_PROGRAM}") from None
+        raise UserError(f"checkpoint {path} refused: it asks for {error}; {_ONLY_DATA_ALLOWED}") from None
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
     if not isinstance(checkpoint, dict):
@@ -167,7 +167,7 @@ def _read(path: Path, head: bytes):
         return _read_pickle(path)
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(f"checkpoint {path} is a web page, not a checkpoint: the address it came from has moved")
+        raise UserError(f"checkpoint {path} is a web page, not a checkpoint: its address has moved")
     if text.startswith(b"version https://git-lfs"):
         raise UserError(f"checkpoint {path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
     raise UserError(f"checkpoint {path} is not a checkpoint: neither PyTorch, safetensors nor a pickle")
@@ -184,10 +184,10 @@ def _read_torch(path: Path, is_zip: bool):
         except _Refused:
             raise
         except pickle.UnpicklingError as error:
-            # PyTorch wraps its reason in advice about switching the protection off, the last thing to repeat here.
+            # PyTorch adds advice on switching the protection off, the last thing to repeat here.
             reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
             raise _refusal(str(error)) or UserError(f"checkpoint {path} is damaged: {_first_line(reason)}") from None
-        except Exception as error:  # in a damaged file the reader trips over anything
+        except Exception as error:  # a damaged file can make the reader raise anything
             raise UserError(f"checkpoint {path} is truncated, damaged or not a checkpoint: {_first_line(error)}") from None
 
 
@@ -204,7 +204,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _refusal(message: str) -> _Refused | None:
-    """The refusal in PyTorch's message, or None when the pickle is merely damaged."""
+    """The refusal in PyTorch's message, or None if the pickle is merely damaged."""
     if kind := re.search("numpy values of .*", message):
         return _Refused(kind.group())
     asked = re.search(r"(?:GLOBAL|unrecognized function|but got) (\S+)", message)
@@ -235,7 +235,7 @@ def _read_pickle(path: Path):
             return _arrays_to_tensors(_DataUnpickler(file, encoding="latin1").load())
     except (_Refused, OSError):
         raise
-    except Exception as error:  # a damaged pickle program can raise anything at all
+    except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"checkpoint {path} is truncated, damaged or not a checkpoint: {_first_line(error)}") from None
 
 

@@ -1,6 +1,6 @@
-"""Where weights come from: paths, published names, web addresses and the Hugging Face hub, kept in a cache folder.
+"""Finding weights: paths, published names, web addresses and the Hugging Face hub; downloads stay in a cache folder.
 
-Downloads go on where they stopped, are checked against the published sha256, and try the next mirror when one fails.
+Downloads resume where they stopped, are checked against the published sha256, and try the next mirror if one fails.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ _DETECTRON2_STORE = "https://dl.fbaipublicfiles.com/detectron2/"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _PUBLISHED_FILES = {file.filename: file for file in WEIGHT_FILES.values()}
 _TIMEOUT = 30  # seconds without a byte
-_ATTEMPTS = 4  # on one mirror, as long as each brings the file further
+_ATTEMPTS = 4  # on one mirror, as long as each makes progress
 _CHUNK = 1 << 20
 
 
 class _Unavailable(Exception):
-    """One mirror did not give the file; the message says why."""
+    """A mirror did not give the file; the message says why."""
 
 
 def cache_folder() -> Path:
@@ -43,7 +43,7 @@ def cache_folder() -> Path:
 
 
 def resolve_weights(spec: str | os.PathLike) -> str:
-    """The local path of weights, downloaded first where they have to be.
+    """The local path of weights, which are downloaded if necessary.
 
     Args:
         spec: a path; `https://...` (a name that ends in `-HASH.pth` is checked against that sha256); `resnest://NAME` with a
@@ -90,9 +90,9 @@ def _web_file(url: str) -> WeightFile:
         raise UserError(f"weights {url}: not the address of a file")
     published = _PUBLISHED_FILES.get(path.rsplit("/", 1)[-1])
     if published is not None:
-        # What is known of the file holds for a link to it too: other mirrors, should this one be dead.
+        # A link to a known file profits from what is known of it: other mirrors, if this one is dead.
         return replace(published, mirrors=tuple(dict.fromkeys((url, *published.mirrors))))
-    # Model zoos call every file model_final.pth: the whole address keeps them apart, unless the name has a hash.
+    # Model zoos call every file model_final.pth; unless the name has a hash, the whole address tells them apart.
     digits = sha256_prefix_in(path)
     filename = path.rsplit("/", 1)[-1] if digits else f"{parts.hostname}/{path}"
     return WeightFile(filename, (url,), digits)
@@ -118,7 +118,7 @@ def fetch(file: WeightFile) -> str:
                 if mirror.startswith("hf://"):
                     return _from_hub(mirror)
                 with file_lock(str(target)):
-                    if not target.is_file():  # another process may have brought it meanwhile
+                    if not target.is_file():  # another process may have fetched it meanwhile
                         _from_web(mirror, target, file.sha256_prefix)
                 return str(target)
             except _Unavailable as error:
@@ -150,7 +150,7 @@ def _sha256(path: Path) -> str:
 
 
 def _from_web(url: str, target: Path, sha256_prefix: str) -> None:
-    """Download to `target`; what a broken connection leaves is kept beside it and completed by the next attempt."""
+    """Download to `target`; an incomplete file is kept beside it, and the next attempt completes it."""
     part = target.with_name(target.name + ".part")
     for attempt in range(_ATTEMPTS):
         before = part.stat().st_size if part.is_file() else 0
@@ -196,7 +196,7 @@ def _forget(part: Path) -> None:
 
 
 def _download(url: str, part: Path) -> None:
-    """Bring `part` to the full length. `If-Range` makes a server that has another file by now send it from the start."""
+    """Complete the file `part`. With `If-Range`, a server whose file has changed sends it from the start."""
     start = part.stat().st_size if part.is_file() and _validator(part).is_file() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "resnest_det"})
     if start:
@@ -205,7 +205,7 @@ def _download(url: str, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is left to send: either the file is whole, or it is not this one
+        if error.code == 416:  # nothing left to send: the file is either complete or another one
             total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
             if total and int(total.group(1)) == start:
                 return
@@ -244,7 +244,7 @@ def _receive(response, part: Path, start: int, total: int | None) -> None:
 
 
 def _from_hub(spec: str) -> str:
-    """A file on the Hugging Face hub, by its own client: resumable, and under HF_HOME unless RESNEST_DET_CACHE is set."""
+    """A file on the Hugging Face hub, by the hub's client: resumable, kept in HF_HOME unless RESNEST_DET_CACHE is set."""
     named = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", spec)
     if not named:
         raise UserError(f"weights {spec}: expected hf://owner/name, hf://owner/name@revision or hf://owner/name/file")
@@ -262,18 +262,18 @@ def _from_hub(spec: str) -> str:
     for candidate in candidates:
         try:
             path = hf_hub_download(repository, candidate, revision=revision, cache_dir=cache)
-        except LocalEntryNotFoundError as error:  # the connection was lost, and it is not in the cache
+        except LocalEntryNotFoundError as error:  # no connection, and not in the cache
             raise _Unavailable(_reason(error.__cause__ or error)) from None
         except EntryNotFoundError:
             continue
-        except Exception as error:  # the client's transport library, and with it the errors, differs between its versions
+        except Exception as error:  # versions of the client differ in their transport library, and so in its errors
             raise _Unavailable(_reason(error)[:200]) from None
         return _checked_hub_file(path)
     raise _Unavailable(f"the repository has no {' or '.join(candidates)}")
 
 
 def _check_hub_answers() -> None:
-    # The client retries for half a minute before it gives up, for each file; without a network that is known at once.
+    # For each file the client retries for half a minute; without a network, failure is certain at once.
     try:
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=_TIMEOUT).close()
     except urllib.error.HTTPError:

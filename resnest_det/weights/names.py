@@ -1,4 +1,4 @@
-"""The backbone's parameters under the names of other libraries.
+"""The names of the backbone's parameters in other libraries.
 
 | layout | stem | shortcut | norm of a convolution | head |
 |---|---|---|---|---|
@@ -23,7 +23,7 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict", "blobs")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 BACKBONE_PREFIXES = ("backbone.bottom_up.", "bottom_up.", "backbone.", "")
 
-# The parameter that only this layout has, by which it is recognised.
+# A parameter that only this layout has, by which it is recognised.
 _SIGNS = {
     "detectron2": ("stem.conv1_1.weight", "stem.conv1.weight", "res2.0.conv1.weight"),
     "mmdet": ("stem.0.weight",),
@@ -82,7 +82,7 @@ _BLOCK_NAME = re.compile(r"(res|layer)(\d)\.(\d+)\.(.+)")
 
 
 def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, out of whatever training code wrapped around them.
+    """The tensors of a checkpoint by name, without whatever training code wrapped around them.
 
     Raises:
         UserError: there are none.
@@ -101,7 +101,7 @@ def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:
 
 
 def find_backbone(names) -> tuple[str, str] | None:
-    """(layout, prefix) of the backbone among parameter names, or None where there is none."""
+    """(layout, prefix) of the backbone among parameter names, or None if there is none."""
     names = set(names)
     for prefix in BACKBONE_PREFIXES:
         for layout, signs in _SIGNS.items():
@@ -126,9 +126,7 @@ def to_own_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     found = find_backbone(state)
     if found is None:
         some = ", ".join(sorted(state)[:3])
-        raise UserError(
-            f"no ResNeSt or ResNet in a layout known here ({', '.join(_SIGNS)}); its parameters are called {some} ..."
-        )
+        raise UserError(f"no ResNeSt or ResNet in a known layout ({', '.join(_SIGNS)}); its parameters are named {some} ...")
     layout, prefix = found
     if layout == "caffe2":
         return *_from_caffe2(state), layout, prefix
@@ -155,7 +153,7 @@ def _from_caffe2(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
             own = {"w": "linear.weight", "b": "linear.bias"}.get(kind)
         else:
             convolution = "stem.conv1" if stem else f"{stage}.{block}.{_CAFFE2_CONVOLUTIONS[branch]}"
-            # A norm follows, so that a convolution's bias, which these files have here and there, does nothing.
+            # A norm follows, so a convolution's bias, which some of these files have, has no effect.
             norm = f"{convolution}.norm.{_CAFFE2_NORM[kind]}" if kind in _CAFFE2_NORM else None
             own = f"{convolution}.weight" if kind == "w" else norm
         if own:
@@ -219,13 +217,13 @@ def from_own_names(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
         if name.endswith("conv2_offset.weight") and layout == "mmdet":
             value = _dense_offsets(value, state[name.replace("conv2_offset.weight", "conv1.weight")].shape[0])
         if group_norm:
-            other = re.sub(r"\.bn(\d\.)", r".gn\1", other)  # it names a block's norms after their kind
+            other = re.sub(r"\.bn(\d\.)", r".gn\1", other)  # MMDetection names a block's norms after their kind
         translated[other] = value
     return translated
 
 
 def _has_strided_shortcut(state: dict[str, Tensor]) -> bool:
-    # Only the plain ResNets (7x7 stem, no split attention) pool nothing before the shortcut's convolution.
+    # Only plain ResNets (7x7 stem, no split attention) have no pooling before the shortcut's convolution.
     return "stem.conv1.weight" in state
 
 
@@ -245,7 +243,7 @@ def _other_name(name: str, layout: str, strided_shortcut: bool) -> str | None:
 
 
 def _dense_offsets(weight: Tensor, in_channels: int) -> Tensor:
-    """MMDetection's convolution of offsets has no groups; ours has as many as there are deformable groups.
+    """MMDetection's convolution of offsets has no groups; ours has one for each deformable group.
 
     Args:
         weight: (out, in / groups, 3, 3). Returns (out, in, 3, 3), zero where a group does not look.
@@ -271,7 +269,7 @@ def _grouped_offsets(weight: Tensor, name: str) -> Tensor:
     diagonal = blocks[index, :, index]
     if torch.count_nonzero(weight) != torch.count_nonzero(diagonal):
         raise UserError(
-            f"{name}: offsets of a deformable group are computed from the channels of other groups too, "
+            f"{name}: a deformable group computes its offsets from the channels of other groups too, "
             "which only MMDetection's own backbone can do"
         )
     return diagonal.flatten(0, 1)

@@ -1,4 +1,4 @@
-"""What is published of ResNeSt: ImageNet weights and detector checkpoints, and the input and accuracy that belong to them.
+"""What is published of ResNeSt: ImageNet weights and detector checkpoints, with their input and accuracy.
 
 Addresses die and move, so every file is known by its name and by the first digits of its sha256, and has several
 mirrors where several are known.
@@ -17,7 +17,7 @@ _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/"
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A published file: what it is called, where it can be found, and the start of its sha256 (hex; "" if unpublished)."""
+    """A published file: its name, its addresses, and the start of its sha256 (hex; "" if unpublished)."""
 
     filename: str
     mirrors: tuple[str, ...]
@@ -26,7 +26,7 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class ImageNetWeights:
-    """The ImageNet weights of a variant, and the input that they were evaluated on.
+    """The ImageNet weights of a variant, and the input of their evaluation.
 
     Attributes:
         name: the variant's, by the authors.
@@ -61,7 +61,7 @@ def _file(name: str, digits: str, *, authors: bool, timm_release: str | None, hu
 def _standard(
     name: str, timm_name: str, size: int, crop: float, interpolation: str, top1: float, top5: float, digits: str
 ) -> ImageNetWeights:
-    by_authors = name not in ("resnest14", "resnest26")  # those were published for Gluon, and converted by timm
+    by_authors = name not in ("resnest14", "resnest26")  # these two were published for Gluon and converted by timm
     hub = f"{timm_name}.in1k" if by_authors else f"{timm_name}.gluon_in1k"
     file = _file(
         name if by_authors else f"gluon_{name}",
@@ -134,7 +134,7 @@ _DETECTION_FILES = (
 
 
 def sha256_prefix_in(filename: str) -> str:
-    """The digits of the sha256 that a published file's name ends with, `NAME-0123abcd.pth`, or ""."""
+    """The digits of the sha256 at the end of a published file's name, `NAME-0123abcd.pth`, or ""."""
     digits = re.search(r"-([0-9a-f]{8,64})\.[a-z]+$", filename)
     return digits.group(1) if digits else ""
 

@@ -1,4 +1,4 @@
-"""Weights that were read from a file: its tensors, and which of them are the backbone's."""
+"""Weights read from a file: its tensors, and which of them are the backbone's."""
 
 import os
 from collections.abc import Iterator
@@ -34,13 +34,13 @@ class Weights:
 
     @property
     def rest(self) -> dict[str, Tensor]:
-        """What belongs neither to the backbone nor to its classification head, by the names in the file."""
+        """The tensors outside the backbone and its classification head, by their names in the file."""
         used = set(self.origin.values())
         return {name: value for name, value in self.state.items() if name not in used}
 
     @property
     def is_detector(self) -> bool:
-        """Whether the file is of a detector in Detectron2's layout, so that its heads can be used too."""
+        """Whether the file holds a detector in Detectron2's layout, whose heads can be used too."""
         return self.layout == "detectron2" and self.prefix != ""
 
 
@@ -57,7 +57,7 @@ def read_weights(path: str | os.PathLike) -> Weights:
 
 
 def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, whatever network they are of.
+    """The tensors of a checkpoint by name, of any network.
 
     Raises:
         UserError: the file cannot be used.
@@ -68,7 +68,7 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def weights_of(state: dict[str, Tensor], path: str | os.PathLike) -> Weights:
-    """`Weights` of tensors that were read already; `path` says where they come from.
+    """`Weights` of tensors already read; `path` says where they come from.
 
     Raises:
         UserError: there is no ResNeSt or ResNet among them.
@@ -80,7 +80,7 @@ def weights_of(state: dict[str, Tensor], path: str | os.PathLike) -> Weights:
 
 @contextmanager
 def errors_naming(path: str | os.PathLike) -> Iterator[None]:
-    """Put the file's name before errors about what is in it."""
+    """Put the file's name before errors about its content."""
     try:
         yield
     except UserError as error:

@@ -168,7 +168,7 @@ def test_detectron2_zoo_names_its_head_fc(tmp_path):
 
 @pytest.mark.parametrize(
     "checkpoint, reason",
-    [({"epoch": 3}, "no tensors by name"), ({"encoder.weight": torch.zeros(2)}, "no ResNeSt or ResNet in a layout known here")],
+    [({"epoch": 3}, "no tensors by name"), ({"encoder.weight": torch.zeros(2)}, "no ResNeSt or ResNet in a known layout")],
 )
 def test_something_without_a_backbone(tmp_path, checkpoint, reason):
     torch.save(checkpoint, tmp_path / "x.pth")

@@ -41,7 +41,7 @@ def arguments(tmp_path, own_registry):
 def test_semantic_pngs_are_written_where_detectron2_looks_and_only_once(tmp_path, arguments, resnest_det_command):
     done = resnest_det_command(*arguments)
     assert done.status == 0, done.stderr
-    assert "mine: 3 written, 0 were there" in done.stdout
+    assert "mine: 3 written, 0 existed" in done.stdout
     folder = tmp_path / "panoptic_stuff_mine"
     assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.png", "2.png"]
     image = Image.open(folder / "1.png")
@@ -50,7 +50,7 @@ def test_semantic_pngs_are_written_where_detectron2_looks_and_only_once(tmp_path
 
     (folder / "0.png").unlink()
     kept = (folder / "1.png").stat().st_mtime_ns
-    assert "mine: 1 written, 2 were there" in resnest_det_command(*arguments).stdout
+    assert "mine: 1 written, 2 existed" in resnest_det_command(*arguments).stdout
     assert (folder / "0.png").exists() and (folder / "1.png").stat().st_mtime_ns == kept
 
 

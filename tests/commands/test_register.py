@@ -45,5 +45,5 @@ def test_malformed_panoptic(text):
 
 
 def test_one_name_for_two_datasets():
-    with pytest.raises(UserError, match="another flag gives mine already"):
+    with pytest.raises(UserError, match="another flag already registers mine"):
         parsed("--register", "mine=a.json,images", "--register", "mine=b.json,images")

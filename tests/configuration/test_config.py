@@ -2,8 +2,9 @@
 
 import pytest
 
-from resnest_det.configuration.reading import config_folder, find_config_file, load_config
+from resnest_det.configuration.reading import find_config_file, load_config
 from resnest_det.errors import UserError
+from resnest_det.files import packaged
 
 RECIPE = "mask_rcnn_ResNeSt50_FPN"
 
@@ -27,7 +28,7 @@ def test_recipe_follows_the_published_figures():
     assert (cfg.MODEL.ROI_BOX_HEAD.NUM_CONV, cfg.MODEL.ROI_BOX_HEAD.NUM_FC, cfg.TEST.PRECISE_BN.ENABLED) == (4, 1, True)
 
 
-@pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(packaged("configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_is_found_by_name_and_supported(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert find_config_file(path.stem) == path

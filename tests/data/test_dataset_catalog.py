@@ -33,7 +33,7 @@ def test_names_are_not_taken_twice():
     catalog.register_coco("mine", "a.json", "images")
     catalog.register_coco("mine", "a.json", "images")
     for name in ("mine", "coco_2017_val", "shapes_train"):
-        with pytest.raises(UserError, match=f"{name} exists already"):
+        with pytest.raises(UserError, match=f"{name} already exists"):
             catalog.register_coco(name, "b.json", "images")
 
 

@@ -1,4 +1,4 @@
-"""Panoptic data sets: what is read, the targets made of it, and what is refused."""
+"""Panoptic datasets: what is read, the targets made of it, and what is refused."""
 
 import json
 
@@ -53,7 +53,7 @@ def write_png(path, ids: np.ndarray) -> None:
 
 @pytest.fixture
 def made(tmp_path):
-    """Paths and content of a panoptic data set of two images, 24 x 30 and 20 x 26 (height x width)."""
+    """Paths and content of a panoptic dataset of two images, 24 x 30 and 20 x 26 (height x width)."""
     for folder in ("images", "panoptic"):
         (tmp_path / folder).mkdir()
     images, annotations = [], []
@@ -313,9 +313,9 @@ def test_registering(made, registry):
     catalog.register_panoptic("more", panoptic_json, panoptic_root, image_root, made.write_instances())
     assert catalog.get_dataset("mine").metadata.json_file is None
     assert catalog.get_dataset("more").metadata.json_file.endswith("instances.json")
-    with pytest.raises(UserError, match="mine exists already"):
+    with pytest.raises(UserError, match="mine already exists"):
         catalog.register_panoptic("mine", panoptic_json, panoptic_root, "elsewhere")
-    with pytest.raises(UserError, match="more exists already"):
+    with pytest.raises(UserError, match="more already exists"):
         catalog.register_coco("more", "a.json", "images")
     catalog.register_panoptic("gone", panoptic_json, str(made.folder / "gone"), image_root)
     with pytest.raises(UserError, match="dataset gone: expected its panoptic PNG files in .*gone, which is not a folder"):

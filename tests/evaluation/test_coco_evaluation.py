@@ -1,4 +1,4 @@
-"""COCO figures against pycocotools to the last digit, and how COCOEvaluator treats unusual data sets and outputs."""
+"""COCO figures against pycocotools to the last digit, and how COCOEvaluator treats unusual datasets and outputs."""
 
 import contextlib
 import copy
@@ -313,7 +313,7 @@ def _broken(path, change):
     [
         (lambda t: t.pop("annotations"), "truth.json has no annotations"),
         (lambda t: t.update(annotations=[]), "truth.json has no annotations"),
-        (lambda t: t["annotations"][1].update(id=1), "annotation 1 is there twice"),
+        (lambda t: t["annotations"][1].update(id=1), "annotation 1 occurs twice"),
         (lambda t: t["annotations"][1].pop("bbox"), "annotation 2 has no bbox"),
         (lambda t: t["annotations"][1].pop("segmentation"), "annotation 2 has no segmentation"),
     ],

@@ -1,4 +1,4 @@
-"""Inference over a data set."""
+"""Inference over a dataset."""
 
 import contextlib
 import logging

@@ -225,7 +225,7 @@ BROKEN = {
     "unpredicted": (lambda t, p, m: p.update(annotations=[]), "prediction.json has no prediction for image 1"),
     "unknown image": (
         lambda t, p, m: p["annotations"].append({"image_id": 2, "file_name": "1.png", "segments_info": []}),
-        "prediction.json has image 2, which .*truth.json has not",
+        "prediction.json has image 2, which .*truth.json lacks",
     ),
     "image twice": (
         lambda t, p, m: p["annotations"].append(p["annotations"][0]),
@@ -351,7 +351,7 @@ def test_evaluator_refuses_broken_outputs(tmp_path):
         evaluate(output_of(np.where(ids == 300, -1, ids.astype(np.int64)), segments))
     output = output_of(ids, segments)
     output["panoptic_seg"][1][0]["category_id"] = 3
-    with pytest.raises(UserError, match="segment 7 has thing class 3, of which the data set has 3"):
+    with pytest.raises(UserError, match="segment 7 has thing class 3, of which the dataset has 3"):
         evaluate(output)
     evaluator.reset()
     with pytest.raises(UserError, match="no prediction for image 1"):

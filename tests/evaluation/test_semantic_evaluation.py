@@ -1,4 +1,4 @@
-"""Semantic figures, and box AP on a panoptic data set without an instance file."""
+"""Semantic figures, and box AP on a panoptic dataset without an instance file."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A run small enough for a test: a data set of a few rectangles, a little network, and reading what a run wrote."""
+"""A run small enough for a test: a dataset of a few rectangles, a little network, and reading what a run wrote."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnest_det.configuration.reading import config_folder
+from resnest_det.files import packaged
 
 TINY = """
 _BASE_: {base}
@@ -31,7 +31,7 @@ OUTPUT_DIR: {output}
 
 
 def write_tiny_run(folder: Path) -> list[str]:
-    """Arguments of train_net for a run in `folder`: config file, data set, output folder `folder`/out."""
+    """Arguments of train_net for a run in `folder`: config file, dataset, output folder `folder`/out."""
     random = np.random.default_rng(0)
     (folder / "images").mkdir()
     images, annotations = [], []
@@ -59,7 +59,7 @@ def write_tiny_run(folder: Path) -> list[str]:
 
     name = f"tiny_{folder.name}"  # a name can be registered once in a process
     config = folder / "tiny.yaml"
-    config.write_text(TINY.format(base=config_folder() / "Base-RCNN-FPN.yaml", name=name, output=folder / "out"))
+    config.write_text(TINY.format(base=packaged("configs") / "Base-RCNN-FPN.yaml", name=name, output=folder / "out"))
     return ["--config-file", str(config), "--register", f"{name}={folder / 'tiny.json'},{folder / 'images'}"]
 
 

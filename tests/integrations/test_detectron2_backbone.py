@@ -21,8 +21,9 @@ from fvcore.nn.precise_bn import get_bn_modules  # noqa: E402
 from resnest_det.backbone.classifier import create_model  # noqa: E402
 from resnest_det.backbone.loading import load_weights  # noqa: E402
 from resnest_det.configuration.model import assemble_model  # noqa: E402
-from resnest_det.configuration.reading import config_folder, load_config  # noqa: E402
+from resnest_det.configuration.reading import load_config  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
+from resnest_det.files import packaged  # noqa: E402
 from resnest_det.integrations import detectron2_weights  # noqa: E402
 from resnest_det.integrations.detectron2 import ResNeStBackbone, add_resnest_config  # noqa: E402
 from tests.helpers.configs import HERE, narrow, typed  # noqa: E402
@@ -48,7 +49,7 @@ def small_config(recipe: str = "mask_rcnn_ResNeSt50_FPN", *overrides):
     """A recipe as an existing Detectron2 project reads it, made small."""
     cfg = get_cfg()
     add_resnest_config(cfg)
-    cfg.merge_from_file(str(next(config_folder().rglob(f"{recipe}.yaml"))))
+    cfg.merge_from_file(str(next(packaged("configs").rglob(f"{recipe}.yaml"))))
     cfg.merge_from_list([*typed(SMALL), *overrides])
     return cfg
 
@@ -207,7 +208,7 @@ def test_keypoints_train_and_are_predicted():
     assert len(found) > 0 and found.pred_keypoints.shape == (len(found), 17, 3)
 
 
-@pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(packaged("configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_merges_into_a_detectron2_config(path):
     cfg = get_cfg()
     add_resnest_config(cfg)

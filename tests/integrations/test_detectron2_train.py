@@ -174,7 +174,7 @@ def test_data_that_the_model_cannot_be_measured_by():
     from resnest_det.integrations import detectron2_train
 
     MetadataCatalog.get("of_semantic").evaluator_type = "sem_seg"
-    with pytest.raises(UserError, match="dataset of_semantic of type sem_seg has nothing to evaluate a GeneralizedRCNN by"):
+    with pytest.raises(UserError, match="dataset of_semantic of type sem_seg has nothing to evaluate a GeneralizedRCNN on"):
         detectron2_train.Trainer.build_evaluator(detectron2_train.get_cfg(), "of_semantic")
 
 

@@ -19,12 +19,12 @@ from mmengine.runner import Runner  # noqa: E402
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict  # noqa: E402
 from torch.nn.modules.batchnorm import _BatchNorm  # noqa: E402
 
-from resnest_det.configuration.reading import config_folder  # noqa: E402
 from resnest_det.data.shapes import THINGS, instances_json, write_shapes  # noqa: E402
+from resnest_det.files import packaged  # noqa: E402
 from resnest_det.integrations.mmdet import ResNeStDet  # noqa: E402
 
 register_all_modules()
-OURS = sorted(path.name for path in (config_folder() / "mmdet").glob("*.py"))
+OURS = sorted(path.name for path in (packaged("configs") / "mmdet").glob("*.py"))
 THEIRS = [
     f"{detector}_s{depth}_fpn_syncbn-backbone+head_{schedule}_coco.py"
     for detector, schedule in (
@@ -90,7 +90,7 @@ def test_every_combination_has_a_recipe():
 
 @pytest.mark.parametrize("name", OURS)
 def test_recipes_build(name):
-    config = Config.fromfile(config_folder() / "mmdet" / name)
+    config = Config.fromfile(packaged("configs") / "mmdet" / name)
     depth = 101 if "101" in name else 50
     assert config.model.backbone.init_cfg == dict(type="Pretrained", checkpoint=f"resnest://resnest{depth}")
     assert list(config.model.data_preprocessor.mean) == [123.68, 116.779, 103.939] and config.model.data_preprocessor.bgr_to_rgb
@@ -134,7 +134,7 @@ def test_an_epoch_on_shapes_through_the_runner(tmp_path, monkeypatch):
 
 
 def small_run(data: Path, work_dir: Path) -> Config:
-    config = without_pretrained_weights(Config.fromfile(config_folder() / "mmdet" / "mask-rcnn_resnest50_fpn_1x_coco.py"))
+    config = without_pretrained_weights(Config.fromfile(packaged("configs") / "mmdet" / "mask-rcnn_resnest50_fpn_1x_coco.py"))
     config.model.backbone.update(depth=14, base_channels=16, stem_channels=16)
     config.model.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
     config.model.rpn_head.update(in_channels=32, feat_channels=32)

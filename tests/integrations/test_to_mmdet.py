@@ -49,7 +49,7 @@ MODELS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def datasets(tmp_path_factory):
-    """A folder of data sets with a few shapes."""
+    """A folder of datasets with a few shapes."""
     folder = tmp_path_factory.mktemp("datasets")
     write_shapes(folder / "shapes", {"train": 3, "val": 3})
     with pytest.MonkeyPatch.context() as patch:
@@ -300,7 +300,7 @@ def test_checkpoints_that_do_not_fit(weights, tmp_path):
         run("mask", tmp_path, "--weights", str(weights), keys=["MODEL.ROI_BOX_HEAD.FC_DIM", "128"])
     backbone = {key: value for key, value in torch.load(weights)["model"].items() if key.startswith("backbone.bottom_up.")}
     torch.save(backbone, tmp_path / "backbone.pth")
-    with pytest.raises(UserError, match=r"backbone.pth has nothing for \d+ parameters .* is a whole detector"):
+    with pytest.raises(UserError, match=r"backbone.pth has nothing for \d+ parameters .* only a whole detector"):
         run("mask", tmp_path, "--weights", str(tmp_path / "backbone.pth"))
     with pytest.raises(UserError, match="model_final.pth: not a checkpoint of an MMDetection detector: .*backbone.stem.0.weight"):
         run("mask", tmp_path, "--from", str(weights))

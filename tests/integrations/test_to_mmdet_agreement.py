@@ -88,7 +88,7 @@ def datasets(tmp_path_factory):
 
 
 def register_found(own: list[dict], name: str, folder, datasets) -> list[str]:
-    """A data set `name` whose truth is the best detections in the images of shapes_val; keys for a configuration to use it."""
+    """A dataset `name` whose truth is the best detections in the images of shapes_val; keys for a configuration to use it."""
     truth = json.loads((datasets / "shapes" / "annotations" / "instances_val.json").read_text())
     ids = {index: category["id"] for index, category in enumerate(truth["categories"])}
     annotations = []

@@ -10,14 +10,15 @@ import torch
 from resnest_det import model_zoo
 from resnest_det.commands.train_net import main
 from resnest_det.configuration.model import assemble_model
-from resnest_det.configuration.reading import config_folder, load_config
+from resnest_det.configuration.reading import load_config
 from resnest_det.errors import UserError
+from resnest_det.files import packaged
 from resnest_det.model_zoo import TRAINED_DETECTORS
 from resnest_det.weights.downloads import resolve_weights
 from tests.helpers.configs import HERE, narrow, typed
 from tests.helpers.datasets import write_panoptic_shapes
 
-RECIPES = sorted(path.stem for path in config_folder().glob("*.yaml") if not path.stem.startswith("Base-"))
+RECIPES = sorted(path.stem for path in packaged("configs").glob("*.yaml") if not path.stem.startswith("Base-"))
 BIG = ("101", "200", "269")
 PARAMETERS = json.loads(gzip.decompress(Path(__file__).with_name("wrapper_parameters.json.gz").read_bytes()))
 

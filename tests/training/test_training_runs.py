@@ -1,4 +1,4 @@
-"""Whole runs on a tiny data set: files, exact resumption, evaluation, precise batch norm."""
+"""Whole runs on a tiny dataset: files, exact resumption, evaluation, precise batch norm."""
 
 import shutil
 
