@@ -36,8 +36,8 @@ class CascadeROIHeads(StandardROIHeads):
         if iou_thresholds[0] != arguments["sampler"].iou_thresholds[0]:
             raise ArgumentError(
                 "iou_thresholds",
-                f"starts with {iou_thresholds[0]}, but regions are sampled at {arguments['sampler'].iou_thresholds[0]}; both are the "
-                "first stage's",
+                f"starts with {iou_thresholds[0]}, but regions are sampled at {arguments['sampler'].iou_thresholds[0]}; "
+                "both are the first stage's",
             )
         super().__init__(box_head=nn.ModuleList(box_heads), box_predictor=nn.ModuleList(box_predictors), **arguments)
         self.iou_thresholds = tuple(iou_thresholds)
