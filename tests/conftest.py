@@ -28,6 +28,13 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(str(error)) from error
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Older code than torch's warns much and anywhere: where a host runs, warnings are no errors."""
+    for item in items:
+        if item.get_closest_marker("detectron2") or item.get_closest_marker("mmdet"):
+            item.add_marker(pytest.mark.filterwarnings("ignore"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def builtin_engine():
     """Runs are of the built-in detector unless a test says otherwise, where Detectron2 is installed too."""
