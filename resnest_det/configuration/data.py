@@ -14,9 +14,9 @@ from resnest_det.data.coco import Dataset
 from resnest_det.data.loader import InferenceBatches, PackedRecords, training_batches
 from resnest_det.data.mapper import inference_sample, training_sample
 from resnest_det.data.panoptic import PanopticMetadata, has_boxes
-from resnest_det.data.transforms import Augmentation
+from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
 from resnest_det.distributed import get_rank, get_world_size
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, naming
 
 logger = logging.getLogger(__name__)
 
@@ -126,36 +126,22 @@ def build_test_loader(cfg, dataset: Dataset) -> InferenceBatches:
 
 
 def build_augmentation(cfg) -> Augmentation:
-    """What INPUT says of resizing, cropping and mirroring.
+    """What INPUT says of cropping, resizing and mirroring, in Detectron2's order.
 
     Raises:
         UserError: a value that cannot be; the message names the key.
     """
-    sizes = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
-    if not sizes or not all(isinstance(size, int) and size >= 0 for size in sizes):
-        raise UserError(f"INPUT.MIN_SIZE_TRAIN is {sizes}; it must be one or more whole numbers of pixels")
-    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not (len(sizes) == 2 and sizes[0] <= sizes[1]):
-        raise UserError(f"INPUT.MIN_SIZE_TRAIN is {sizes}; with MIN_SIZE_TRAIN_SAMPLING range it must be (smallest, largest)")
-    return Augmentation(
-        short_sides=sizes,
-        max_side=cfg.INPUT.MAX_SIZE_TRAIN,
-        sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
-        flip=cfg.INPUT.RANDOM_FLIP,
-        crop=_crop(cfg.INPUT.CROP) if cfg.INPUT.CROP.ENABLED else None,
-    )
-
-
-def _crop(crop) -> tuple[str, tuple[float, float]]:
-    kind, size = crop.TYPE, tuple(crop.SIZE)
-    if kind.startswith("relative"):
-        valid, wanted = all(0 < side <= 1 for side in size), "fractions in (0, 1]"
-    else:
-        valid, wanted = all(isinstance(side, int) and side >= 1 for side in size), "whole numbers of pixels"
-    if kind == "absolute_range":
-        valid, wanted = valid and size == tuple(sorted(size)), f"{wanted}, the smaller first"
-    if len(size) != 2 or not valid:
-        raise UserError(f"INPUT.CROP.SIZE is {size}; with INPUT.CROP.TYPE {kind} it must be two {wanted}")
-    return kind, size
+    given, steps = cfg.INPUT, []
+    if given.CROP.ENABLED:
+        with naming({"kind": "INPUT.CROP.TYPE", "size": "INPUT.CROP.SIZE"}):
+            steps.append(RandomCrop(given.CROP.TYPE, tuple(given.CROP.SIZE)))
+    names = {"short_sides": "MIN_SIZE_TRAIN", "max_side": "MAX_SIZE_TRAIN", "sampling": "MIN_SIZE_TRAIN_SAMPLING"}
+    with naming({argument: f"INPUT.{key}" for argument, key in names.items()}):
+        steps.append(ResizeShortestEdge(tuple(given.MIN_SIZE_TRAIN), given.MAX_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING))
+    if given.RANDOM_FLIP != "none":
+        with naming({"direction": "INPUT.RANDOM_FLIP"}):
+            steps.append(RandomFlip(given.RANDOM_FLIP))
+    return Augmentation(tuple(steps))
 
 
 def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:

@@ -9,6 +9,7 @@ from resnest_det.data.panoptic import has_boxes, with_truth
 from resnest_det.data.polygons import rasterize
 from resnest_det.data.transforms import (
     Augmentation,
+    Crop,
     Resize,
     Transform,
     short_side_size,
@@ -70,7 +71,7 @@ def training_sample(
     }
     if mask_format is not None:
         target["masks"] = _masks(record, objects, transforms, size, mask_format)
-        if augmentation.crop is not None:
+        if any(isinstance(transform, Crop) for transform in transforms):
             target["boxes"] = _mask_boxes(target["masks"])
     target = _without_empty(target)
     if semantic:
