@@ -13,7 +13,8 @@ from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
 from resnest_det.data.loader import InferenceBatches, PackedRecords, training_batches
 from resnest_det.data.mapper import inference_sample, training_sample
-from resnest_det.data.panoptic import PanopticMetadata, has_boxes
+from resnest_det.data.records import Record, Sample
+from resnest_det.data.semantic import SemanticMetadata
 from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
 from resnest_det.distributed import get_rank, get_world_size
 from resnest_det.errors import UserError, naming
@@ -54,8 +55,8 @@ def read_run_data(cfg, *, train: bool) -> RunData:
         train: whether DATASETS.TRAIN is needed.
 
     Raises:
-        UserError: a dataset cannot be read, has nothing to train on, fewer images than there are processes, other classes than the
-            model or another dataset, or lacks a mask that MODEL.MASK_ON needs.
+        UserError: a dataset cannot be read, has nothing to train on, fewer images than there are processes, other classes than
+            the model or another dataset, or lacks a mask that MODEL.MASK_ON needs.
     """
     if train and not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty; name the dataset to train on, for instance ('coco_2017_train',)")
@@ -70,7 +71,7 @@ def read_run_data(cfg, *, train: bool) -> RunData:
 
 def build_train_loader(
     cfg, images: TrainingImages, *, seed: int, start_iteration: int = 0, num_workers: int | None = None
-) -> Iterator[list[dict]]:
+) -> Iterator[list[Sample]]:
     """Endless batches of training samples, this process's SOLVER.IMS_PER_BATCH / world size each.
 
     Batch k of the run is a function of the seed and k alone: starting at iteration k gives what a run from the beginning
@@ -90,6 +91,7 @@ def build_train_loader(
         image_format=cfg.INPUT.FORMAT,
         mask_format=cfg.INPUT.MASK_FORMAT if tasks.masks else None,
         semantic=tasks.pixels,
+        ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
     )
     landscape = images.landscape if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     return training_batches(
@@ -168,9 +170,9 @@ def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:
     return TrainingImages(PackedRecords(records), repeat_factors, landscape, datasets[0].metadata.thing_classes)
 
 
-def _check_masks(records: list[dict]) -> None:
-    for record in filter(has_boxes, records):
-        for annotation in record["annotations"]:
+def _check_masks(records: list[Record]) -> None:
+    for record in records:
+        for annotation in [] if record.get("objects_in_png") else record["annotations"]:
             if "segmentation" not in annotation and not annotation["iscrowd"]:
                 raise UserError(
                     f"annotation {annotation['id']} of image {record['file_name']} has no segmentation; "
@@ -185,14 +187,21 @@ def check_classes(datasets: list[Dataset], cfg) -> None:
         UserError: naming the dataset and the key.
     """
     if tasks_of(cfg).objects:
+        for dataset in datasets:
+            if not dataset.metadata.thing_classes:
+                raise UserError(
+                    f"dataset {dataset.name} has no objects, only labels of pixels; MODEL.META_ARCHITECTURE SemanticSegmentor "
+                    f"can learn them, {cfg.MODEL.META_ARCHITECTURE} cannot"
+                )
         names = {dataset.name: dataset.metadata.thing_classes for dataset in datasets}
         _check_names(names, "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     if tasks_of(cfg).pixels:
         for dataset in datasets:
-            if not isinstance(dataset.metadata, PanopticMetadata):
+            if not isinstance(dataset.metadata, SemanticMetadata):
                 raise UserError(
                     f"dataset {dataset.name} has no labels of pixels, which MODEL.META_ARCHITECTURE "
-                    f"{cfg.MODEL.META_ARCHITECTURE} needs; register a panoptic dataset by --register-panoptic"
+                    f"{cfg.MODEL.META_ARCHITECTURE} needs; register a panoptic dataset by --register-panoptic, or one with label "
+                    f"PNG files by --register-semantic"
                 )
         names = {dataset.name: dataset.metadata.stuff_classes for dataset in datasets}
         _check_names(names, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)

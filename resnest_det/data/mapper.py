@@ -5,8 +5,10 @@ import pycocotools.mask as mask_util
 import torch
 
 from resnest_det.data.image import read_record_image
-from resnest_det.data.panoptic import has_boxes, with_truth
+from resnest_det.data.label_png import UNLABELLED
+from resnest_det.data.panoptic import with_truth
 from resnest_det.data.polygons import rasterize
+from resnest_det.data.records import Annotation, Record, Sample, Target
 from resnest_det.data.transforms import (
     Augmentation,
     Crop,
@@ -25,34 +27,32 @@ _EMPTY_SIDE = 1e-5
 
 
 def training_sample(
-    record: dict,
+    record: Record,
     generator: np.random.Generator,
     *,
     augmentation: Augmentation,
     image_format: str,
     mask_format: str | None,
     semantic: bool = False,
-) -> dict:
+    ignore_value: int = UNLABELLED,
+) -> Sample:
     """Read, augment and annotate one training image.
 
     Args:
-        record: see `resnest_det.data.coco.Dataset`.
         generator: every random choice for this showing of the image comes from it.
         image_format: "BGR", "RGB" or "L".
         mask_format: "polygon", "bitmask", or None for boxes alone; with a format every object needs a segmentation. An
             image that has run-length masks gives bitmasks either way.
-        semantic: whether the labels of pixels are targets too; the record is then a panoptic one.
+        semantic: whether the labels of pixels are targets too; the record then has some.
+        ignore_value: of pixels that have no label, in the target.
 
     Returns:
-        {"image": uint8 tensor (C, H, W), "height", "width": the file's size, "image_id", "file_name", "seed": int for
-        what the model samples, "target": {"boxes": (N, 4) float32 XYXY in pixels of "image", "labels": (N,) int64,
-        "masks" (with a mask_format): N lists of polygons, float64 (2k,), or a bool tensor (N, H, W); "sem_seg" (if
-        `semantic`): uint8 tensor (H, W), see `resnest_det.data.panoptic.semantic_labels`}}. Crowd regions and objects that
-        a crop left nothing of are absent.
+        a sample with `seed` and `target`, which has `masks` with a mask_format, and `sem_seg` if `semantic`: uint8 with 255 as
+        the `ignore_value`, otherwise int64.
 
     Raises:
-        UserError: see `read_record_image` and `resnest_det.data.panoptic.read_record_segments`; also where a mask is
-            malformed or does not fit its image.
+        UserError: see `read_record_image` and `resnest_det.data.panoptic.with_truth`; also where a mask is malformed or does not
+            fit its image.
     """
     seed = int(generator.integers(2**63))
     pixels = read_record_image(record, image_format)
@@ -61,7 +61,7 @@ def training_sample(
     size = pixels.shape[:2]
 
     labels = None
-    if semantic or not has_boxes(record):
+    if semantic or record.get("objects_in_png"):
         record, labels = with_truth(record)
     objects = [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
     boxes = transform_boxes(_boxes_xyxy(objects), transforms, size)
@@ -75,11 +75,12 @@ def training_sample(
             target["boxes"] = _mask_boxes(target["masks"])
     target = _without_empty(target)
     if semantic:
-        target["sem_seg"] = torch.from_numpy(np.array(transform_mask(labels, transforms)))
+        moved = torch.from_numpy(np.array(transform_mask(labels, transforms)))
+        target["sem_seg"] = moved if ignore_value == UNLABELLED else moved.long().where(moved != UNLABELLED, ignore_value)
     return _sample(record, pixels) | {"seed": seed, "target": target}
 
 
-def inference_sample(record: dict, *, short_side: int, max_side: int, image_format: str) -> dict:
+def inference_sample(record: Record, *, short_side: int, max_side: int, image_format: str) -> Sample:
     """Read and resize one image for inference (a short side of 0 keeps its size); a training sample without the target.
 
     Raises:
@@ -92,12 +93,12 @@ def inference_sample(record: dict, *, short_side: int, max_side: int, image_form
     return _sample(record, pixels)
 
 
-def _sample(record: dict, pixels: np.ndarray) -> dict:
+def _sample(record: Record, pixels: np.ndarray) -> Sample:
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     return {"image": image} | {key: record[key] for key in ("height", "width", "image_id", "file_name")}
 
 
-def _boxes_xyxy(objects: list[dict]) -> np.ndarray:
+def _boxes_xyxy(objects: list[Annotation]) -> np.ndarray:
     # Rounded to single precision before anything else, as Detectron2 does, or boxes would differ in their last bit.
     boxes = np.array([annotation["bbox"] for annotation in objects], dtype=np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -105,7 +106,7 @@ def _boxes_xyxy(objects: list[dict]) -> np.ndarray:
 
 
 def _masks(
-    record: dict, objects: list[dict], transforms: list[Transform], size: tuple[int, int], mask_format: str
+    record: Record, objects: list[Annotation], transforms: list[Transform], size: tuple[int, int], mask_format: str
 ) -> list[list[np.ndarray]] | torch.Tensor:
     segmentations = [_segmentation(annotation, record) for annotation in objects]
     if mask_format == "polygon" and all(isinstance(segmentation, list) for segmentation in segmentations):
@@ -120,7 +121,7 @@ def _masks(
     return torch.from_numpy(bitmasks.view(np.bool_))
 
 
-def _segmentation(annotation: dict, record: dict) -> list[np.ndarray] | np.ndarray:
+def _segmentation(annotation: Annotation, record: Record) -> list[np.ndarray] | np.ndarray:
     """Polygons (k, 2) float64, or a decoded bitmask (H, W) uint8, of one object in the file's pixels."""
     where = f"annotation {annotation['id']} of image {record['file_name']}"
     segmentation = annotation["segmentation"]
@@ -164,7 +165,7 @@ def _mask_boxes(masks: list[list[np.ndarray]] | torch.Tensor) -> torch.Tensor:
     return boxes
 
 
-def _without_empty(target: dict) -> dict:
+def _without_empty(target: Target) -> Target:
     boxes, masks = target["boxes"], target.get("masks")
     keep = ((boxes[:, 2:] - boxes[:, :2]) > _EMPTY_SIDE).all(dim=1)
     if masks is None:

@@ -18,7 +18,7 @@ class SemanticSegmentor(ImageModel):
         pixel_mean, pixel_std: of each channel of the input.
 
     A batch is a list of samples as `GeneralizedRCNN` takes them, of whose `target` only `sem_seg` is looked at: (H, W) integer
-    classes of the pixels of `image`, 255 where there is no label. In training mode the model returns a dict with
+    classes of the pixels of `image`, the head's `ignore_value` where there is no label. In training mode the model returns a dict with
     `loss_sem_seg`; otherwise for each image a dict of `sem_seg`, (C, height, width) float32 logits at the size of the image
     itself.
     """
@@ -49,7 +49,9 @@ def semantic_targets(model: ImageModel, batch: Sequence[dict]) -> Tensor:
         name = sample.get("file_name", f"image {i} of the batch")
         image_labels = sample["target"].get("sem_seg")
         if image_labels is None:
-            raise UserError(f"{name}: no semantic labels to learn from; DATASETS.TRAIN must name a panoptic data set")
+            raise UserError(
+                f"{name}: no semantic labels to learn from; DATASETS.TRAIN must name a dataset whose pixels have labels"
+            )
         if image_labels.shape != sample["image"].shape[-2:]:
             raise UserError(f"{name}: labels of {tuple(image_labels.shape)} pixels, image of {tuple(sample['image'].shape[-2:])}")
         labels.append(image_labels.to(model.device))

@@ -67,6 +67,7 @@ _CHOICES = {
 _SEMANTIC_CHOICES = {
     "MODEL.SEM_SEG_HEAD.IN_FEATURES": tuple([*_LEVELS[:count]] for count in (4, 3, 2, 1)),
     "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": (4,),
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": (255,),
     "MODEL.SEM_SEG_HEAD.NORM": ("", "BN", "SyncBN", "GN"),
     "MODEL.PANOPTIC_FPN.COMBINE.ENABLED": (True,),
 }

@@ -7,6 +7,7 @@ from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.data import check_batch_size
 from resnest_det.data.coco import Metadata, read_json
+from resnest_det.data.panoptic import PanopticMetadata
 from resnest_det.errors import UserError
 
 _META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
@@ -62,6 +63,8 @@ def is_panoptic(cfg: CfgNode) -> bool:
 def _dataset(cfg: CfgNode, metadata: Metadata, pipeline: list[dict]) -> dict:
     images = dict(img=os.path.abspath(metadata.image_root))
     if is_panoptic(cfg):
+        if not isinstance(metadata, PanopticMetadata):
+            raise UserError(f"dataset {metadata.name} has no panoptic PNG files, which MMDetection reads labels of pixels from")
         things, stuff = tuple(metadata.thing_classes), tuple(metadata.stuff_classes[1:])
         ids = [*metadata.thing_dataset_id_to_contiguous_id, *metadata.stuff_dataset_id_to_contiguous_id]
         _check_order(metadata.panoptic_json, ids)
