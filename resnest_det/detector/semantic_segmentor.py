@@ -54,5 +54,5 @@ def semantic_targets(model: ImageModel, batch: Sequence[dict]) -> Tensor:
             )
         if image_labels.shape != sample["image"].shape[-2:]:
             raise UserError(f"{name}: labels of {tuple(image_labels.shape)} pixels, image of {tuple(sample['image'].shape[-2:])}")
-        labels.append(image_labels.to(model.device))
+        labels.append(image_labels.to(model.device).long())  # a byte would not hold any value to fill up with
     return model.pad(labels, model.sem_seg_head.ignore_value)
