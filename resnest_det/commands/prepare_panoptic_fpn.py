@@ -22,7 +22,7 @@ COCO = ("coco_2017_val_panoptic_stuffonly", "coco_2017_train_panoptic_stuffonly"
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*", default=COCO, help="panoptic datasets (default: %(default)s)")
-    add_register_flags(parser, instances=False)
+    add_register_flags(parser, all_kinds=False)
     parser.add_argument(
         "--output-dir",
         help="folder to write to, for one dataset (default: where Detectron2 looks, beside the panoptic files, with "

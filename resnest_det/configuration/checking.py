@@ -36,7 +36,6 @@ CHOICES = {
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2",),
     "MODEL.SEM_SEG_HEAD.NAME": ("SemSegFPNHead",),
     "MODEL.SEM_SEG_HEAD.NORM": NORMS,
-    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": (255,),
     "INPUT.FORMAT": ("BGR", "RGB", "L"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),

@@ -13,10 +13,11 @@ from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
 from resnest_det.data.loader import InferenceBatches, PackedRecords, training_batches
 from resnest_det.data.mapper import inference_sample, training_sample
-from resnest_det.data.panoptic import PanopticMetadata, has_boxes
-from resnest_det.data.transforms import Augmentation
+from resnest_det.data.records import Record, Sample
+from resnest_det.data.semantic import SemanticMetadata
+from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
 from resnest_det.distributed import get_rank, get_world_size
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, naming
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,8 @@ def read_run_data(cfg, *, train: bool) -> RunData:
         train: whether DATASETS.TRAIN is needed.
 
     Raises:
-        UserError: a dataset cannot be read, has nothing to train on, has fewer images than there are processes, lacks a mask that
-            MODEL.MASK_ON needs, or has other classes than the model or another dataset.
+        UserError: a dataset cannot be read, has nothing to train on, fewer images than there are processes, other classes than
+            the model or another dataset, or lacks a mask that MODEL.MASK_ON needs.
     """
     if train:
         check_training_data(cfg, get_world_size())
@@ -70,8 +71,8 @@ def read_run_data(cfg, *, train: bool) -> RunData:
 
 def build_train_loader(
     cfg, images: TrainingImages, *, seed: int, start_iteration: int = 0, num_workers: int | None = None
-) -> Iterator[list[dict]]:
-    """Endless batches of training samples, SOLVER.IMS_PER_BATCH / world size in each for this process.
+) -> Iterator[list[Sample]]:
+    """Endless batches of training samples, this process's SOLVER.IMS_PER_BATCH / world size each.
 
     Batch k depends only on the seed and k: a run started at iteration k sees what a run from the beginning would see from there.
 
@@ -88,6 +89,7 @@ def build_train_loader(
         image_format=cfg.INPUT.FORMAT,
         mask_format=cfg.INPUT.MASK_FORMAT if tasks.masks else None,
         semantic=tasks.pixels,
+        ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
     )
     landscape = images.landscape if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     return training_batches(
@@ -135,36 +137,22 @@ def build_test_loader(cfg, dataset: Dataset) -> InferenceBatches:
 
 
 def build_augmentation(cfg) -> Augmentation:
-    """Resizing, cropping and mirroring as INPUT says.
+    """What INPUT says of cropping, resizing and mirroring, in Detectron2's order.
 
     Raises:
         UserError: an impossible value; the message names the key.
     """
-    sizes = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
-    if not sizes or not all(isinstance(size, int) and size >= 0 for size in sizes):
-        raise UserError(f"INPUT.MIN_SIZE_TRAIN is {sizes}; it must be one or more whole numbers of pixels")
-    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not (len(sizes) == 2 and sizes[0] <= sizes[1]):
-        raise UserError(f"INPUT.MIN_SIZE_TRAIN is {sizes}; with MIN_SIZE_TRAIN_SAMPLING range it must be (smallest, largest)")
-    return Augmentation(
-        short_sides=sizes,
-        max_side=cfg.INPUT.MAX_SIZE_TRAIN,
-        sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
-        flip=cfg.INPUT.RANDOM_FLIP,
-        crop=_crop(cfg.INPUT.CROP) if cfg.INPUT.CROP.ENABLED else None,
-    )
-
-
-def _crop(crop) -> tuple[str, tuple[float, float]]:
-    kind, size = crop.TYPE, tuple(crop.SIZE)
-    if kind.startswith("relative"):
-        valid, wanted = all(0 < side <= 1 for side in size), "fractions in (0, 1]"
-    else:
-        valid, wanted = all(isinstance(side, int) and side >= 1 for side in size), "whole numbers of pixels"
-    if kind == "absolute_range":
-        valid, wanted = valid and size == tuple(sorted(size)), f"{wanted}, the smaller first"
-    if len(size) != 2 or not valid:
-        raise UserError(f"INPUT.CROP.SIZE is {size}; with INPUT.CROP.TYPE {kind} it must be two {wanted}")
-    return kind, size
+    given, steps = cfg.INPUT, []
+    if given.CROP.ENABLED:
+        with naming({"kind": "INPUT.CROP.TYPE", "size": "INPUT.CROP.SIZE"}):
+            steps.append(RandomCrop(given.CROP.TYPE, tuple(given.CROP.SIZE)))
+    names = {"short_sides": "MIN_SIZE_TRAIN", "max_side": "MAX_SIZE_TRAIN", "sampling": "MIN_SIZE_TRAIN_SAMPLING"}
+    with naming({argument: f"INPUT.{key}" for argument, key in names.items()}):
+        steps.append(ResizeShortestEdge(tuple(given.MIN_SIZE_TRAIN), given.MAX_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING))
+    if given.RANDOM_FLIP != "none":
+        with naming({"direction": "INPUT.RANDOM_FLIP"}):
+            steps.append(RandomFlip(given.RANDOM_FLIP))
+    return Augmentation(tuple(steps))
 
 
 def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:
@@ -191,9 +179,9 @@ def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:
     return TrainingImages(PackedRecords(records), repeat_factors, landscape, datasets[0].metadata.thing_classes)
 
 
-def _check_masks(records: list[dict]) -> None:
-    for record in filter(has_boxes, records):
-        for annotation in record["annotations"]:
+def _check_masks(records: list[Record]) -> None:
+    for record in records:
+        for annotation in [] if record.get("objects_in_png") else record["annotations"]:
             if "segmentation" not in annotation and not annotation["iscrowd"]:
                 raise UserError(
                     f"annotation {annotation['id']} of image {record['file_name']} has no segmentation; "
@@ -208,14 +196,21 @@ def check_classes(datasets: list[Dataset], cfg) -> None:
         UserError: they have not; the message names the dataset and the key.
     """
     if tasks_of(cfg).objects:
+        for dataset in datasets:
+            if not dataset.metadata.thing_classes:
+                raise UserError(
+                    f"dataset {dataset.name} has no objects, only labels of pixels; MODEL.META_ARCHITECTURE SemanticSegmentor "
+                    f"can learn them, {cfg.MODEL.META_ARCHITECTURE} cannot"
+                )
         names = {dataset.name: dataset.metadata.thing_classes for dataset in datasets}
         _check_names(names, "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     if tasks_of(cfg).pixels:
         for dataset in datasets:
-            if not isinstance(dataset.metadata, PanopticMetadata):
+            if not isinstance(dataset.metadata, SemanticMetadata):
                 raise UserError(
                     f"dataset {dataset.name} has no labels of pixels, which MODEL.META_ARCHITECTURE "
-                    f"{cfg.MODEL.META_ARCHITECTURE} needs; register a panoptic dataset with --register-panoptic"
+                    f"{cfg.MODEL.META_ARCHITECTURE} needs; register a panoptic dataset by --register-panoptic, or one with label "
+                    f"PNG files by --register-semantic"
                 )
         names = {dataset.name: dataset.metadata.stuff_classes for dataset in datasets}
         _check_names(names, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)

@@ -8,8 +8,11 @@ from fvcore.common.config import CfgNode
 from resnest_det.configuration.data import build_test_loader
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.data.coco import Dataset
+from resnest_det.data.panoptic import PanopticMetadata
 from resnest_det.drawing.instances import ComparisonWriter
 from resnest_det.drawing.panoptic import PanopticComparisonWriter
+from resnest_det.drawing.semantic import SemanticComparisonWriter
+from resnest_det.errors import UserError
 from resnest_det.evaluation.coco import COCOEvaluator
 from resnest_det.evaluation.loop import EvaluationSet, Evaluator, PictureWriter
 from resnest_det.evaluation.panoptic import PanopticEvaluator
@@ -52,7 +55,13 @@ def _of_objects(cfg: CfgNode, dataset: Dataset, folder: str) -> tuple[list[Evalu
 
 def _of_pixels(cfg: CfgNode, dataset: Dataset, folder: str) -> tuple[list[Evaluator], list[PictureWriter]]:
     tasks = tasks_of(cfg)
-    evaluators: list[Evaluator] = [SemSegEvaluator(dataset)] if tasks.pixels else []
+    if not tasks.pixels:
+        return [], []
     if not tasks.panoptic:
-        return evaluators, []
-    return [*evaluators, PanopticEvaluator(dataset, folder)], [PanopticComparisonWriter(dataset, folder)]
+        return [SemSegEvaluator(dataset)], [SemanticComparisonWriter(dataset, folder)]
+    if not isinstance(dataset.metadata, PanopticMetadata):
+        raise UserError(
+            f"dataset {dataset.name} has no panoptic truth to evaluate by; set MODEL.PANOPTIC_FPN.COMBINE.ENABLED False, or "
+            f"register a panoptic dataset by --register-panoptic"
+        )
+    return [SemSegEvaluator(dataset), PanopticEvaluator(dataset, folder)], [PanopticComparisonWriter(dataset, folder)]

@@ -1,7 +1,7 @@
 """Names of datasets and where they live; nothing is read until a dataset is asked for."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 from resnest_det.data import shapes
 from resnest_det.data.coco import Dataset, load_coco_instances
 from resnest_det.data.panoptic import load_coco_panoptic
+from resnest_det.data.semantic import SemanticFiles, load_semantic
 from resnest_det.errors import UserError, nearest
 
 # name: (image folder, annotation file), below the datasets root, and the archives to unpack there
@@ -57,7 +58,9 @@ class PanopticFiles:
     stuff_only: bool = False
 
 
-_registered: dict[str, CocoFiles | PanopticFiles] = {}
+DatasetFiles = CocoFiles | PanopticFiles | SemanticFiles
+
+_registered: dict[str, DatasetFiles] = {}
 
 
 def datasets_root() -> Path:
@@ -94,8 +97,33 @@ def register_panoptic(
     register(name, PanopticFiles(str(panoptic_json), str(panoptic_root), str(image_root), instances))
 
 
-def register(name: str, files: CocoFiles | PanopticFiles) -> None:
-    """`register_coco` or `register_panoptic`, by the kind of `files`; the same twice does nothing.
+def register_semantic(
+    name: str,
+    label_root: str,
+    image_root: str,
+    classes: str | int | Sequence[str],
+    *,
+    ignore_value: int = 255,
+    list_file: str | None = None,
+    label_suffix: str = "",
+    image_suffix: str = "",
+    instances_json: str | None = None,
+) -> None:
+    """Make a dataset whose label PNG files have the names of its images known under `name`; its files are not touched yet.
+
+    Args:
+        label_root, image_root, classes and all others: see `resnest_det.data.semantic.SemanticFiles`.
+
+    Raises:
+        UserError: another dataset has this name, or it cannot be part of a file's name; or see `SemanticFiles`.
+    """
+    classes = classes if isinstance(classes, (str, int)) else tuple(classes)
+    files = SemanticFiles(label_root, image_root, classes, ignore_value, list_file, label_suffix, image_suffix, instances_json)
+    register(name, files)
+
+
+def register(name: str, files: DatasetFiles) -> None:
+    """`register_coco`, `register_panoptic` or `register_semantic`, by the kind of `files`; the same twice does nothing.
 
     Raises:
         UserError: another dataset has this name, or it cannot be part of a file's name.
@@ -119,7 +147,8 @@ def get_dataset(name: str, *, keep_truth: bool = False) -> Dataset:
 
     Raises:
         UserError: the name is unknown, files are absent (the message says which, and how to get them), or see
-            `resnest_det.data.coco.load_coco_instances` and `resnest_det.data.panoptic.load_coco_panoptic`.
+            `resnest_det.data.coco.load_coco_instances`, `resnest_det.data.panoptic.load_coco_panoptic` and
+            `resnest_det.data.semantic.load_semantic`.
     """
     if name in _registered:
         return _load(name, _registered[name], "", keep_truth)
@@ -129,13 +158,14 @@ def get_dataset(name: str, *, keep_truth: bool = False) -> Dataset:
     near = nearest(name, dataset_names(), cutoff=0.4) or dataset_names()
     raise UserError(
         f"unknown dataset {name!r}; nearest known names: {', '.join(near)}; "
-        f"register a COCO-format dataset of your own with --register {name}=ANNOTATIONS.json,IMAGE_DIR, a panoptic one with "
-        f"--register-panoptic {name}=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR"
+        f"a COCO-format dataset of your own is made known by --register {name}=ANNOTATIONS.json,IMAGE_DIR, a panoptic one "
+        f"by --register-panoptic {name}=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR, one with label PNG files by "
+        f"--register-semantic {name}=LABEL_DIR,IMAGE_DIR,CLASSES"
     )
 
 
-def _builtin() -> dict[str, Callable[[], tuple[CocoFiles | PanopticFiles, str]]]:
-    """For each known dataset, a function that gives its files and a hint at how to get them."""
+def _builtin() -> dict[str, Callable[[], tuple[DatasetFiles, str]]]:
+    """Of each dataset known by name a function that gives its files and a hint at how to get them."""
     known: dict[str, Callable] = {name: partial(_known_coco, name) for name in _COCO}
     for prefix in _COCO_PANOPTIC:
         known[f"{prefix}_separated"] = partial(_known_coco_panoptic, prefix, stuff_only=False)
@@ -187,10 +217,14 @@ def _shapes_panoptic(split: str) -> tuple[PanopticFiles, str]:
     ), ""
 
 
-def _load(name: str, files: CocoFiles | PanopticFiles, hint: str, keep_truth: bool) -> Dataset:
+def _load(name: str, files: DatasetFiles, hint: str, keep_truth: bool) -> Dataset:
     if isinstance(files, CocoFiles):
         _check_files_exist(name, [files.json_file], {"images": files.image_root}, hint)
         return load_coco_instances(name, files.json_file, files.image_root, keep_truth=keep_truth)
+    if isinstance(files, SemanticFiles):
+        annotations = [files.instances_json] if files.instances_json is not None else []
+        _check_files_exist(name, annotations, {"label PNG files": files.label_root, "images": files.image_root}, hint)
+        return load_semantic(name, files, keep_truth=keep_truth)
     annotations = [file for file in (files.panoptic_json, files.instances_json) if file is not None]
     _check_files_exist(name, annotations, {"panoptic PNG files": files.panoptic_root, "images": files.image_root}, hint)
     return load_coco_panoptic(

@@ -12,7 +12,8 @@ from resnest_det.errors import UserError
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 _EXIF_ORIENTATION = 274
-# EXIF 2.3, tag 274: how to turn the stored rows and columns upright.
+# EXIF 2.3, tag 274: how the stored rows and columns have to be turned to stand upright. Pillow's exif_transpose decodes before
+# the size is known, and leaves an image lying where another tag of a real photograph cannot be written back.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,12 +38,15 @@ def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS
     return Image.open(file_name, formats=[each for each in formats if each in Image.OPEN])
 
 
-def read_image(file_name: str, image_format: str, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(
+    file_name: str, image_format: str, size: tuple[int, int] | None = None, size_is: str = "annotations say"
+) -> np.ndarray:
     """Read an image file of any mode (grayscale, palette, CMYK, ...), turned upright by its EXIF orientation.
 
     Args:
         image_format: "BGR", "RGB" or "L".
-        size: (height, width) the upright image must have; checked in the file's header, before decoding.
+        size: (height, width) that the upright image has to have. Looked at in the file's header, before anything is decoded.
+        size_is: what says so, with its verb, for the error.
 
     Returns:
         (H, W, C) uint8, C = 1 for "L" and 3 otherwise.
@@ -56,8 +60,7 @@ def read_image(file_name: str, image_format: str, size: tuple[int, int] | None =
             width, height = reversed(image.size) if turn in _TURNED_SIDEWAYS else image.size
             if size is not None and (height, width) != size:
                 raise UserError(
-                    f"image {file_name} is {width} x {height} pixels (width x height), but its annotations say "
-                    f"{size[1]} x {size[0]}"
+                    f"image {file_name} is {width} x {height} pixels (width x height), but its {size_is} {size[1]} x {size[0]}"
                 )
             image = image if turn is None else image.transpose(turn)
             image = image.convert("L" if image_format == "L" else "RGB")
@@ -81,7 +84,8 @@ def read_record_image(record: dict, image_format: str) -> np.ndarray:
     Raises:
         UserError: see `read_image`; or the image's size is not the record's.
     """
-    return read_image(record["file_name"], image_format, (record["height"], record["width"]))
+    size_is = f"label PNG {record['label_png'].file_name} is" if "label_png" in record else "annotations say"
+    return read_image(record["file_name"], image_format, (record["height"], record["width"]), size_is)
 
 
 def _turn_that_stands_upright(image: Image.Image) -> Image.Transpose | None:

@@ -5,10 +5,13 @@ import pycocotools.mask as mask_util
 import torch
 
 from resnest_det.data.image import read_record_image
-from resnest_det.data.panoptic import has_boxes, with_truth
+from resnest_det.data.label_png import UNLABELLED
+from resnest_det.data.panoptic import with_truth
 from resnest_det.data.polygons import rasterize
+from resnest_det.data.records import Annotation, Record, Sample, Target
 from resnest_det.data.transforms import (
     Augmentation,
+    Crop,
     Resize,
     Transform,
     short_side_size,
@@ -24,34 +27,32 @@ _EMPTY_SIDE = 1e-5
 
 
 def training_sample(
-    record: dict,
+    record: Record,
     generator: np.random.Generator,
     *,
     augmentation: Augmentation,
     image_format: str,
     mask_format: str | None,
     semantic: bool = False,
-) -> dict:
+    ignore_value: int = UNLABELLED,
+) -> Sample:
     """Read, augment and annotate one training image.
 
     Args:
-        record: see `resnest_det.data.coco.Dataset`.
-        generator: source of every random choice for this sample.
+        generator: every random choice for this showing of the image comes from it.
         image_format: "BGR", "RGB" or "L".
         mask_format: "polygon", "bitmask", or None for boxes only; with a format every object needs a segmentation. An
             image that has run-length masks gives bitmasks either way.
-        semantic: whether the labels of pixels are targets too; the record must then be panoptic.
+        semantic: whether the labels of pixels are targets too; the record then has some.
+        ignore_value: of pixels that have no label, in the target.
 
     Returns:
-        {"image": uint8 tensor (C, H, W), "height", "width": the file's size, "image_id", "file_name", "seed": int for
-        what the model samples, "target": {"boxes": (N, 4) float32 XYXY in pixels of "image", "labels": (N,) int64,
-        "masks" (with a mask_format): N lists of polygons, float64 (2k,), or a bool tensor (N, H, W); "sem_seg" (if
-        `semantic`): uint8 tensor (H, W), see `resnest_det.data.panoptic.semantic_labels`}}. Crowd regions and objects that
-        a crop left nothing of are absent.
+        a sample with `seed` and `target`, which has `masks` with a mask_format, and `sem_seg` if `semantic`: uint8 with 255 as
+        the `ignore_value`, otherwise int64.
 
     Raises:
-        UserError: see `read_record_image` and `resnest_det.data.panoptic.read_record_segments`; or a mask is
-            malformed or does not fit its image.
+        UserError: see `read_record_image` and `resnest_det.data.panoptic.with_truth`; also where a mask is malformed or does not
+            fit its image.
     """
     seed = int(generator.integers(2**63))
     pixels = read_record_image(record, image_format)
@@ -60,7 +61,7 @@ def training_sample(
     size = pixels.shape[:2]
 
     labels = None
-    if semantic or not has_boxes(record):
+    if semantic or record.get("objects_in_png"):
         record, labels = with_truth(record)
     objects = [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
     boxes = transform_boxes(_boxes_xyxy(objects), transforms, size)
@@ -70,15 +71,16 @@ def training_sample(
     }
     if mask_format is not None:
         target["masks"] = _masks(record, objects, transforms, size, mask_format)
-        if augmentation.crop is not None:
+        if any(isinstance(transform, Crop) for transform in transforms):
             target["boxes"] = _mask_boxes(target["masks"])
     target = _without_empty(target)
     if semantic:
-        target["sem_seg"] = torch.from_numpy(np.array(transform_mask(labels, transforms)))
+        moved = torch.from_numpy(np.array(transform_mask(labels, transforms)))
+        target["sem_seg"] = moved if ignore_value == UNLABELLED else moved.long().where(moved != UNLABELLED, ignore_value)
     return _sample(record, pixels) | {"seed": seed, "target": target}
 
 
-def inference_sample(record: dict, *, short_side: int, max_side: int, image_format: str) -> dict:
+def inference_sample(record: Record, *, short_side: int, max_side: int, image_format: str) -> Sample:
     """Read and resize one image for inference (a short side of 0 keeps its size); a training sample without the target.
 
     Raises:
@@ -91,21 +93,21 @@ def inference_sample(record: dict, *, short_side: int, max_side: int, image_form
     return _sample(record, pixels)
 
 
-def _sample(record: dict, pixels: np.ndarray) -> dict:
+def _sample(record: Record, pixels: np.ndarray) -> Sample:
     # Copied unless it is a copy already: transposing leaves a grayscale image that was not resized in Pillow's read-only memory.
     image = torch.from_numpy(np.require(pixels.transpose(2, 0, 1), requirements=["C", "W"]))
     return {"image": image} | {key: record[key] for key in ("height", "width", "image_id", "file_name")}
 
 
-def _boxes_xyxy(objects: list[dict]) -> np.ndarray:
-    # First rounded to single precision, as in Detectron2, or boxes would differ in the last bit.
+def _boxes_xyxy(objects: list[Annotation]) -> np.ndarray:
+    # Rounded to single precision before anything else, as Detectron2 does, or boxes would differ in their last bit.
     boxes = np.array([annotation["bbox"] for annotation in objects], dtype=np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return boxes.astype(np.float64)
 
 
 def _masks(
-    record: dict, objects: list[dict], transforms: list[Transform], size: tuple[int, int], mask_format: str
+    record: Record, objects: list[Annotation], transforms: list[Transform], size: tuple[int, int], mask_format: str
 ) -> list[list[np.ndarray]] | torch.Tensor:
     segmentations = [_segmentation(annotation, record) for annotation in objects]
     if mask_format == "polygon" and all(isinstance(segmentation, list) for segmentation in segmentations):
@@ -120,7 +122,7 @@ def _masks(
     return torch.from_numpy(bitmasks.view(np.bool_))
 
 
-def _segmentation(annotation: dict, record: dict) -> list[np.ndarray] | np.ndarray:
+def _segmentation(annotation: Annotation, record: Record) -> list[np.ndarray] | np.ndarray:
     """Polygons (k, 2) float64, or a decoded bitmask (H, W) uint8, of one object in the file's pixels."""
     where = f"annotation {annotation['id']} of image {record['file_name']}"
     segmentation = annotation["segmentation"]
@@ -164,7 +166,7 @@ def _mask_boxes(masks: list[list[np.ndarray]] | torch.Tensor) -> torch.Tensor:
     return boxes
 
 
-def _without_empty(target: dict) -> dict:
+def _without_empty(target: Target) -> Target:
     boxes, masks = target["boxes"], target.get("masks")
     keep = ((boxes[:, 2:] - boxes[:, :2]) > _EMPTY_SIDE).all(dim=1)
     if masks is None:

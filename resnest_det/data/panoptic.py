@@ -4,7 +4,6 @@ Classes are counted as in Detectron2's "separated" form: things from 0 among the
 together, and 255 for pixels without a label.
 """
 
-import colorsys
 import logging
 import os
 from dataclasses import dataclass
@@ -12,18 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 import pycocotools.mask as mask_util
 
-from resnest_det.data.coco import Dataset, Metadata, by_id, category_name, image_entry, load_coco_instances, read_json, require
+from resnest_det.data.coco import Dataset, by_id, category_name, image_entry, load_coco_instances, read_json, require
+from resnest_det.data.label_png import UNLABELLED, read_label_png
 from resnest_det.data.panoptic_png import MAX_SEGMENT_ID, read_segment_ids
+from resnest_det.data.records import Annotation, Record, SegmentInfo
+from resnest_det.data.semantic import SemanticMetadata, class_color
 from resnest_det.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-UNLABELLED = 255
-
 
 @dataclass(frozen=True)
-class PanopticMetadata(Metadata):
-    """What is known of a panoptic dataset; `json_file` is None if it has only panoptic annotations.
+class PanopticMetadata(SemanticMetadata):
+    """What is known of a panoptic dataset; `json_file` is None where it has no instance annotations beside the panoptic ones.
 
     `stuff_classes[0]` is "things", `stuff_classes[i]` names stuff class i; `stuff_dataset_id_to_contiguous_id` maps the file's
     category ids to 1..S. `panoptic_root` is the folder of the PNG files. Colors are (R, G, B).
@@ -32,8 +32,6 @@ class PanopticMetadata(Metadata):
     panoptic_json: str
     panoptic_root: str
     thing_colors: list[tuple[int, int, int]]
-    stuff_classes: list[str]
-    stuff_colors: list[tuple[int, int, int]]
     stuff_dataset_id_to_contiguous_id: dict[int, int]
 
 
@@ -49,14 +47,13 @@ def load_coco_panoptic(
 ) -> Dataset:
     """Read a COCO panoptic JSON file, and check that the PNG files exist.
 
-    Records are sorted by image id. Beside what `resnest_det.data.coco.Dataset` says they have `pan_seg_file_name` and
-    `segments_info`, dicts of `id`, `category_id` (contiguous among things or among stuff), `isthing` and `iscrowd`. Images
-    without annotation are left out, with a log line.
+    Records are sorted by image id, and have `pan_seg_file_name` and `segments_info`. Images without annotation are left out, with
+    a log line.
 
     Args:
         panoptic_root: folder of the PNG files.
-        instances_json: instance annotations of the same images. Without it, `annotations` are the thing segments and have
-            neither "bbox" nor "segmentation" before `with_truth` reads the PNG file.
+        instances_json: instance annotations of the same images. Without it, `annotations` are the thing segments; records say
+            so by `objects_in_png`.
         stuff_only: no instances at all: `annotations` are empty and `thing_classes` too.
         keep_truth: keep what the files say as `Dataset.truth` and `Dataset.panoptic_truth`.
 
@@ -90,7 +87,7 @@ def load_coco_panoptic(
     records, truth = dict(sorted(records.items())), None
     if stuff_only:
         for record in records.values():
-            record["annotations"] = []
+            record.update(annotations=[], objects_in_png=False)
         metadata = PanopticMetadata(
             **vars(metadata) | {"thing_classes": [], "thing_colors": [], "thing_dataset_id_to_contiguous_id": {}}
         )
@@ -102,7 +99,7 @@ def load_coco_panoptic(
     return Dataset(name, list(records.values()), metadata, truth, content if keep_truth else None)
 
 
-def read_record_segments(record: dict) -> np.ndarray:
+def read_record_segments(record: Record) -> np.ndarray:
     """The segment ids of a record's PNG file, (H, W) uint32, 0 where there is none.
 
     Raises:
@@ -132,7 +129,7 @@ def read_record_segments(record: dict) -> np.ndarray:
     return segment_ids
 
 
-def semantic_labels(segment_ids: np.ndarray, segments_info: list[dict]) -> np.ndarray:
+def semantic_labels(segment_ids: np.ndarray, segments_info: list[SegmentInfo]) -> np.ndarray:
     """The semantic target (H, W) uint8: 0 for things, 1..S for stuff, 255 where there is no segment.
 
     Args:
@@ -146,7 +143,7 @@ def semantic_labels(segment_ids: np.ndarray, segments_info: list[dict]) -> np.nd
     return np.repeat(run_labels, np.diff(starts, append=segment_ids.size)).reshape(segment_ids.shape)
 
 
-def instance_annotations(segment_ids: np.ndarray, segments_info: list[dict]) -> list[dict]:
+def instance_annotations(segment_ids: np.ndarray, segments_info: list[SegmentInfo]) -> list[Annotation]:
     """The thing segments as annotations of a record, with the box around and the run lengths of what is visible."""
     annotations = []
     for info in segments_info:
@@ -164,30 +161,28 @@ def instance_annotations(segment_ids: np.ndarray, segments_info: list[dict]) -> 
     return annotations
 
 
-def read_semantic_labels(record: dict) -> np.ndarray:
-    """The semantic target of a record, (H, W) uint8, see `semantic_labels`.
+def read_semantic_labels(record: Record) -> np.ndarray:
+    """The semantic target of a record, (H, W) uint8, 255 where there is no label.
 
     Raises:
-        UserError: see `read_record_segments`.
+        UserError: see `read_record_segments`, and `resnest_det.data.label_png.read_label_png`.
     """
+    if "label_png" in record:
+        return read_label_png(record["label_png"], (record["height"], record["width"]))
     return semantic_labels(read_record_segments(record), record["segments_info"])
 
 
-def with_truth(record: dict) -> tuple[dict, np.ndarray]:
-    """The record with boxes and masks where its `annotations` are thing segments, and its semantic target (H, W) uint8.
+def with_truth(record: Record) -> tuple[Record, np.ndarray]:
+    """The record with boxes and masks where they are `objects_in_png`, and its semantic target, see `read_semantic_labels`.
 
     Raises:
-        UserError: see `read_record_segments`.
+        UserError: see `read_semantic_labels`.
     """
+    if not record.get("objects_in_png"):
+        return record, read_semantic_labels(record)
     segment_ids = read_record_segments(record)
-    if not has_boxes(record):
-        record = record | {"annotations": instance_annotations(segment_ids, record["segments_info"])}
-    return record, semantic_labels(segment_ids, record["segments_info"])
-
-
-def has_boxes(record: dict) -> bool:
-    """Whether the record's objects have boxes; otherwise they are segments of a PNG file still to be read."""
-    return all("bbox" in annotation for annotation in record["annotations"])
+    objects = instance_annotations(segment_ids, record["segments_info"])
+    return record | {"annotations": objects, "objects_in_png": False}, semantic_labels(segment_ids, record["segments_info"])
 
 
 def _runs(segment_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -205,10 +200,8 @@ def _metadata(name: str, categories: list, panoptic_json: str, panoptic_root: st
         isthing = require(category, "isthing", where)
         if isthing not in (0, 1):
             raise UserError(f"{where}: isthing must be 0 or 1, not {isthing!r}")
-        color = category.get("color", _color(category_id))
-        if not (isinstance(color, (list, tuple)) and len(color) == 3 and all(c in range(256) for c in color)):
-            raise UserError(f"{where}: color must be three whole numbers from 0 to 255, not {color!r}")
-        (things if isthing else stuff)[category_id] = (category_name(category, where), tuple(color))
+        named = (category_name(category, where), class_color(category, category_id, where))
+        (things if isthing else stuff)[category_id] = named
     if not things and not stuff:
         raise UserError(f'{panoptic_json}: the list "categories" is empty')
     if len(stuff) >= UNLABELLED:
@@ -228,13 +221,7 @@ def _metadata(name: str, categories: list, panoptic_json: str, panoptic_root: st
     )
 
 
-def _color(category_id: int) -> tuple[int, int, int]:
-    # COCO's own file has no colors. Steps of the golden ratio keep any number of hues apart.
-    hue, value = (0.618034 * category_id) % 1.0, (1.0, 0.8, 0.9)[category_id % 3]
-    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.7, value))
-
-
-def _record(image: dict, annotation: dict, metadata: PanopticMetadata, where: str) -> dict:
+def _record(image: dict, annotation: dict, metadata: PanopticMetadata, where: str) -> Record:
     listed = require(annotation, "segments_info", where)
     if not isinstance(listed, list) or not all(isinstance(info, dict) for info in listed):
         raise UserError(f"{where}: segments_info must be a list of objects")
@@ -248,10 +235,11 @@ def _record(image: dict, annotation: dict, metadata: PanopticMetadata, where: st
         "pan_seg_file_name": os.path.join(metadata.panoptic_root, str(require(annotation, "file_name", where))),
         "segments_info": segments_info,
         "annotations": [{key: info[key] for key in keys} for info in segments_info if info["isthing"]],
+        "objects_in_png": True,
     }
 
 
-def _segment(info: dict, metadata: PanopticMetadata, where: str) -> dict:
+def _segment(info: dict, metadata: PanopticMetadata, where: str) -> SegmentInfo:
     segment_id = require(info, "id", where)
     if not isinstance(segment_id, int) or not 0 < segment_id <= MAX_SEGMENT_ID:
         raise UserError(
@@ -270,8 +258,8 @@ def _segment(info: dict, metadata: PanopticMetadata, where: str) -> dict:
     }
 
 
-def _check_png_files(records: dict[int, dict], panoptic_root: str) -> None:
-    # One listing of the folder, not a hundred thousand requests to what may be a network disk.
+def _check_png_files(records: dict[int, Record], panoptic_root: str) -> None:
+    # One listing instead of a hundred thousand questions to what may be a network disk.
     present = set(os.listdir(panoptic_root))
     absent = [record for record in records.values() if os.path.basename(record["pan_seg_file_name"]) not in present]
     if absent:
@@ -281,8 +269,8 @@ def _check_png_files(records: dict[int, dict], panoptic_root: str) -> None:
         )
 
 
-def _add_instances(records: dict[int, dict], metadata: PanopticMetadata, instances: Dataset) -> None:
-    """Add the annotations of an instance file to the panoptic records of the same images."""
+def _add_instances(records: dict[int, Record], metadata: PanopticMetadata, instances: Dataset) -> None:
+    """Put the annotations of an instance file into panoptic records of the same images."""
     file, own = instances.metadata.json_file, metadata.panoptic_json
     categories = instances.metadata.thing_dataset_id_to_contiguous_id
     differing = set(categories) ^ set(metadata.thing_dataset_id_to_contiguous_id)
@@ -306,4 +294,4 @@ def _add_instances(records: dict[int, dict], metadata: PanopticMetadata, instanc
         for key in ("height", "width", "file_name"):
             if theirs[key] != ours[key]:
                 raise UserError(f"{file}: image {theirs['image_id']}: {key} is {theirs[key]!r}, but {ours[key]!r} in {own}")
-        ours["annotations"] = theirs["annotations"]
+        ours.update(annotations=theirs["annotations"], objects_in_png=False)

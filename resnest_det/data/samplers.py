@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from resnest_det.data.records import Record
+
 # One draw: the record's index, and the draw's position in the whole run, which seeds its augmentation.
 Draw = tuple[int, int]
 
@@ -33,7 +35,7 @@ def training_draws(repeat_factors: np.ndarray, seed: int) -> Iterator[Draw]:
         epoch += 1
 
 
-def repeat_factors_from_categories(records: list[dict], threshold: float, square_root: bool = True) -> np.ndarray:
+def repeat_factors_from_categories(records: list[Record], threshold: float, square_root: bool = True) -> np.ndarray:
     """How often to show each image so that rare categories are seen more (LVIS, https://arxiv.org/abs/1908.03195, appendix B.2).
 
     A category in a fraction f of the images gets max(1, sqrt(threshold / f)), without the root if not `square_root`. An

@@ -1,16 +1,23 @@
 """Geometric augmentation: random transforms of an image, and how they move pixels, boxes, polygons and bitmasks.
 
 Coordinates are continuous: a pixel (i, j) covers [j, j + 1] x [i, i + 1], and an image of size (H, W) spans [0, W] x [0, H].
-Arithmetic and order (crop, resize, flip) are those of Detectron2's ResizeShortestEdge, RandomFlip and RandomCrop, so that the
-same draw gives the same pixels and boxes.
+Arithmetic is that of Detectron2's RandomCrop, ResizeShortestEdge and RandomFlip, so that the same draw gives the same pixels and
+boxes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from resnest_det.data.polygons import clip_polygon
+from resnest_det.errors import ArgumentError
+
+CROP_KINDS = ("relative", "relative_range", "absolute", "absolute_range")
+SAMPLINGS = ("choice", "range")
+FLIP_DIRECTIONS = ("horizontal", "vertical")
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,11 @@ class Resize:
 
     old_size: tuple[int, int]
     new_size: tuple[int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """That of the result, under the name that every transform has for it."""
+        return self.new_size
 
     def image(self, pixels: np.ndarray) -> np.ndarray:
         """(H, W, C) uint8 -> (new H, new W, C), Pillow's antialiased bilinear filter."""
@@ -99,60 +111,138 @@ def short_side_size(height: int, width: int, short_side: int, max_side: int) -> 
     return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """The random transforms of a training image.
+class AugmentationStep(Protocol):
+    """One thing that may be done to a training image. What it draws is a function of its own values and of `generator` alone."""
 
-    Attributes:
+    def draw(self, height: int, width: int, generator: np.random.Generator) -> Transform | None:
+        """What is done to one showing of an image of that size; None leaves it as it is."""
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Keep a window of the image, at a place drawn evenly.
+
+    Args:
+        kind: what `size` means: "relative" (height, width) fractions; "relative_range" fractions drawn between these and 1;
+            "absolute" (height, width) pixels; "absolute_range" both sides drawn between (min, max) pixels. A window never
+            exceeds the image.
+
+    Raises:
+        ArgumentError: the kind is unknown, or the size is none of that kind.
+    """
+
+    kind: str
+    size: tuple[float, float]
+
+    def __post_init__(self):
+        if self.kind not in CROP_KINDS:
+            raise ArgumentError("kind", f"is {self.kind!r}; supported: {', '.join(CROP_KINDS)}")
+        if self.kind.startswith("relative"):
+            valid, wanted = all(0 < side <= 1 for side in self.size), "fractions in (0, 1]"
+        else:
+            valid, wanted = _are_whole(self.size, 1), "whole numbers of pixels"
+        if self.kind == "absolute_range":
+            valid, wanted = valid and self.size == tuple(sorted(self.size)), f"{wanted}, the smaller first"
+        if len(self.size) != 2 or not valid:
+            raise ArgumentError("size", f"is {self.size}; for a crop of kind {self.kind} it must be two {wanted}")
+
+    def draw(self, height: int, width: int, generator: np.random.Generator) -> Crop:
+        """A window of an image of that size."""
+        crop_height, crop_width = self._draw_size(height, width, generator)
+        y0 = int(generator.integers(height - crop_height + 1))
+        x0 = int(generator.integers(width - crop_width + 1))
+        return Crop(x0, y0, (crop_height, crop_width))
+
+    def _draw_size(self, height: int, width: int, generator: np.random.Generator) -> tuple[int, int]:
+        first, second = self.size
+        if self.kind == "relative_range":
+            # In single precision first, as in Detectron2.
+            fractions = np.array([first, second], dtype=np.float32)
+            first, second = fractions + generator.random(2) * (1 - fractions)
+        if self.kind.startswith("relative"):
+            return max(1, int(height * first + 0.5)), max(1, int(width * second + 0.5))
+        if self.kind == "absolute":
+            return min(first, height), min(second, width)
+        return tuple(int(generator.integers(min(side, first), min(side, second) + 1)) for side in (height, width))
+
+
+@dataclass(frozen=True)
+class ResizeShortestEdge:
+    """Bring the shorter side to a length that is drawn, or to less where the longer side would exceed `max_side`.
+
+    Args:
         short_sides: lengths to choose from, or the two ends of a range (both included), by `sampling`, "choice" or "range";
             0 keeps the size.
         max_side: no side grows beyond this.
-        flip: "horizontal", "vertical" or "none"; with probability one half.
-        crop: None, or a kind with its two numbers: "relative" (height, width) fractions; "relative_range" fractions
-            drawn between these and 1; "absolute" (height, width) pixels; "absolute_range" both sides drawn between
-            (min, max) pixels. A crop never exceeds the image.
+
+    Raises:
+        ArgumentError: lengths that are no whole numbers, none at all or no range, or a sampling that is unknown.
     """
 
     short_sides: tuple[int, ...]
     max_side: int
     sampling: str = "choice"
-    flip: str = "horizontal"
-    crop: tuple[str, tuple[float, float]] | None = None
+
+    def __post_init__(self):
+        if self.sampling not in SAMPLINGS:
+            raise ArgumentError("sampling", f"is {self.sampling!r}; supported: {', '.join(SAMPLINGS)}")
+        if not self.short_sides or not _are_whole(self.short_sides, 0):
+            raise ArgumentError("short_sides", f"is {self.short_sides}; it must be one or more whole numbers of pixels")
+        if self.sampling == "range" and not (len(self.short_sides) == 2 and self.short_sides[0] <= self.short_sides[1]):
+            raise ArgumentError("short_sides", f"is {self.short_sides}; with range sampling it must be (smallest, largest)")
+        if not _are_whole((self.max_side,), 1):
+            raise ArgumentError("max_side", f"is {self.max_side}; it must be a whole number of pixels")
+
+    def draw(self, height: int, width: int, generator: np.random.Generator) -> Resize | None:
+        """To one of the sizes that are possible."""
+        if self.sampling == "range":
+            short_side = int(generator.integers(self.short_sides[0], self.short_sides[1] + 1))
+        else:
+            short_side = int(generator.choice(self.short_sides))
+        if short_side == 0:
+            return None
+        return Resize((height, width), short_side_size(height, width, short_side, self.max_side))
+
+
+@dataclass(frozen=True)
+class RandomFlip:
+    """Mirror every second image on average: `direction` "horizontal" swaps left and right, "vertical" top and bottom.
+
+    Raises:
+        ArgumentError: the direction is unknown.
+    """
+
+    direction: str = "horizontal"
+
+    def __post_init__(self):
+        if self.direction not in FLIP_DIRECTIONS:
+            raise ArgumentError("direction", f"is {self.direction!r}; supported: {', '.join(FLIP_DIRECTIONS)}")
+
+    def draw(self, height: int, width: int, generator: np.random.Generator) -> Flip | None:
+        """A flip, or none, with equal chances."""
+        return Flip((height, width), horizontal=self.direction == "horizontal") if generator.random() < 0.5 else None
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may be done to a training image: `steps` that draw in turn, each for the size that those before it leave."""
+
+    steps: tuple[AugmentationStep, ...] = ()
 
     def draw(self, height: int, width: int, generator: np.random.Generator) -> list[Transform]:
         """Draw the transforms for one sample of an image of that size, in the order of application."""
         transforms: list[Transform] = []
         size = (height, width)
-        if self.crop is not None:
-            crop_height, crop_width = self._draw_crop_size(height, width, generator)
-            y0 = int(generator.integers(height - crop_height + 1))
-            x0 = int(generator.integers(width - crop_width + 1))
-            size = (crop_height, crop_width)
-            transforms.append(Crop(x0, y0, size))
-        if self.sampling == "range":
-            short_side = int(generator.integers(self.short_sides[0], self.short_sides[1] + 1))
-        else:
-            short_side = int(generator.choice(self.short_sides))
-        if short_side > 0:
-            transforms.append(Resize(size, short_side_size(*size, short_side, self.max_side)))
-            size = transforms[-1].new_size
-        if self.flip != "none" and generator.random() < 0.5:
-            transforms.append(Flip(size, horizontal=self.flip == "horizontal"))
+        for step in self.steps:
+            transform = step.draw(*size, generator)
+            if transform is not None:
+                transforms.append(transform)
+                size = transform.size
         return transforms
 
-    def _draw_crop_size(self, height: int, width: int, generator: np.random.Generator) -> tuple[int, int]:
-        kind, (first, second) = self.crop
-        if kind in ("relative", "relative_range"):
-            fractions = np.array([first, second], dtype=np.float32)
-            if kind == "relative_range":
-                fractions = fractions + generator.random(2) * (1 - fractions)
-            else:
-                fractions = np.array([first, second])
-            return max(1, int(height * fractions[0] + 0.5)), max(1, int(width * fractions[1] + 0.5))
-        first, second = int(first), int(second)
-        if kind == "absolute":
-            return min(first, height), min(second, width)
-        return tuple(int(generator.integers(min(side, first), min(side, second) + 1)) for side in (height, width))
+
+def _are_whole(numbers: Sequence[object], least: int) -> bool:
+    return all(isinstance(number, int) and number >= least for number in numbers)
 
 
 def transform_image(pixels: np.ndarray, transforms: list[Transform]) -> np.ndarray:

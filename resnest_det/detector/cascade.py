@@ -27,9 +27,7 @@ class CascadeROIHeads(StandardROIHeads):
         self, *, box_heads: Sequence[nn.Module], box_predictors: Sequence[nn.Module], iou_thresholds: Sequence[float], **arguments
     ):
         if not all(predictor.class_agnostic for predictor in box_predictors):
-            raise ArgumentError(
-                "class_agnostic", "False is not supported in a cascade: a stage hands on one box of each region"
-            )
+            raise ArgumentError("class_agnostic", "False is not supported in a cascade: a stage hands on one box of each region")
         if not len(box_heads) == len(box_predictors) == len(iou_thresholds) > 0:
             counts = f"{len(box_heads)} heads, {len(box_predictors)} predictors"
             raise ArgumentError("iou_thresholds", f"has {len(iou_thresholds)} values for {counts}; each stage needs one of each")

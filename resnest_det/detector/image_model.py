@@ -86,7 +86,7 @@ class ImageModel(nn.Module):
                 raise UserError(
                     f"{name}: labels of {tuple(image_labels.shape)} pixels, image of {tuple(sample['image'].shape[-2:])}"
                 )
-            labels.append(image_labels.to(self.device))
+            labels.append(image_labels.to(self.device).long())  # a byte does not hold every value to fill up with
         return self.pad(labels, ignore_value)
 
     def pad(self, maps: Sequence[Tensor], value: float) -> Tensor:

@@ -37,9 +37,9 @@ class PanopticFPN(GeneralizedRCNN):
         fusion: limits of the fusion, see `fuse`; None leaves the two branches' results apart.
         others: see `GeneralizedRCNN`.
 
-    The `target` of a training sample also has `sem_seg`, (H, W) integer classes of the pixels of `image`, 255 where there is no
-    label. To the losses comes `loss_sem_seg`; to an image's detections come `sem_seg`, (C, height, width) float32 logits, and
-    `panoptic_seg`, see `fuse`, both at the size of the image itself.
+    The `target` of a training sample also has `sem_seg`, (H, W) integer classes of the pixels of `image`, the semantic head's
+    `ignore_value` where there is no label. The losses include `loss_sem_seg`; the results of an image include `sem_seg`,
+    (C, height, width) float32 logits, and `panoptic_seg`, see `fuse`, both at the size of the image itself.
     """
 
     def __init__(

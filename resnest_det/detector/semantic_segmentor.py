@@ -17,9 +17,9 @@ class SemanticSegmentor(ImageModel):
         pixel_mean, pixel_std: of each channel of the input.
 
     A batch is a list of samples as `GeneralizedRCNN` takes them, of whose `target` only `sem_seg` is looked at: (H, W) integer
-    classes of the pixels of `image`, 255 where there is no label. In training mode the model returns a dict with
-    `loss_sem_seg`; otherwise for each image a dict of `sem_seg`, (C, height, width) float32 logits at the size of the image
-    itself.
+    classes of the pixels of `image`, the head's `ignore_value` where there is no label. In training mode the model returns a
+    dict with `loss_sem_seg`; otherwise for each image a dict of `sem_seg`, (C, height, width) float32 logits at the size of the
+    image itself.
     """
 
     def __init__(

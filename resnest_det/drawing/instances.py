@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
 from resnest_det.data.image import read_record_image
-from resnest_det.data.panoptic import has_boxes, with_truth
+from resnest_det.data.panoptic import with_truth
 from resnest_det.errors import UserError
 from resnest_det.evaluation.masks import segmentation_to_mask
 
@@ -205,7 +205,7 @@ class ComparisonWriter:
             record = self.records.get(sample["image_id"])
             if record is not None:
                 image = Image.fromarray(read_record_image(record, "RGB"))
-                if not has_boxes(record):
+                if record.get("objects_in_png"):
                     record, _ = with_truth(record)
                 picture = draw_comparison(image, truth_of_record(record), output, self.class_names, self.score_threshold)
                 stem = os.path.splitext(os.path.basename(record["file_name"]))[0]

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from resnest_det.data.panoptic import UNLABELLED, read_semantic_labels
+from resnest_det.data.label_png import UNLABELLED
+from resnest_det.data.panoptic import read_semantic_labels
 from resnest_det.distributed import gather_objects, is_main_process
 from resnest_det.errors import UserError
 
@@ -11,8 +12,8 @@ class SemSegEvaluator:
     """Mean and frequency-weighted IoU, mean and pixel accuracy, as Detectron2's SemSegEvaluator defines them.
 
     Args:
-        dataset: panoptic; the truth comes from the PNG files of its `records`, with 0 for all things and 255, which counts
-            nowhere, where there is no label. `metadata.stuff_classes` names the classes 0 to C - 1.
+        dataset: the truth comes from the label or panoptic PNG files of its `records`; pixels without a label count nowhere.
+            `metadata.stuff_classes` names the classes 0 to C - 1; of panoptic datasets 0 stands for all things.
     """
 
     def __init__(self, dataset):

@@ -9,8 +9,10 @@ from fvcore.common.config import CfgNode
 from resnest_det.configuration.data import check_classes
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
+from resnest_det.data.label_png import UNLABELLED
 from resnest_det.data.panoptic import PanopticMetadata, with_truth
-from resnest_det.data.semantic_files import write_semantic_pngs
+from resnest_det.data.semantic import SemanticMetadata
+from resnest_det.data.semantic_files import semantic_png_name, write_semantic_pngs
 from resnest_det.distributed import is_main_process, synchronize
 from resnest_det.errors import UserError
 
@@ -20,15 +22,17 @@ _ours: set[str] = set()
 def register_datasets(cfg: CfgNode, registered: list[str], *, only_test: bool = False) -> None:
     """Read the datasets of DATASETS.TRAIN and DATASETS.TEST that Detectron2 does not know, and register them there.
 
-    Every process calls this. For panoptic datasets the main process writes the semantic PNG files that Detectron2 reads, once,
-    to the folder `semantic_labels` of OUTPUT_DIR.
+    They are read here. Of those whose pixels have labels the semantic PNG files that Detectron2 reads are written to the folder
+    `semantic_labels` of OUTPUT_DIR, once: it reads no panoptic ones, palettes as grays, and any value as a class. To be called by
+    every process.
 
     Args:
         registered: names registered on the command line; Detectron2 may not have other datasets of these names.
         only_test: leave out DATASETS.TRAIN.
 
     Raises:
-        UserError: a name is unknown or taken; a dataset cannot be read or does not fit the model.
+        UserError: a name that nobody knows, or that is taken; a dataset that cannot be read or does not fit the model; or
+            labels of pixels with another MODEL.SEM_SEG_HEAD.IGNORE_VALUE than what is written for those that have none.
     """
     for name in dict.fromkeys((*(() if only_test else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)):
         if name in DatasetCatalog.list():
@@ -45,15 +49,25 @@ def register_datasets(cfg: CfgNode, registered: list[str], *, only_test: bool = 
 
 def _records(dataset: Dataset, cfg: CfgNode) -> list[dict]:
     records = dataset.records
-    if isinstance(dataset.metadata, PanopticMetadata):
+    if isinstance(dataset.metadata, SemanticMetadata):
+        ignored = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        if ignored != UNLABELLED and cfg.MODEL.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor"):
+            raise UserError(
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE {ignored}: Detectron2 gets pixels of dataset {dataset.name} that have no label "
+                f"as {UNLABELLED}; supported: {UNLABELLED}, whatever the dataset's own files have for them"
+            )
         folder = os.path.join(cfg.OUTPUT_DIR, "semantic_labels", dataset.name)
         if is_main_process():
             write_semantic_pngs(dataset, folder, os.cpu_count() or 1)
         synchronize()
         records = [
-            with_truth(record)[0] | {"sem_seg_file_name": os.path.join(folder, os.path.basename(record["pan_seg_file_name"]))}
+            (with_truth(record)[0] if record.get("objects_in_png") else record)
+            | {"sem_seg_file_name": os.path.join(folder, semantic_png_name(record))}
             for record in records
         ]
+    if not dataset.metadata.thing_classes:
+        # Detectron2 would leave out every image whose list of objects is empty.
+        return [{key: value for key, value in record.items() if key != "annotations"} for record in records]
     return [
         record | {"annotations": [entry | {"bbox_mode": BoxMode.XYWH_ABS} for entry in record["annotations"]]}
         for record in records
@@ -62,11 +76,18 @@ def _records(dataset: Dataset, cfg: CfgNode) -> list[dict]:
 
 def _metadata(dataset: Dataset) -> dict:
     values = {name: value for name, value in vars(dataset.metadata).items() if name != "name" and value is not None}
-    if not isinstance(dataset.metadata, PanopticMetadata):
+    if not isinstance(dataset.metadata, SemanticMetadata):
         return values | {"evaluator_type": "coco"}
-    # Class 0 of the semantic labels, all things together, gets an id that no category has, as in Detectron2's own metadata.
+    if not isinstance(dataset.metadata, PanopticMetadata):
+        kind = "sem_seg" if dataset.metadata.json_file is None else "coco_sem_seg"
+        return values | {"ignore_label": UNLABELLED, "evaluator_type": kind}
+    # Class 0 of the semantic labels, all things together, has an id of no category there, as in Detectron2's own metadata.
     stuff = dataset.metadata.stuff_dataset_id_to_contiguous_id | {0: 0}
-    return values | {"stuff_dataset_id_to_contiguous_id": stuff, "ignore_label": 255, "evaluator_type": "coco_panoptic_seg"}
+    return values | {
+        "stuff_dataset_id_to_contiguous_id": stuff,
+        "ignore_label": UNLABELLED,
+        "evaluator_type": "coco_panoptic_seg",
+    }
 
 
 def have_run_length_masks(names: list[str]) -> bool:
@@ -76,5 +97,5 @@ def have_run_length_masks(names: list[str]) -> bool:
         for name in names
         if name in _ours
         for record in DatasetCatalog.get(name)
-        for entry in record["annotations"]
+        for entry in record.get("annotations", ())
     )

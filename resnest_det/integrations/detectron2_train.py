@@ -199,9 +199,9 @@ class Trainer(DefaultTrainer):
         architecture = cfg.MODEL.META_ARCHITECTURE
         # Detectron2's other architectures all find objects.
         row = ARCHITECTURES.get(architecture, Architecture(objects=True, pixels=False))
-        if kind in ("coco", "coco_panoptic_seg") and row.objects:
+        if kind in ("coco", "coco_sem_seg", "coco_panoptic_seg") and row.objects:
             evaluators.append(COCOEvaluator(dataset_name, output_dir=folder))
-        if kind in ("sem_seg", "coco_panoptic_seg") and row.pixels and not only_objects:
+        if kind in ("sem_seg", "coco_sem_seg", "coco_panoptic_seg") and row.pixels and not only_objects:
             evaluators.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=folder))
         fuses = row.objects and row.pixels and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED
         if kind == "coco_panoptic_seg" and fuses and not only_objects:

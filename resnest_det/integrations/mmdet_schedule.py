@@ -8,6 +8,7 @@ from fvcore.common.config import CfgNode
 from resnest_det.configuration.data import check_batch_size
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.data.coco import Metadata, read_json
+from resnest_det.data.panoptic import PanopticMetadata
 from resnest_det.errors import UserError
 from resnest_det.integrations.mmdet_supported import untranslatable
 
@@ -59,6 +60,8 @@ def _workers(cfg: CfgNode) -> dict:
 def _dataset(cfg: CfgNode, metadata: Metadata, pipeline: list[dict]) -> dict:
     images = dict(img=os.path.abspath(metadata.image_root))
     if tasks_of(cfg).panoptic:
+        if not isinstance(metadata, PanopticMetadata):
+            raise UserError(f"dataset {metadata.name} has no panoptic PNG files, which MMDetection reads labels of pixels from")
         things, stuff = tuple(metadata.thing_classes), tuple(metadata.stuff_classes[1:])
         ids = [*metadata.thing_dataset_id_to_contiguous_id, *metadata.stuff_dataset_id_to_contiguous_id]
         _check_order(metadata.panoptic_json, ids)

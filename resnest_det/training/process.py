@@ -11,7 +11,7 @@ import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.model import resolve_device
-from resnest_det.data.catalog import CocoFiles, PanopticFiles, register
+from resnest_det.data.catalog import DatasetFiles, register
 from resnest_det.distributed import get_rank, is_main_process, synchronize
 from resnest_det.engine.environment import environment_summary
 from resnest_det.engine.events import setup_logging
@@ -35,7 +35,7 @@ class RunOptions:
 
     resume: bool = False
     eval_only: bool = False
-    datasets: Mapping[str, CocoFiles | PanopticFiles] = field(default_factory=dict)
+    datasets: Mapping[str, DatasetFiles] = field(default_factory=dict)
     config_file: str = ""
     overrides: tuple[str, ...] = ()
 

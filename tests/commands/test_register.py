@@ -6,6 +6,7 @@ import pytest
 
 from resnest_det.commands.register import add_register_flags, registered_datasets
 from resnest_det.data.catalog import CocoFiles, PanopticFiles
+from resnest_det.data.semantic import SemanticFiles
 from resnest_det.errors import UserError
 
 
@@ -42,6 +43,44 @@ def test_malformed_instances(text):
 def test_malformed_panoptic(text):
     with pytest.raises(UserError, match="--register-panoptic .*: expected NAME=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR"):
         parsed("--register-panoptic", text)
+
+
+def test_semantic_datasets(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = parsed(
+        "--register-semantic",
+        "ade=~/labels, images, names.txt, ignore=0",
+        "--register-semantic",
+        "voc=labels,images,21,list=~/train.txt",
+        "--register-semantic",
+        "city=labels,images,c.json,label_suffix=_gtFine_labelTrainIds,image_suffix=_leftImg8bit",
+        "--register-semantic",
+        "both=labels,images,c.json,instances=~/i.json",
+    )
+    assert given == {
+        "ade": SemanticFiles("/home/me/labels", "images", "names.txt", 0),
+        "voc": SemanticFiles("labels", "images", 21, list_file="/home/me/train.txt"),
+        "city": SemanticFiles("labels", "images", "c.json", label_suffix="_gtFine_labelTrainIds", image_suffix="_leftImg8bit"),
+        "both": SemanticFiles("labels", "images", "c.json", instances_json="/home/me/i.json"),
+    }
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("mine=labels,images", "expected NAME=LABEL_DIR,IMAGE_DIR,CLASSES"),
+        ("=labels,images,3", "expected NAME=LABEL_DIR,IMAGE_DIR,CLASSES"),
+        ("mine=labels,images,", "expected NAME=LABEL_DIR,IMAGE_DIR,CLASSES"),
+        ("mine=labels,images,3,ignored=0", "'ignored=0' is not one of ignore=, list=, .*did you mean ignore?"),
+        ("mine=labels,images,3,255", "'255' is not one of ignore="),
+        ("mine=labels,images,3,ignore=none", "ignore is 'none'; it must be the value of a byte, 0 to 255"),
+        ("mine=labels,images,3,ignore=256", "ignore is 256; it must be"),
+        ("mine=labels,images,3,list=a.txt,instances=i.json", "list is a.txt, but the images are those of i.json already"),
+    ],
+)
+def test_malformed_semantic(text, message):
+    with pytest.raises(UserError, match=f"--register-semantic {text}: {message}"):
+        parsed("--register-semantic", text)
 
 
 def test_one_name_for_two_datasets():

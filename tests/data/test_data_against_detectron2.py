@@ -9,7 +9,16 @@ import torch
 from resnest_det.data import samplers
 from resnest_det.data.coco import load_coco_instances
 from resnest_det.data.mapper import training_sample
-from resnest_det.data.transforms import Augmentation, Crop, Flip, Resize, short_side_size
+from resnest_det.data.transforms import (
+    Augmentation,
+    Crop,
+    Flip,
+    RandomCrop,
+    RandomFlip,
+    Resize,
+    ResizeShortestEdge,
+    short_side_size,
+)
 
 pytestmark = pytest.mark.detectron2
 
@@ -62,13 +71,13 @@ def test_records(paths, detectron2_records):
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
 @pytest.mark.parametrize("flip", ["horizontal", "vertical"])
 def test_samples_are_equal_to_the_last_bit(paths, detectron2_records, mask_format, flip):
-    augmentation = Augmentation((64, 100, 133), 150, "choice", flip)
+    augmentation = Augmentation((ResizeShortestEdge((64, 100, 133), 150), RandomFlip(flip)))
     compare(paths, detectron2_records, augmentation, mask_format)
 
 
 def test_cropped_boxes_are_equal(paths, detectron2_records):
-    augmentation = Augmentation((64,), 150, "choice", "horizontal", ("relative_range", (0.4, 0.4)))
-    compare(paths, detectron2_records, augmentation, None)
+    steps = RandomCrop("relative_range", (0.4, 0.4)), ResizeShortestEdge((64,), 150), RandomFlip()
+    compare(paths, detectron2_records, Augmentation(steps), None)
 
 
 def compare(paths, detectron2_records, augmentation, mask_format):

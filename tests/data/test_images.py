@@ -1,6 +1,7 @@
 """Reading image files: every mode and orientation, and what is wrong with bad ones."""
 
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -66,6 +67,15 @@ def test_broken_exif_does_not_hide_the_image(tmp_path):
     image.save(tmp_path / "a.jpg", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff")
     with pytest.warns(UserWarning, match="Corrupt EXIF data"):  # Pillow's
         assert read_image(tmp_path / "a.jpg", "RGB").shape == (24, 40, 3)
+
+
+def test_a_tag_that_cannot_be_written_back_leaves_no_image_lying(tmp_path):
+    """Where Pillow's exif_transpose gives up."""
+    # Two entries of a TIFF header: a text as the width (tag 256), and orientation 6 (tag 274).
+    exif = struct.pack("<6s2sHLH", b"Exif", b"II", 42, 8, 2)
+    exif += struct.pack("<HHL4s", 256, 2, 4, b"wide") + struct.pack("<HHLHH", 274, 3, 1, 6, 0) + bytes(4)
+    Image.fromarray(photograph(24, 40)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg", "RGB").shape == (40, 24, 3)
 
 
 def noisy_file(path):

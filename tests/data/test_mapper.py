@@ -7,10 +7,10 @@ import torch
 
 from resnest_det.data.coco import load_coco_instances
 from resnest_det.data.mapper import inference_sample, training_sample
-from resnest_det.data.transforms import Augmentation
+from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
 from resnest_det.errors import UserError
 
-AS_IS = Augmentation((0,), 999, "choice", "none")
+AS_IS = Augmentation()
 SQUARE = [[2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]]
 
 
@@ -40,7 +40,7 @@ def test_training_sample(make_record):
         {"bbox": [2, 2, 6, 6], "segmentation": SQUARE, "category_id": 2},
         {"bbox": [0, 0, 30, 20], "segmentation": run_length(20, 30, 0, 0, 20, 30), "iscrowd": 1},
     ])  # fmt: skip
-    sample = sample_of(record, Augmentation((40,), 50, "choice", "none"))
+    sample = sample_of(record, Augmentation((ResizeShortestEdge((40,), 50),)))
     assert sample["image"].shape == (3, 33, 50) and sample["image"].dtype == torch.uint8
     assert (sample["height"], sample["width"], sample["image_id"]) == (20, 30, 1)
     assert sample["file_name"].endswith("1.png") and isinstance(sample["seed"], int)
@@ -56,7 +56,8 @@ def test_training_sample(make_record):
 
 def test_the_generator_decides_everything(make_record):
     record = make_record([{"bbox": [2, 2, 6, 6], "segmentation": SQUARE}])
-    augmentation = Augmentation((10, 60), 99, "range", "horizontal", ("relative_range", (0.5, 0.5)))
+    steps = RandomCrop("relative_range", (0.5, 0.5)), ResizeShortestEdge((10, 60), 99, "range"), RandomFlip()
+    augmentation = Augmentation(steps)
     np.random.seed(0)
     first, again, other = (sample_of(record, augmentation, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(first["image"], again["image"]) and first["seed"] == again["seed"]
@@ -75,7 +76,7 @@ def test_run_length_masks_and_polygons_together_become_bitmasks(make_record, mas
         {"bbox": [2, 2, 6, 6], "segmentation": SQUARE},
         {"bbox": [10, 4, 5, 6], "segmentation": run_length(20, 30, 4, 10, 10, 15)},
     ])  # fmt: skip
-    masks = sample_of(record, Augmentation((40,), 99, "choice", "none"), mask_format)["target"]["masks"]
+    masks = sample_of(record, Augmentation((ResizeShortestEdge((40,), 99),)), mask_format)["target"]["masks"]
     assert masks.shape == (2, 40, 60) and masks.dtype == torch.bool
     expected = torch.zeros(2, 40, 60, dtype=torch.bool)
     expected[0, 4:16, 4:16] = True
@@ -98,7 +99,7 @@ def test_after_a_crop_boxes_are_tight_and_empty_objects_gone(make_record, mask_f
         {"bbox": [0, 0, 20, 20], "segmentation": triangle},
         {"bbox": [0, 0, 2, 2], "segmentation": [[0.0, 0.0, 2.0, 0.0, 2.0, 2.0, 0.0, 2.0]], "category_id": 2},
     ], height=40, width=40)  # fmt: skip
-    augmentation = Augmentation((0,), 999, "choice", "none", ("absolute", (10, 10)))
+    augmentation = Augmentation((RandomCrop("absolute", (10, 10)),))
     seeds = range(300)
     corners = {}
     for seed in seeds:

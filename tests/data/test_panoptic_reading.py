@@ -22,7 +22,7 @@ from resnest_det.data.panoptic import (
     semantic_labels,
     with_truth,
 )
-from resnest_det.data.transforms import Augmentation
+from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
 from resnest_det.errors import UserError
 
 # Ids out of order and with gaps, things among stuff, as in COCO.
@@ -34,7 +34,7 @@ CATEGORIES = [
 ]
 # Segment id: category id. 70000 needs all three bytes.
 SEGMENTS = {5: 3, 70000: 1, 300: 40, 7: 92}
-KEEP_SIZE = Augmentation((0,), 1000, flip="none")
+KEEP_SIZE = Augmentation()
 
 
 def segment_map(height: int, width: int) -> np.ndarray:
@@ -170,9 +170,12 @@ def test_a_crowd_is_a_thing_to_the_labels_and_no_target(made):
 @pytest.mark.parametrize(
     "augmentation, expected",
     [
-        (Augmentation((0,), 1000, flip="none", crop=("absolute", (20, 26))), lambda labels: labels),
-        (Augmentation((40,), 1000, flip="none"), lambda labels: labels.repeat(2, axis=0).repeat(2, axis=1)),
-        (Augmentation((10,), 1000, flip="none"), lambda labels: labels[1::2, 1::2]),  # the nearest pixel's centre, Pillow's rule
+        (Augmentation((RandomCrop("absolute", (20, 26)),)), lambda labels: labels),
+        (Augmentation((ResizeShortestEdge((40,), 1000),)), lambda labels: labels.repeat(2, axis=0).repeat(2, axis=1)),
+        (
+            Augmentation((ResizeShortestEdge((10,), 1000),)),
+            lambda labels: labels[1::2, 1::2],
+        ),  # the nearest pixel's centre, Pillow's rule
     ],
 )
 def test_labels_are_resized_to_the_nearest_pixel(made, augmentation, expected):
@@ -206,7 +209,7 @@ def test_labels_move_with_the_image(tmp_path, flip):
             for i, c in ((5, 1), (70000, 0), (300, 1), (7, 2))
         ],
     }
-    augmentation = Augmentation((0,), 1000, flip=flip, crop=("relative_range", (0.4, 0.4)))
+    augmentation = Augmentation((RandomCrop("relative_range", (0.4, 0.4)), RandomFlip(flip)))
     for seed in range(10):
         sample = training_sample(
             record, np.random.default_rng(seed), augmentation=augmentation, image_format="RGB", mask_format=None, semantic=True

@@ -10,13 +10,17 @@ from resnest_det.data.transforms import (
     Augmentation,
     Crop,
     Flip,
+    RandomCrop,
+    RandomFlip,
     Resize,
+    ResizeShortestEdge,
     short_side_size,
     transform_boxes,
     transform_image,
     transform_mask,
     transform_polygons,
 )
+from resnest_det.errors import ArgumentError
 
 # What Detectron2's ResizeShortestEdge.get_output_shape says for (height, width, short side, longest side).
 DETECTRON2_SIZES = [
@@ -98,8 +102,10 @@ def test_image_box_polygon_and_mask_move_together(height, width, sides, flip, cr
     x0, y0 = (int(generator.integers(0, side - 8)) for side in (width, height))
     x1, y1 = (int(generator.integers(low + 6, side + 1)) for low, side in ((x0, width), (y0, height)))
     pixels, boxes, polygon, mask = marked(height, width, (x0, y0, x1, y1))
-    sampling = "range" if len(sides) == 2 else "choice"
-    transforms = Augmentation(sides or (0,), 100, sampling, flip, crop).draw(height, width, generator)
+    steps = [RandomCrop(*crop)] if crop else []
+    steps.append(ResizeShortestEdge(sides or (0,), 100, "range" if len(sides) == 2 else "choice"))
+    steps += [RandomFlip(flip)] if flip != "none" else []
+    transforms = Augmentation(tuple(steps)).draw(height, width, generator)
 
     image = transform_image(pixels, transforms)
     size = image.shape[:2]
@@ -119,20 +125,20 @@ def test_image_box_polygon_and_mask_move_together(height, width, sides, flip, cr
         np.testing.assert_array_equal(drawn, moved)
 
 
-def draws(augmentation, count=400, height=60, width=90):
-    return [augmentation.draw(height, width, np.random.default_rng([1, n])) for n in range(count)]
+def draws(*steps, count=400, height=60, width=90):
+    return [Augmentation(steps).draw(height, width, np.random.default_rng([1, n])) for n in range(count)]
 
 
 def test_choice_and_range_of_short_sides():
-    chosen = {transforms[0].new_size[0] for transforms in draws(Augmentation((40, 50), 999, "choice", "none"))}
+    chosen = {transforms[0].new_size[0] for transforms in draws(ResizeShortestEdge((40, 50), 999, "choice"))}
     assert chosen == {40, 50}
-    ranged = {transforms[0].new_size[0] for transforms in draws(Augmentation((40, 50), 999, "range", "none"))}
+    ranged = {transforms[0].new_size[0] for transforms in draws(ResizeShortestEdge((40, 50), 999, "range"))}
     assert ranged == set(range(40, 51))
-    assert draws(Augmentation((0,), 999, "choice", "none"), 3) == [[], [], []]
+    assert draws(ResizeShortestEdge((0,), 999), count=3) == [[], [], []]
 
 
 def test_half_of_the_images_are_flipped():
-    flipped = [bool(transforms) for transforms in draws(Augmentation((0,), 999, "choice", "vertical"))]
+    flipped = [bool(transforms) for transforms in draws(RandomFlip("vertical"))]
     assert 160 < sum(flipped) < 240
 
 
@@ -146,7 +152,7 @@ def test_half_of_the_images_are_flipped():
     ],
 )
 def test_crop_sizes(crop, heights, widths):
-    crops = [transforms[0] for transforms in draws(Augmentation((0,), 999, "choice", "none", crop))]
+    crops = [transforms[0] for transforms in draws(RandomCrop(*crop))]
     assert all(isinstance(crop, Crop) and crop.x0 >= 0 and crop.y0 >= 0 for crop in crops)
     assert max(crop.y0 + crop.size[0] for crop in crops) == 60
     assert max(crop.x0 + crop.size[1] for crop in crops) == 90
@@ -155,7 +161,47 @@ def test_crop_sizes(crop, heights, widths):
         assert least <= min(found) <= least + 2 and most - 2 <= max(found) <= most
 
 
+def test_each_step_draws_for_the_size_that_the_one_before_leaves():
+    steps = RandomFlip(), ResizeShortestEdge((30,), 999), RandomCrop("absolute", (30, 45)), ResizeShortestEdge((10,), 999)
+    for transforms in draws(*steps, count=20):
+        *flip, first, crop, last = transforms
+        assert first == Resize((60, 90), (30, 45)) and crop == Crop(0, 0, (30, 45)) and last == Resize((30, 45), (10, 15))
+        assert flip in ([], [Flip((60, 90), True)])
+    assert draws(count=1) == [[]]
+
+
+def test_draws_of_a_seed_stay_what_they_are():
+    """A run that is resumed by a later version sees the images that it would have seen."""
+    steps = RandomCrop("relative_range", (0.4, 0.6)), ResizeShortestEdge((40, 60), 80, "range"), RandomFlip()
+    assert draws(*steps, count=3) == [
+        [Crop(0, 0, (42, 88)), Resize((42, 88), (38, 80)), Flip((38, 80), True)],
+        [Crop(7, 15, (36, 76)), Resize((36, 76), (38, 80))],
+        [Crop(8, 1, (40, 70)), Resize((40, 70), (42, 74))],
+    ]
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: RandomCrop("absolute", (2.0, 3.0)), r"^size is \(2.0, 3.0\); for a crop of kind absolute .* two whole numbers"),
+        (lambda: RandomCrop("relative", (0.5, 0.0)), r"^size is \(0.5, 0.0\).*fractions in \(0, 1\]"),
+        (lambda: RandomCrop("relative_range", (0.5,)), "^size is .*must be two"),
+        (lambda: RandomCrop("absolute_range", (9, 5)), "^size is .*the smaller first"),
+        (lambda: RandomCrop("square", (1, 1)), "^kind is 'square'; supported: relative, relative_range, absolute"),
+        (lambda: ResizeShortestEdge((), 9), r"^short_sides is \(\)"),
+        (lambda: ResizeShortestEdge((8, -1), 9), r"^short_sides is \(8, -1\)"),
+        (lambda: ResizeShortestEdge((9, 8), 9, "range"), r"^short_sides is \(9, 8\); .*smallest, largest"),
+        (lambda: ResizeShortestEdge((9,), 9, "rnage"), "^sampling is 'rnage'; supported: choice, range"),
+        (lambda: ResizeShortestEdge((9,), 0), "^max_side is 0"),
+        (lambda: RandomFlip("none"), "^direction is 'none'; supported: horizontal, vertical"),
+    ],
+)
+def test_each_step_names_its_own_argument(build, message):
+    with pytest.raises(ArgumentError, match=message):
+        build()
+
+
 def test_crop_comes_before_resize_and_flip():
-    augmentation = Augmentation((30,), 999, "choice", "horizontal", ("relative", (0.5, 0.5)))
-    kinds = {tuple(type(transform) for transform in transforms) for transforms in draws(augmentation, 40)}
+    steps = RandomCrop("relative", (0.5, 0.5)), ResizeShortestEdge((30,), 999), RandomFlip()
+    kinds = {tuple(type(transform) for transform in transforms) for transforms in draws(*steps, count=40)}
     assert kinds == {(Crop, Resize), (Crop, Resize, Flip)}

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from resnest_det.configuration.model import build_model
 from resnest_det.configuration.reading import load_config
 from resnest_det.detector.semantic_head import SemSegFPNHead, rescale_logits
+from resnest_det.detector.semantic_segmentor import SemanticSegmentor
 from resnest_det.errors import UserError
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
@@ -56,6 +57,25 @@ def test_loss_is_the_mean_over_labelled_pixels():
     targets[0, :5] = 255
     expected = F.cross_entropy(logits, targets.long(), ignore_index=255)
     torch.testing.assert_close(head(loss_weight=0.5).losses(logits, targets)["loss_sem_seg"], 0.5 * expected)
+
+
+@pytest.mark.parametrize("ignore_value", [-1, 0, 1, 200])
+def test_pixels_of_the_ignore_value_and_the_padding_are_not_learned(ignore_value):
+    """Also where the value is a class, as Detectron2 has it, and where a byte does not hold it."""
+    own = head(("p2",), ignore_value=ignore_value)
+    backbone = torch.nn.Identity()
+    backbone.size_divisibility = 16
+    model = SemanticSegmentor(backbone=backbone, sem_seg_head=own, pixel_mean=[0], pixel_std=[1])
+    generator = torch.Generator().manual_seed(0)
+    labels = [torch.randint(0, 3, size, generator=generator).to(torch.uint8) for size in ((20, 30), (25, 18))]
+    batch = [{"image": each[None], "target": {"sem_seg": each}} for each in labels]
+    targets = model.semantic_targets(batch, ignore_value)
+    assert targets.shape == (2, 32, 32) and (targets[0, 20:] == ignore_value).all()
+    assert (targets[1, :, 18:] == ignore_value).all() and torch.equal(targets[0, :20, :30], labels[0].long())
+    logits = torch.randn(2, 3, 32, 32, generator=generator)
+    learned = targets != ignore_value
+    expected = F.cross_entropy(logits.permute(0, 2, 3, 1)[learned], targets[learned])
+    torch.testing.assert_close(own.losses(logits, targets)["loss_sem_seg"], expected)
 
 
 def test_a_batch_without_labels_gives_a_loss_of_zero_with_gradients():

@@ -11,7 +11,9 @@ from PIL import Image
 
 from resnest_det.data.panoptic import load_coco_panoptic
 from resnest_det.data.panoptic_png import encode_segment_ids
+from resnest_det.data.semantic import SemanticFiles, load_semantic
 from resnest_det.drawing.panoptic import PanopticComparisonWriter, draw_panoptic
+from resnest_det.drawing.semantic import SemanticComparisonWriter
 from resnest_det.errors import UserError
 from resnest_det.evaluation.coco import COCOEvaluator
 from resnest_det.evaluation.semantic import SemSegEvaluator, semantic_figures
@@ -66,6 +68,44 @@ def test_figures_of_a_known_prediction(dataset):
     assert figures["pACC"] == pytest.approx(100 * (labelled - missed) / labelled, abs=1e-12)
     weighted = (things * iou["things"] + sky * iou["sky"] + grass * iou["grass"]) / labelled
     assert figures["fwIoU"] == pytest.approx(100 * weighted, abs=1e-12)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """An image whose label PNG has 9 where there is no label: sky over grass, the lowest row unlabelled."""
+    for folder in ("pictures", "labels"):
+        (tmp_path / folder).mkdir()
+    labels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    labels[20:], labels[-1] = 1, 9
+    Image.fromarray(labels).save(tmp_path / "labels" / "1.png")
+    Image.new("RGB", (WIDTH, HEIGHT), (128, 128, 128)).save(tmp_path / "pictures" / "1.jpg")
+    classes = [{"name": "sky", "color": [0, 0, 255]}, {"name": "grass", "color": [0, 255, 0]}, {"name": "leaves"}]
+    (tmp_path / "classes.json").write_text(json.dumps(classes))
+    files = SemanticFiles(str(tmp_path / "labels"), str(tmp_path / "pictures"), str(tmp_path / "classes.json"), 9)
+    return load_semantic("labelled", files)
+
+
+def test_pixels_without_a_label_count_nowhere_whatever_their_value(labelled):
+    predicted = np.zeros((HEIGHT, WIDTH), dtype=int)
+    predicted[30:] = 1
+    evaluator = SemSegEvaluator(labelled)
+    evaluator.process([{"image_id": 1}], [{"sem_seg": scores_of(predicted, 3)}])
+    figures = evaluator.evaluate()["sem_seg"]
+    assert figures["IoU-sky"] == pytest.approx(100 * 20 / 30, abs=1e-12)
+    assert figures["IoU-grass"] == pytest.approx(100 * 9 / 19, abs=1e-12)
+    assert figures["pACC"] == pytest.approx(100 * 29 / 39, abs=1e-12) and math.isnan(figures["IoU-leaves"])
+
+
+def test_pictures_of_classes_show_truth_and_prediction(labelled, tmp_path):
+    writer = SemanticComparisonWriter(labelled, str(tmp_path / "drawn"))
+    writer.process([{"image_id": 1}], [{"sem_seg": scores_of(np.ones((HEIGHT, WIDTH), dtype=int), 3)}])
+    writer.report()
+    sheet = np.asarray(Image.open(tmp_path / "drawn" / "1_semantic.png")).astype(int)
+    truth, prediction = sheet[26:, :480], sheet[26:, 488:]
+    blue, green = (51, 51, 204), (51, 204, 51)
+    assert np.abs(truth[5, 5] - blue).max() <= 1 and np.abs(truth[300, 300] - green).max() <= 1
+    assert np.abs(truth[-2, 5] - 128).max() <= 1, "without a label"
+    assert np.abs(prediction[5, 5] - green).max() <= 1 and np.abs(prediction[-2, 5] - green).max() <= 1
 
 
 def test_figures_of_random_counts_follow_the_definition():

@@ -2,19 +2,24 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers.tiny_run import read_metrics, write_tiny_run
 
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
-from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+from detectron2.config import get_cfg  # noqa: E402
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_detection_dataset_dicts  # noqa: E402
 
 from resnest_det.commands.train_net import main  # noqa: E402
+from resnest_det.data.catalog import register_semantic  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.inference.evaluating import flatten_results  # noqa: E402
+from resnest_det.integrations.detectron2_data import have_run_length_masks, register_datasets  # noqa: E402
 from resnest_det.training.process import run_process  # noqa: E402
 from tests.helpers.configs import TINY_PANOPTIC, typed  # noqa: E402
 from tests.helpers.datasets import write_panoptic_shapes  # noqa: E402
@@ -136,9 +141,52 @@ def test_panoptic_shapes(tmp_path, monkeypatch):
     assert {"sem_seg_file_name", "pan_seg_file_name", "segments_info", "annotations"} <= set(record)
 
 
+@pytest.fixture
+def label_pngs(tmp_path):
+    """The name of a registered dataset of one image, whose labels are indices of a palette, 9 for none; and what they are."""
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    labels = np.arange(24, dtype=np.uint8).reshape(4, 6) % 3
+    labels[0] = 9
+    picture = Image.fromarray(labels)
+    picture.putpalette([*range(255, -1, -1)] * 3)
+    picture.save(tmp_path / "labels" / "a.png")
+    Image.new("RGB", (6, 4)).save(tmp_path / "images" / "a.png")
+    name = f"labels_{tmp_path.name}"
+    register_semantic(name, str(tmp_path / "labels"), str(tmp_path / "images"), 3, ignore_value=9)
+    return name, np.where(labels == 9, 255, labels)
+
+
+def semantic_config(name, tmp_path, **head):
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = "SemanticSegmentor", (name,), (name,)
+    cfg.MODEL.SEM_SEG_HEAD.update({"NUM_CLASSES": 3} | head)
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    return cfg
+
+
+def test_label_pngs_reach_detectron2_as_it_reads_them(label_pngs, tmp_path):
+    name, labels = label_pngs
+    cfg = semantic_config(name, tmp_path)
+    register_datasets(cfg, [name])
+    metadata = MetadataCatalog.get(name)
+    assert (metadata.evaluator_type, metadata.ignore_label, metadata.stuff_classes) == ("sem_seg", 255, ["0", "1", "2"])
+    (record,) = get_detection_dataset_dicts([name], filter_empty=True)
+    sample = DatasetMapper(True, augmentations=[], image_format="RGB")(record)
+    np.testing.assert_array_equal(sample["sem_seg"].numpy(), labels)
+    assert have_run_length_masks([name]) is False
+
+
+def test_detectron2_is_refused_another_value_for_pixels_without_a_label(label_pngs, tmp_path):
+    name, _ = label_pngs
+    with pytest.raises(UserError, match=f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE 0: .* dataset {name} .* supported: 255"):
+        register_datasets(semantic_config(name, tmp_path, IGNORE_VALUE=0), [name])
+
+
 @pytest.mark.parametrize(
     "kind, architecture, expected",
     [
+        ("coco_sem_seg", "PanopticFPN", ["COCOEvaluator", "SemSegEvaluator"]),
         ("coco", "GeneralizedRCNN", ["COCOEvaluator"]),
         ("coco_panoptic_seg", "PanopticFPN", ["COCOEvaluator", "SemSegEvaluator", "panoptic"]),
         ("coco_panoptic_seg", "GeneralizedRCNN", ["COCOEvaluator"]),

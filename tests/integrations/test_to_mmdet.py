@@ -9,6 +9,7 @@ from resnest_det.commands import to_mmdet
 from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.reading import load_config
 from resnest_det.data.catalog import get_dataset
+from resnest_det.data.semantic import SemanticMetadata
 from resnest_det.data.shapes import write_shapes
 from resnest_det.errors import UserError
 from resnest_det.integrations.mmdet_checkpoint import from_mmdet_names, to_mmdet_names
@@ -227,6 +228,14 @@ def test_norm_of_all_gradients_together_is_not_the_norm_of_each():
     cfg = load_config(MASK, ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"])
     with pytest.raises(UserError, match="SOLVER.CLIP_GRADIENTS.CLIP_TYPE 'norm'"):
         translated(cfg)
+
+
+def test_labels_of_pixels_that_mmdetection_does_not_read_are_refused():
+    with pytest.raises(UserError, match="MODEL.SEM_SEG_HEAD.IGNORE_VALUE 0 "):
+        translated(load_config(PANOPTIC, ["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "0"]))
+    labels = SemanticMetadata("labels", "i.json", "images", ["a"], {1: 0}, ["things", "sky"], [(1, 2, 3), (4, 5, 6)])
+    with pytest.raises(UserError, match="dataset labels has no panoptic PNG files, which MMDetection reads"):
+        translated(load_config(PANOPTIC), test=labels)
 
 
 def test_panoptic_without_fusion_and_semantic_models_are_refused():

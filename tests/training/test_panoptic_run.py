@@ -2,9 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from resnest_det.commands.train_net import main
+from resnest_det.data.catalog import get_dataset, register_panoptic
+from resnest_det.data.semantic_files import write_semantic_pngs
+from resnest_det.data.shapes import write_shapes
 from resnest_det.errors import UserError
 from tests.helpers.configs import TINY_PANOPTIC, typed
 from tests.helpers.datasets import write_panoptic_shapes
@@ -69,6 +74,40 @@ def test_semantic_with_output_stride_16(made, tmp_path):
     assert set(losses_of(out)[0]) == {"total_loss", "loss_sem_seg", "lr"}
     figures = read_metrics(out)[-1]
     assert figures["sem_seg/pACC"] > 0 and not any(key.startswith(("bbox", "panoptic")) for key in figures)
+
+
+@pytest.fixture
+def label_pngs(tmp_path):
+    """The flag that registers images of shapes with labels in PNG files, where 17 is no label, and the name."""
+    folder, name = tmp_path / "shapes", f"labels_{tmp_path.name}"
+    write_shapes(folder, {"train": 4})
+    register_panoptic(
+        f"{name}_source", f"{folder}/annotations/panoptic_train.json", f"{folder}/panoptic_train", f"{folder}/train"
+    )
+    write_semantic_pngs(get_dataset(f"{name}_source"), str(tmp_path / "labels"), 1)
+    for path in (tmp_path / "labels").iterdir():
+        labels = np.array(Image.open(path))
+        labels[labels == 255] = 17
+        labels[:3] = 17
+        Image.fromarray(labels).save(path)
+    return ["--register-semantic", f"{name}={tmp_path}/labels,{folder}/train,4,ignore=17"], name
+
+
+def test_label_pngs_and_any_ignore_value(label_pngs, tmp_path):
+    """The value that the model has for pixels without a label changes nothing, as long as it is no class."""
+    register, name = label_pngs
+    losses, figures = [], []
+    for value in ("255", "-1"):
+        out = tmp_path / f"out{value}"
+        data = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)", "OUTPUT_DIR", str(out), "SEED", "3"]
+        model = ["MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", "14", "MODEL.BACKBONE.FREEZE_AT", "0"]
+        head = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", value]
+        main(["--config-file", "semantic_ResNeSt50_FPN", *register, *typed(TINY_PANOPTIC), *data, *model, *head])
+        losses.append([each["loss_sem_seg"] for each in losses_of(out).values()])
+        figures.append({key: each for key, each in read_metrics(out)[-1].items() if key.startswith("sem_seg/")})
+        assert len(list((out / "inference").glob("*_semantic.png"))) == 4
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+    assert figures[0] == figures[1] and figures[0]["sem_seg/pACC"] > 0
 
 
 def test_classes_that_do_not_fit_are_refused_before_training(made, tmp_path):

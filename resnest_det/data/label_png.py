@@ -1,0 +1,87 @@
+"""Label PNG files: one byte a pixel, the index of its class, as ADE20K, Cityscapes, COCO-Stuff, VOC and Detectron2 have them."""
+
+import os
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from resnest_det.data.image import open_image
+from resnest_det.errors import UserError
+
+# What a pixel without a label is in memory, whatever its file has for that.
+UNLABELLED = 255
+MAX_CLASSES = UNLABELLED
+
+# PNG specification, 11.2.2: color types of the header.
+_KINDS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray and alpha", 6: "RGBA"}
+_GRAY, _PALETTE = 0, 3
+
+
+@dataclass(frozen=True)
+class LabelPng:
+    """Where the classes of an image's pixels are.
+
+    Attributes:
+        file_name: of the PNG.
+        num_classes: C; values 0 to C - 1 are classes.
+        ignore_value: of pixels without a label. If it is below C, that class has no pixels.
+    """
+
+    file_name: str
+    num_classes: int
+    ignore_value: int = UNLABELLED
+
+
+def label_png_size(file_name: str | os.PathLike) -> tuple[int, int]:
+    """(height, width) of a label PNG. Only its first bytes are read.
+
+    Raises:
+        UserError: the file cannot be read, is not a PNG, or its pixels are not single bytes.
+    """
+    try:
+        with open(file_name, "rb") as file:
+            head = file.read(26)
+    except OSError as error:
+        raise UserError(f"label PNG {file_name} cannot be read: {error.strerror or error}") from error
+    if len(head) < 26 or not head.startswith(b"\x89PNG\r\n\x1a\n") or head[12:16] != b"IHDR":
+        raise UserError(f"label PNG {file_name} is not a PNG file")
+    width, height, bits, kind = struct.unpack(">IIBB", head[16:26])
+    # Fewer bits of gray would be stretched to the whole range when they are decoded.
+    if kind != _PALETTE and (kind, bits) != (_GRAY, 8):
+        raise UserError(
+            f"label PNG {file_name}: its pixels are {bits}-bit {_KINDS.get(kind, kind)}; a class is one byte, 8-bit gray or an "
+            f"index of a palette, which has room for {MAX_CLASSES} classes"
+        )
+    return height, width
+
+
+def read_label_png(label: LabelPng, size: tuple[int, int]) -> np.ndarray:
+    """Classes of the pixels, (H, W) uint8, `UNLABELLED` where there is no label.
+
+    Args:
+        size: (height, width) of the image.
+
+    Raises:
+        UserError: see `label_png_size`; also where the file is damaged, of another size, or has a value that is neither a class
+            nor the one of pixels without a label.
+    """
+    height, width = label_png_size(label.file_name)
+    if (height, width) != size:
+        raise UserError(
+            f"label PNG {label.file_name} is {width} x {height} pixels (width x height), but its image is {size[1]} x {size[0]}"
+        )
+    try:
+        with open_image(label.file_name, ("PNG",)) as image:
+            values = np.array(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"label PNG {label.file_name} cannot be read: {' '.join(str(error).split())}") from error
+    ignored = values == label.ignore_value
+    wrong = (values >= label.num_classes) & ~ignored
+    if wrong.any():
+        raise UserError(
+            f"label PNG {label.file_name} has a pixel of value {values[wrong][0]}; there are {label.num_classes} classes, "
+            f"0 to {label.num_classes - 1}, and {label.ignore_value} is for pixels without a label"
+        )
+    values[ignored] = UNLABELLED
+    return values

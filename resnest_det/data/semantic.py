@@ -1,0 +1,213 @@
+"""Datasets whose pixels have classes, in label PNG files of the images' names; with or without objects of an instance file."""
+
+import colorsys
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from resnest_det.data.coco import Dataset, Metadata, category_name, load_coco_instances
+from resnest_det.data.label_png import MAX_CLASSES, UNLABELLED, LabelPng, label_png_size
+from resnest_det.data.records import Record
+from resnest_det.errors import ArgumentError, UserError
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
+# Headers are short and the disk may be a network away: what takes long is to wait.
+_READERS = 16
+
+
+@dataclass(frozen=True)
+class SemanticMetadata(Metadata):
+    """What is known of a dataset whose pixels have classes: `stuff_classes[i]` names class i; colors are (R, G, B)."""
+
+    stuff_classes: list[str]
+    stuff_colors: list[tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class SemanticFiles:
+    """Where a dataset with label PNG files lives.
+
+    An image `a/b.jpg` of `image_root` has its labels in `a/b.png` of `label_root`; with suffixes, `a/b<image_suffix>.jpg` has
+    them in `a/b<label_suffix>.png`.
+
+    Attributes:
+        classes: names of the classes, the value of a pixel being the index of its class; or how many there are; or a file: a
+            `.json` list of names or of {"name", "color"}, or text with one name a line.
+        ignore_value: of pixels without a label.
+        list_file: text with the name of one image a line, of those to take; all of them without it.
+        instances_json: COCO instance annotations of the same images, which are then those to take. Class 0 stands for all
+            objects together where a Panoptic FPN is to fuse both.
+
+    Raises:
+        ArgumentError: an `ignore_value` that no byte has, or a list of images beside an instance file, which is one.
+    """
+
+    label_root: str
+    image_root: str
+    classes: str | int | tuple[str, ...]
+    ignore_value: int = UNLABELLED
+    list_file: str | None = None
+    label_suffix: str = ""
+    image_suffix: str = ""
+    instances_json: str | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.ignore_value, int) or not 0 <= self.ignore_value <= 255:
+            raise ArgumentError("ignore_value", f"is {self.ignore_value!r}; it must be the value of a byte, 0 to 255")
+        if self.list_file is not None and self.instances_json is not None:
+            raise ArgumentError("list_file", f"is {self.list_file}, but the images are those of {self.instances_json} already")
+
+
+def load_semantic(name: str, files: SemanticFiles, *, keep_truth: bool = False) -> Dataset:
+    """List the images and their label PNG files; of the latter only sizes are read.
+
+    Records are sorted by file name and have `label_png`, see `resnest_det.data.records.Record`; without an instance file image
+    ids count from 1.
+
+    Args:
+        keep_truth: keep what the instance file says as `Dataset.truth`.
+
+    Raises:
+        UserError: see `resnest_det.data.coco.load_coco_instances` and `label_png_size`; also where class names are unreadable,
+            double or too many, there are no images, one is listed that is not there, two have one name, labels are absent or,
+            with an instance file, of another size. The message names the file.
+    """
+    names, colors = _read_classes(files.classes, f"dataset {name}")
+    labels = _files_below(files.label_root, files.label_suffix, (".png",))
+    truth, categories, things = None, {}, []
+    if files.instances_json is not None:
+        instances = load_coco_instances(name, files.instances_json, files.image_root, keep_truth=keep_truth)
+        truth, things = instances.truth, instances.metadata.thing_classes
+        categories = instances.metadata.thing_dataset_id_to_contiguous_id
+        paths = [record["file_name"] for record in instances.records]
+        keys = [_key(os.path.relpath(path, files.image_root), files.image_suffix) for path in paths]
+    else:
+        images = _files_below(files.image_root, files.image_suffix, _IMAGES, leave_out=set(labels.values()))
+        keys = sorted(images) if files.list_file is None else _listed(files.list_file, images, files)
+        paths = [images[key] for key in keys]
+    if not paths:
+        raise UserError(f"dataset {name}: there are no images in {files.image_root}")
+    absent = [(key, path) for key, path in zip(keys, paths) if key not in labels]
+    if absent:
+        key, path = absent[0]
+        expected = os.path.join(files.label_root, f"{key}{files.label_suffix}.png")
+        raise UserError(f"label PNG {expected} of image {path} does not exist; {len(absent)} of {len(paths)} are absent")
+
+    label_pngs = [LabelPng(labels[key], len(names), files.ignore_value) for key in keys]
+    with ThreadPoolExecutor(_READERS) as pool:
+        sizes = list(pool.map(label_png_size, [label.file_name for label in label_pngs]))
+    if files.instances_json is not None:
+        records = [record | {"label_png": label} for record, label in zip(instances.records, label_pngs)]
+        _check_sizes(records, sizes)
+    else:
+        records = [
+            Record(file_name=path, height=height, width=width, image_id=number, annotations=[], label_png=label)
+            for number, (path, (height, width), label) in enumerate(zip(paths, sizes, label_pngs), start=1)
+        ]
+    metadata = SemanticMetadata(name, files.instances_json, files.image_root, things, categories, names, colors)
+    return Dataset(name, records, metadata, truth)
+
+
+def class_color(entry: dict, number: int, where: str) -> tuple[int, int, int]:
+    """The color of a class: that of the key "color", or one that differs from those of other numbers.
+
+    Raises:
+        UserError: it is no color; the message begins with `where`.
+    """
+    if "color" not in entry:
+        # Steps of the golden ratio keep hues apart however many there are.
+        hue, value = (0.618034 * number) % 1.0, (1.0, 0.8, 0.9)[number % 3]
+        return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.7, value))
+    color = entry["color"]
+    if not (isinstance(color, (list, tuple)) and len(color) == 3 and all(c in range(256) for c in color)):
+        raise UserError(f"{where}: color must be three whole numbers from 0 to 255, not {color!r}")
+    return tuple(color)
+
+
+def _read_classes(classes: str | int | tuple[str, ...], source: str) -> tuple[list[str], list[tuple[int, int, int]]]:
+    """Names and colors of the classes; messages begin with the file that they are in, or else with `source`."""
+    entries = [str(i) for i in range(classes)] if isinstance(classes, int) else classes
+    if isinstance(classes, str):
+        source, text = classes, _read_text(classes)
+        if classes.lower().endswith(".json"):
+            try:
+                entries = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{classes}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+            if not isinstance(entries, list):
+                raise UserError(
+                    f'{classes}: must be a list of names, or of objects with a "name" and, if they have one, a "color"'
+                )
+        else:
+            entries = [line.strip() for line in text.splitlines() if line.strip()]
+    if not 2 <= len(entries) <= MAX_CLASSES:
+        raise UserError(f"{source}: {len(entries)} classes; supported: 2 to {MAX_CLASSES}")
+    names, colors = [], []
+    for index, entry in enumerate(entries):
+        where = f"{source}: class {index}"
+        entry = entry if isinstance(entry, dict) else {"name": entry}
+        # A file of COCO's categories, whose ids have gaps, would give nearly every pixel another name.
+        if entry.get("id", index) != index:
+            raise UserError(
+                f"{where}: its id is {entry['id']!r}, but the value of a pixel is the place of its class in this list"
+            )
+        names.append(category_name(entry, where))
+        colors.append(class_color(entry, index, where))
+    double = next((label for label in names if names.count(label) > 1), None)
+    if double is not None:
+        raise UserError(f"{source}: two classes are called {double!r}")
+    return names, colors
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from error
+
+
+def _key(path: str, suffix: str) -> str:
+    """What the path of an image and that of its labels have in common."""
+    return os.path.splitext(path)[0].removesuffix(suffix)
+
+
+def _files_below(folder: str, suffix: str, extensions: Iterable[str], leave_out: Iterable[str] = ()) -> dict[str, str]:
+    """Paths of the files in a folder and those inside it by `_key`, listed once."""
+    found: dict[str, str] = {}
+    for parent, _, file_names in os.walk(folder):
+        for file_name in file_names:
+            stem, extension = os.path.splitext(file_name)
+            path = os.path.join(parent, file_name)
+            if extension.lower() not in extensions or not stem.endswith(suffix) or path in leave_out:
+                continue
+            key = _key(os.path.relpath(path, folder), suffix)
+            if found.setdefault(key, path) != path:
+                raise UserError(f"{found[key]} and {path}: which of them has the labels of that name cannot be told")
+    return found
+
+
+def _listed(list_file: str, images: dict[str, str], files: SemanticFiles) -> list[str]:
+    """The keys of the images that a text file lists, by their names with or without folder, suffix and extension as on disk."""
+    keys = []
+    for number, line in enumerate(_read_text(list_file).splitlines(), start=1):
+        if line.strip():
+            name = line.strip()
+            key = name if name in images else _key(name, files.image_suffix)
+            if key not in images:
+                raise UserError(f"{list_file}: line {number}: there is no image {name[:80]!r} in {files.image_root}")
+            keys.append(key)
+    return sorted(set(keys))
+
+
+def _check_sizes(records: list[Record], sizes: list[tuple[int, int]]) -> None:
+    for record, (height, width) in zip(records, sizes):
+        if (height, width) != (record["height"], record["width"]):
+            raise UserError(
+                f"label PNG {record['label_png'].file_name} is {width} x {height} pixels (width x height), but image "
+                f"{record['image_id']} is {record['width']} x {record['height']} by its annotations"
+            )
