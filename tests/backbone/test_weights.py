@@ -281,7 +281,7 @@ def test_something_without_a_backbone(tmp_path, checkpoint, reason):
 
 def test_averaged_weights_come_before_the_others():
     state = {"a": torch.ones(1)}
-    assert state_dict_of({"state_dict": {"a": torch.zeros(1)}, "state_dict_ema": state})["a"] == 1
+    assert state_dict_of({"state_dict": {"a": torch.zeros(1)}, "state_dict_ema": state})[0]["a"] == 1
 
 
 @pytest.mark.parametrize("name", ["resnest14", "resnest50", "resnest101", "resnest50_fast_4s2x40d", "resnest50_fast_1s4x24d"])
