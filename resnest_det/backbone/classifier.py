@@ -18,6 +18,7 @@ from resnest_det.backbone.layers import Norm
 from resnest_det.backbone.loading import load_into
 from resnest_det.backbone.resnest import STAGES, ResNeSt
 from resnest_det.backbone.variants import VARIANTS, Variant, find_variant
+from resnest_det.data.image import to_eight_bits
 from resnest_det.errors import UserError
 from resnest_det.weights.downloads import resolve_weights
 from resnest_det.weights.published import IMAGENET_MEAN, IMAGENET_STD
@@ -378,9 +379,10 @@ def _adapted(weight: Tensor, channels: int) -> Tensor:
 
 
 def transforms_for(model: nn.Module) -> Callable:
-    """The torchvision transform from a PIL image (RGB) to the normalised tensor (3, H, W) that a model's weights expect.
+    """The torchvision transform from a PIL image to the normalised tensor (3, H, W) that a model's weights expect.
 
-    It is the transform of the published evaluation: resize the short side, crop the centre, normalise.
+    It is the transform of the published evaluation: resize the short side, crop the centre, normalise. Images of any mode
+    become RGB first, as `to_eight_bits` says; what that refuses is a `UserError` when the transform is used.
 
     Raises:
         UserError: the model was not made by `create_model`, or does not take three channels.
@@ -396,6 +398,7 @@ def transforms_for(model: nn.Module) -> Callable:
     size = cfg["input_size"][-1]
     return transforms.Compose(
         [
+            to_eight_bits,
             transforms.Resize(math.floor(size / cfg["crop_pct"]), transforms.InterpolationMode(cfg["interpolation"])),
             transforms.CenterCrop(size),
             transforms.ToTensor(),
