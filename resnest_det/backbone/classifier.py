@@ -106,7 +106,8 @@ class Classifier(ResNeSt):
         self.drop_rate = drop_rate
         self.pretrained_cfg = self.default_cfg = pretrained_cfg
         self.feature_info = FeatureInfo(self, arguments.get("output_stride", 32), range(len(_FEATURES)))
-        self.reset_classifier(num_classes, global_pool)
+        self.global_pool = GlobalPool(global_pool)
+        self.reset_classifier(num_classes)
 
     def get_classifier(self, name_only: bool = False) -> nn.Module | str:
         """The linear layer, or its name."""
@@ -260,6 +261,8 @@ def create_model(
     for argument, value in (("pretrained", pretrained), ("features_only", features_only), ("use_ema", use_ema)):
         if not isinstance(value, bool):
             raise UserError(f"{argument} is {value!r}, expected True or False")
+    if new_head is not None and not isinstance(new_head, bool):
+        raise UserError(f"new_head is {new_head!r}, expected True, False or None")
     if checkpoint_path is not None and not isinstance(checkpoint_path, (str, os.PathLike)):
         raise UserError(f"checkpoint_path is a {type(checkpoint_path).__name__}, expected a path or an address")
     if pretrained and checkpoint_path:

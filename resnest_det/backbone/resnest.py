@@ -288,7 +288,7 @@ class ResNeSt(nn.Module):
         if not out_features:
             raise UserError(f"the backbone is asked for no feature; it has {', '.join(known)}")
         if output_stride not in (8, 16, 32):
-            raise UserError(f"output stride {output_stride} is not possible; supported: 8, 16, 32")
+            raise UserError(f"output stride {output_stride!r} is not possible; supported: 8, 16, 32")
         if dilation_style not in DILATION_STYLES:
             raise UserError(f"unknown dilation style {dilation_style!r}; supported: {', '.join(DILATION_STYLES)}")
         if radix < 0 or groups < 1:
