@@ -1,9 +1,11 @@
-"""Entry points for `torch.hub.load(repository, "resnest50", pretrained=True)`: one for each model, by the authors' names."""
+"""Entry points for `torch.hub.load(repository, "resnest50", pretrained=True)`: one for each model,
+by the authors' names and by timm's."""
 
 dependencies = ["torch", "torchvision", "fvcore", "iopath", "huggingface_hub", "safetensors", "tqdm"]
 
 from resnest_det.backbone.classifier import create_model as _create_model  # noqa: E402
 from resnest_det.backbone.variants import list_models as _list_models  # noqa: E402
+from resnest_det.weights.published import ALIASES as _ALIASES  # noqa: E402
 
 
 def _entry(name):
@@ -15,5 +17,5 @@ def _entry(name):
     return build
 
 
-for _name in _list_models():
+for _name in (*_list_models(), *_ALIASES):
     globals()[_name] = _entry(_name)

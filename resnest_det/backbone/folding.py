@@ -15,13 +15,16 @@ def fold_norms(model: nn.Module) -> nn.Module:
 
     With running statistics mean and var, `weight * (conv(x) - mean) / sqrt(var + eps) + bias` is one convolution with
     scaled weights and another bias. Batch norms of the module itself and frozen ones are folded; group norm, which has no
-    fixed statistics, stays. The copy is in evaluation mode, its parameters take no gradient; `model` is left as it is.
+    fixed statistics, stays. The copy is in evaluation mode, its parameters take no gradient; `model` is left as it is. In the
+    copy a ReLU overwrites what it is given, so that hooks which keep outputs belong on `model`.
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(folded.modules()):
         if isinstance(module, Conv2d) and _is_foldable(module.norm):
             _fold(module, module.norm)
             module.norm = None
+        elif isinstance(module, nn.ReLU):
+            module.inplace = True  # and with it the sum at the end of a block: a third of the memory's traffic less
         elif isinstance(module, SplitAttentionConv2d):
             for conv, norm in (("conv", "bn0"), ("fc1", "bn1")):
                 if _is_foldable(getattr(module, norm)):

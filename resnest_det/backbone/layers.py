@@ -131,7 +131,7 @@ def _fix_batch_norms(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         fixed = FrozenBatchNorm2d(module.num_features, eps=module.eps)
         fixed.load_state_dict(module.state_dict(), strict=False)
-        return fixed.to(module.running_mean.device)
+        return fixed.to(module.running_mean)  # its device and, where the model was cast, its dtype
     for name, child in module.named_children():
         replacement = _fix_batch_norms(child)
         if replacement is not child:

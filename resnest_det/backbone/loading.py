@@ -12,7 +12,7 @@ from resnest_det.weights.names import find_backbone
 from resnest_det.weights.weights import Weights, errors_naming, read_weights
 
 # What detectors of earlier versions saved beside their parameters; the configuration decides these.
-_NOT_PARAMETERS = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors", "num_batches_tracked")
+_NOT_PARAMETERS = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors", "num_batches_tracked", "n_averaged")
 
 
 @dataclass
@@ -22,6 +22,7 @@ class LoadReport:
     Attributes:
         path: the file.
         layout: "detectron2", "timm", "mmdet" or "caffe2".
+        taken_off: in words, the key and the prefix of the names that stood around the parameters in the file; "" for none.
         loaded: names of the model's parameters and buffers that were set.
         left: parameter of the file that was not used, to the reason.
         fresh: parameter of the model that the file has nothing for, to the reason.
@@ -30,6 +31,7 @@ class LoadReport:
 
     path: str
     layout: str
+    taken_off: str = ""
     loaded: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
     fresh: dict[str, str] = field(default_factory=dict)
@@ -49,6 +51,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} parameters and buffers from {self.path} ({self.layout} layout)"]
+        if self.taken_off:
+            parts.append(f"without {self.taken_off}")
         for title, names in (("left in the file", self.left), ("freshly initialised", self.fresh)):
             for reason in dict.fromkeys(names.values()):
                 parts.append(f"{title}: {_brief([name for name in names if names[name] == reason])}: {reason}")
@@ -62,10 +66,11 @@ def _brief(names: list[str], limit: int = 3) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike, *, allow_mismatch: bool = False) -> LoadReport:
+def load_weights(model: nn.Module, path: str | os.PathLike, *, allow_mismatch: bool = False, use_ema: bool = True) -> LoadReport:
     """Load a checkpoint into a classifier, a feature extractor, a backbone or a detector.
 
-    The file's layout (the authors' and timm's, Detectron2's, MMDetection's) is recognised by its parameter names. A file
+    The file's layout (the authors' and timm's, Detectron2's, MMDetection's) is recognised by its parameter names, under whatever
+    key and prefix training code put them. A file
     without detector heads sets a detector's backbone; a file of a detector sets all of it. Either everything that has to
     fit is copied, or nothing is.
 
@@ -73,6 +78,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike, *, allow_mismatch: b
         model: on any device.
         path: a local file, see `read_checkpoint`; `resolve_weights` makes one of an address or a published name.
         allow_mismatch: load what fits, and report the rest in `LoadReport.mismatched`.
+        use_ema: where the file has averaged weights beside the others, take those.
 
     Returns:
         What was loaded, left and freshly initialised, and why.
@@ -80,11 +86,11 @@ def load_weights(model: nn.Module, path: str | os.PathLike, *, allow_mismatch: b
     Raises:
         UserError: the file cannot be used, or its parameters do not fit the model's (both shapes are listed).
     """
-    return load_into(model, read_weights(path), allow_mismatch=allow_mismatch)
+    return load_into(model, read_weights(path, use_ema), allow_mismatch=allow_mismatch)
 
 
-def load_into(model: nn.Module, weights: Weights, *, allow_mismatch: bool = False) -> LoadReport:
-    """`load_weights` for weights that were read already.
+def load_into(model: nn.Module, weights: Weights, *, allow_mismatch: bool = False, new_head: bool = False) -> LoadReport:
+    """`load_weights` for weights that were read already; with `new_head` a classifier's head need not be among them.
 
     Raises:
         UserError: see `load_weights`.
@@ -93,7 +99,7 @@ def load_into(model: nn.Module, weights: Weights, *, allow_mismatch: bool = Fals
     found = find_backbone(targets)
     if found is None:
         raise UserError(f"a {type(model).__name__} has no ResNeSt backbone to load weights {weights.path} into")
-    report = LoadReport(weights.path, weights.layout)
+    report = LoadReport(weights.path, weights.layout, weights.taken_off)
 
     prefix = found[1]
     wanted = {
@@ -111,7 +117,7 @@ def load_into(model: nn.Module, weights: Weights, *, allow_mismatch: bool = Fals
         else:
             report.left[name] = "not a part of the backbone"
 
-    copies = _match(targets, wanted, prefix, report, has_heads)
+    copies = _match(targets, wanted, prefix, report, has_heads, new_head)
     if report.mismatched and not allow_mismatch:
         with errors_naming(weights.path):
             raise UserError(_mismatch_message(report.mismatched, weights.backbone, targets, prefix))
@@ -122,7 +128,9 @@ def load_into(model: nn.Module, weights: Weights, *, allow_mismatch: bool = Fals
     return report
 
 
-def _match(targets: dict[str, Tensor], wanted: dict, prefix: str, report: LoadReport, has_heads: bool) -> dict[str, Tensor]:
+def _match(
+    targets: dict[str, Tensor], wanted: dict, prefix: str, report: LoadReport, has_heads: bool, new_head: bool
+) -> dict[str, Tensor]:
     """What to copy where; everything else goes into the report."""
     copies = {}
     built = {name.removeprefix(prefix).split(".")[0] for name in targets if name.startswith(prefix)}
@@ -144,11 +152,11 @@ def _match(targets: dict[str, Tensor], wanted: dict, prefix: str, report: LoadRe
     for name in targets:
         if name in wanted or any(part in name for part in _NOT_PARAMETERS):
             continue
-        if name.startswith("linear."):
-            report.fresh[name] = "the file has no classification head"
+        if name.startswith("linear.") and new_head:
+            report.fresh[name] = "a new head was asked for"
         elif "conv2_offset." in name:
             report.fresh[name] = "the file has no deformable convolutions; offsets start at zero"
-        elif _is_backbone(name, prefix) or has_heads:
+        elif _is_backbone(name, prefix) or name.startswith("linear.") or has_heads:
             report.mismatched.append(f"{name} is not in the file")
         else:
             report.fresh[name] = "the file has only a backbone"

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
 
 from resnest_det.backbone.layers import Conv2d, Norm, freeze, get_norm
 from resnest_det.backbone.split_attention import DeformConv2d, SplitAttentionConv2d, offset_channels
+from resnest_det.distributed import get_world_size
 from resnest_det.errors import UserError
 
 BLOCKS_PER_STAGE = {
@@ -30,6 +32,12 @@ BLOCKS_PER_STAGE = {
 STEM_WIDTH = {14: 32, 26: 32, 50: 32, 101: 64, 152: 64, 200: 64, 269: 64}
 STAGES = ("res2", "res3", "res4", "res5")
 DILATION_STYLES = ("detectron2", "timm")
+
+
+def _conv_norm_relu(in_channels: int, channels: int, kernel_size: int, *, norm: Norm, **arguments) -> Conv2d:
+    return Conv2d(
+        in_channels, channels, kernel_size, bias=False, norm=get_norm(norm, channels), activation=nn.ReLU(), **arguments
+    )
 
 
 class Stem(nn.Module):
@@ -47,23 +55,21 @@ class Stem(nn.Module):
         super().__init__()
         self.out_channels = 2 * width
         if deep:
-            self.conv1_1 = Conv2d(in_channels, width, 3, stride=2, padding=1, bias=False, norm=get_norm(norm, width))
-            self.conv1_2 = Conv2d(width, width, 3, padding=1, bias=False, norm=get_norm(norm, width))
-            self.conv1_3 = Conv2d(width, 2 * width, 3, padding=1, bias=False, norm=get_norm(norm, 2 * width))
+            self.conv1_1 = _conv_norm_relu(in_channels, width, 3, stride=2, padding=1, norm=norm)
+            self.conv1_2 = _conv_norm_relu(width, width, 3, padding=1, norm=norm)
+            self.conv1_3 = _conv_norm_relu(width, 2 * width, 3, padding=1, norm=norm)
         else:
-            self.conv1 = Conv2d(in_channels, 2 * width, 7, stride=2, padding=3, bias=False, norm=get_norm(norm, 2 * width))
+            self.conv1 = _conv_norm_relu(in_channels, 2 * width, 7, stride=2, padding=3, norm=norm)
         for conv in self.children():
             c2_msra_fill(conv)
+        self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
     def convolutions(self, x: Tensor) -> Tensor:
         """The stem up to the max pooling, at stride 2."""
-        for conv in self.children():
-            x = F.relu_(conv(x))
+        for name, conv in self.named_children():
+            if name != "pool":
+                x = conv(x)
         return x
-
-    def pool(self, x: Tensor) -> Tensor:
-        """The max pooling, from stride 2 to stride 4."""
-        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(self.convolutions(x))
@@ -84,6 +90,7 @@ class Bottleneck(nn.Module):
         pool_shortcut: average 2x2 pixels without stride in the shortcut, as timm does where dilation replaces a stride.
         stride_in_1x1: the stride is the first 1x1 convolution's, as in the first ResNet models.
         deform_modulated, deform_groups: deformable 3x3 convolution, DCNv1 (False) or DCNv2 (True); None is plain.
+        drop_path_rate: probability that an image skips the block in training (stochastic depth, arXiv:1603.09382).
     """
 
     def __init__(
@@ -105,6 +112,7 @@ class Bottleneck(nn.Module):
         stride_in_1x1: bool = False,
         deform_modulated: bool | None = None,
         deform_groups: int = 1,
+        drop_path_rate: float = 0.0,
     ):
         super().__init__()
         self.radix = radix
@@ -120,7 +128,7 @@ class Bottleneck(nn.Module):
             self.shortcut = Conv2d(
                 in_channels, out_channels, 1, stride=1 if avg_down else stride, bias=False, norm=get_norm(norm, out_channels)
             )
-        self.conv1 = Conv2d(in_channels, width, 1, stride=stride_1x1, bias=False, norm=get_norm(norm, width))
+        self.conv1 = _conv_norm_relu(in_channels, width, 1, stride=stride_1x1, norm=norm)
         self.conv2_offset = None
         if deform_modulated is not None:
             # Not even the first offsets are learned from noise: DCN starts as the plain convolution.
@@ -156,7 +164,7 @@ class Bottleneck(nn.Module):
                 groups=groups,
                 bias=False,
                 norm=get_norm(norm, width),
-                activation=nn.ReLU(inplace=True),
+                activation=nn.ReLU(),
             )
             if deform_modulated is None:
                 self.conv2 = Conv2d(width, width, **arguments)
@@ -164,12 +172,14 @@ class Bottleneck(nn.Module):
                 self.conv2 = DeformConv2d(width, width, modulated=deform_modulated, **arguments)
             c2_msra_fill(self.conv2)
         self.conv3 = Conv2d(width, out_channels, 1, bias=False, norm=get_norm(norm, out_channels))
+        self.drop_path = StochasticDepth(drop_path_rate, "row") if drop_path_rate else None
+        self.relu = nn.ReLU()
         for conv in (self.shortcut, self.conv1, self.conv3):
             if conv is not None:
                 c2_msra_fill(conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu_(self.conv1(x))
+        out = self.conv1(x)
         if self.avd_first and self.avd_stride > 1:
             out = F.avg_pool2d(out, 3, self.avd_stride, padding=1)
         if self.conv2_offset is not None:
@@ -179,6 +189,8 @@ class Bottleneck(nn.Module):
         if not self.avd_first and self.avd_stride > 1:
             out = F.avg_pool2d(out, 3, self.avd_stride, padding=1)
         out = self.conv3(out)
+        if self.drop_path is not None:
+            out = self.drop_path(out)
 
         if self.shortcut is not None:
             if self.shortcut_stride > 1:
@@ -186,7 +198,8 @@ class Bottleneck(nn.Module):
             elif self.pool_shortcut:
                 x = F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2, stride=1)
             x = self.shortcut(x)
-        return F.relu_(out.add_(x))
+        # Only in a folded copy may what a convolution gave be overwritten: hooks keep it.
+        return self.relu(out.add_(x) if self.relu.inplace else out + x)
 
 
 @contextmanager
@@ -226,6 +239,7 @@ class ResNeSt(nn.Module):
         deform_on_per_stage, deform_modulated, deform_groups: deformable 3x3 convolutions in res2, res3, res4, res5.
         freeze_at: this many of (stem, res2, ..., res5) are not trained and their batch norm is fixed.
         checkpoint_stages: stages whose activations are computed again in the backward pass instead of being kept.
+        drop_path_rate: of the last block's stochastic depth; it grows linearly from none in the first.
         out_features: which of "stem" (stride 4), "res2" (4), "res3" (8), "res4" (16), "res5" (32) to return; stages
             after the last of them are not built.
 
@@ -235,6 +249,8 @@ class ResNeSt(nn.Module):
     Raises:
         UserError: an argument that makes no such network.
     """
+
+    __jit_unused_properties__ = ["size_divisibility"]
 
     def __init__(
         self,
@@ -261,6 +277,7 @@ class ResNeSt(nn.Module):
         deform_groups: int = 1,
         freeze_at: int = 0,
         checkpoint_stages: tuple[str, ...] = (),
+        drop_path_rate: float = 0.0,
         out_features: tuple[str, ...] = STAGES,
     ):
         super().__init__()
@@ -271,7 +288,7 @@ class ResNeSt(nn.Module):
         if not out_features:
             raise UserError(f"the backbone is asked for no feature; it has {', '.join(known)}")
         if output_stride not in (8, 16, 32):
-            raise UserError(f"output stride {output_stride} is not possible; supported: 8, 16, 32")
+            raise UserError(f"output stride {output_stride!r} is not possible; supported: 8, 16, 32")
         if dilation_style not in DILATION_STYLES:
             raise UserError(f"unknown dilation style {dilation_style!r}; supported: {', '.join(DILATION_STYLES)}")
         if radix < 0 or groups < 1:
@@ -314,6 +331,7 @@ class ResNeSt(nn.Module):
                         pool_shortcut=dilation_style == "timm" and block == 0 and dilation > 1,
                         deform_modulated=deform_modulated if deform_on_per_stage[index] else None,
                         deform_groups=deform_groups,
+                        drop_path_rate=drop_path_rate * (sum(blocks[:index]) + block) / max(sum(blocks) - 1, 1),
                     )
                     for block in range(blocks[index])
                 )
@@ -324,6 +342,7 @@ class ResNeSt(nn.Module):
 
         self.parts = tuple(shapes)
         self.out_features = tuple(feature for feature in shapes if feature in out_features)
+        self.wanted = list(self.out_features)  # for scripting, which takes no tuple of any length
         self.out_feature_channels = {feature: shapes[feature][0] for feature in self.out_features}
         self.out_feature_strides = {feature: shapes[feature][1] for feature in self.out_features}
         self.freeze(freeze_at)
@@ -340,20 +359,66 @@ class ResNeSt(nn.Module):
         if width % deform_groups:
             raise UserError(f"a 3x3 convolution of {width} channels cannot be divided into {deform_groups} deformable groups")
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the activations of all stages again in the backward pass, or (False) keep them."""
+        self.checkpoint_stages = STAGES if enable else ()
+
     @property
     def size_divisibility(self) -> int:
-        """What the sides of the input must be a multiple of, in pixels, for the maps' sizes to be in the ratio of their strides."""
+        """What the input's sides, in pixels, must be a multiple of for the maps' sizes to be in the ratio of their strides."""
         return max(self.out_feature_strides.values())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps by name, each (N, out_feature_channels, H / stride, W / stride), for images (N, in_channels, H, W)."""
+        return self.feature_maps(x, self.wanted)
+
+    def feature_maps(self, x: Tensor, wanted: list[str]) -> dict[str, Tensor]:
+        """The maps that are called so, computed as far as the last of them.
+
+        Args:
+            x: images (N, in_channels, H, W).
+            wanted: names of stem and stages; "stem.convolutions" is the stem's map of stride 2, before the max pooling.
+
+        Raises:
+            UserError: see `check_batch`.
+        """
+        if not torch.jit.is_scripting():
+            self.check_batch(x)
         features: dict[str, Tensor] = {}
+        if "stem.convolutions" in wanted:
+            x = self.stem.convolutions(x)
+            features["stem.convolutions"] = x
+            x = self.stem.pool(x)
+        else:
+            x = self.stem(x) if torch.jit.is_scripting() else self.run_part("stem", self.stem, x)
+        if "stem" in wanted:
+            features["stem"] = x
         for name, part in self.named_children():  # a loop that scripting can unroll
-            if name in self.parts:  # which a classifier's head is not
-                if torch.jit.is_scripting() or not self.training or name not in self.checkpoint_stages:
-                    x = part(x)
-                else:
-                    x = checkpoint(part, x, use_reentrant=False, context_fn=partial(_recomputation_contexts, part))
-                if name in self.out_features:
+            if name in self.parts and name != "stem" and len(features) < len(wanted):
+                x = part(x) if torch.jit.is_scripting() else self.run_part(name, part, x)
+                if name in wanted:
                     features[name] = x
         return features
+
+    def run_part(self, name: str, part: nn.Module, x: Tensor) -> Tensor:
+        """`part(x)`; in training, of a stage of `checkpoint_stages`, without keeping what is inside it."""
+        if not self.training or name not in self.checkpoint_stages:
+            return part(x)
+        return checkpoint(part, x, use_reentrant=False, context_fn=partial(_recomputation_contexts, part))
+
+    def check_batch(self, x: Tensor) -> None:
+        """Raises `UserError` for one image where batch norm is trained: attention norms one value per channel and image."""
+        # Not what torch.fx puts in the place of images while it traces.
+        if self.training and isinstance(x, Tensor) and len(x) == 1 and any(map(_needs_two_images, self.modules())):
+            raise UserError(
+                "a batch of one image cannot train the batch norm of split attention, which has one value per channel and "
+                "image: use batches of at least two (drop_last=True where the last may have one), "
+                'norm="FrozenBN" or "GN", or call model.eval() first'
+            )
+
+
+def _needs_two_images(module: nn.Module) -> bool:
+    norm = module.bn1 if isinstance(module, SplitAttentionConv2d) else None
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not norm.training:
+        return False
+    return type(norm) is nn.BatchNorm2d or get_world_size() == 1  # others share their statistics between processes

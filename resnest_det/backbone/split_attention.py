@@ -15,7 +15,7 @@ class DeformConv2d(Conv2d):
     """Convolution that samples at learned offsets (DCN, arXiv:1703.06211; DCNv2, arXiv:1811.11168).
 
     The offsets come from outside as a map with 2 (plain) or 3 (modulated) values per sampling point and deformable group.
-    Of a modulated map the first two thirds are offsets, (y, x) interleaved, and the last third, through a sigmoid, the modulation.
+    Of a modulated map two thirds are offsets, (y, x) interleaved, and the last third, through a sigmoid, the modulation.
     """
 
     def __init__(self, *args, modulated: bool, **kwargs):
@@ -77,6 +77,7 @@ class SplitAttentionConv2d(nn.Module):
         deform_modulated: bool | None = None,
     ):
         super().__init__()
+        self.channels = channels
         self.radix = radix
         self.deformable = deform_modulated is not None
         self.cardinality = groups
@@ -95,7 +96,7 @@ class SplitAttentionConv2d(nn.Module):
             # Of one value a channel, 32 groups of one channel each would leave zeros: the whole layer is one group.
             self.bn1 = nn.GroupNorm(1, attention_channels)
         self.fc2 = Conv2d(attention_channels, channels * radix, 1, groups=groups)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu0, self.relu1 = nn.ReLU(), nn.ReLU()
 
     def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
         if self.deformable:
@@ -103,20 +104,20 @@ class SplitAttentionConv2d(nn.Module):
             x = self.conv(x, offset)
         else:
             x = self.conv(x)
-        x = self.relu(self.bn0(x))
+        x = self.relu0(self.bn0(x))
         splits = x.chunk(self.radix, dim=1)  # each (N, channels, H, W)
 
         # The mean of a sum is the sum of the means: pooling first saves a map of full size.
-        descriptor = x.mean((2, 3), keepdim=True).unflatten(1, (self.radix, -1)).sum(1)
+        descriptor = x.mean((2, 3), keepdim=True).reshape(-1, self.radix, self.channels, 1, 1).sum(1)
         weights = self.attention(descriptor).chunk(self.radix, dim=1)
         out = splits[0] * weights[0]
-        for split, weight in zip(splits[1:], weights[1:]):
-            out = torch.addcmul(out, split, weight)
+        for index in range(1, self.radix):  # not over pairs: torch.fx cannot iterate over what it traces
+            out = torch.addcmul(out, splits[index], weights[index])
         return out
 
     def attention(self, descriptor: Tensor) -> Tensor:
         """Weights (N, radix * channels, 1, 1), split by split, for a channel descriptor (N, channels, 1, 1)."""
-        hidden = self.relu(self.bn1(self.fc1(descriptor)))
+        hidden = self.relu1(self.bn1(self.fc1(descriptor)))
         logits = self.fc2(hidden)  # group by group, and within a group split by split
         if self.radix == 1:
             return logits.sigmoid()

@@ -1,6 +1,8 @@
 """The family: the table of architectures, and what is looked up in it."""
 
 import fnmatch
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -65,11 +67,19 @@ VARIANTS: dict[str, Variant] = {
 
 
 def find_variant(name: str) -> Variant:
-    """The variant of this name, the authors' or timm's.
+    """The variant of this name, the authors' or timm's, which may have the hub before it: `hf-hub:timm/resnest50d.in1k`.
 
     Raises:
         UserError: there is none; the nearest names are listed.
     """
+    if not isinstance(name, str):
+        raise UserError(f"name is {name!r}, expected the name of a model such as 'resnest50'")
+    name = re.sub(r"^(hf[-_]hub:)?timm/", "", name)
+    if name.startswith(("hf-hub:", "hf_hub:")) or "@" in name:
+        raise UserError(
+            f"unknown model {name!r}: on the hub only timm's ResNeSts are known by name; for other files and revisions give the "
+            "variant's name, and checkpoint_path='hf://owner/name@revision'"
+        )
     name = ALIASES.get(name, name)
     if name not in VARIANTS:
         near = nearest(name, [*VARIANTS, *ALIASES])
@@ -81,19 +91,39 @@ def find_variant(name: str) -> Variant:
     return VARIANTS[name]
 
 
-def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
+def list_models(
+    filter: str | Iterable[str] = "", pretrained: bool = False, exclude_filters: str | Iterable[str] = ""
+) -> list[str]:
     """Names of the models, from small to large.
 
     Args:
-        filter: shell pattern (`*50*`) that the name or one of its aliases matches; "" for all.
+        filter: shell pattern (`*50*`), or several, one of which the name or one of its aliases matches; "" for all.
         pretrained: only those with published weights.
+        exclude_filters: shell pattern, or several, none of which matches.
+
+    Raises:
+        UserError: a filter is no text.
     """
+    wanted, unwanted = _patterns("filter", filter), _patterns("exclude_filters", exclude_filters)
+
+    def matches(variant: Variant, patterns: list[str]) -> bool:
+        names = (variant.name, *variant.published.aliases)
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
     return [
         variant.name
         for variant in VARIANTS.values()
-        if (not filter or any(fnmatch.fnmatchcase(name, filter) for name in (variant.name, *variant.published.aliases)))
+        if (not wanted or matches(variant, wanted))
+        and not matches(variant, unwanted)
         and (not pretrained or variant.published.file.mirrors)
     ]
+
+
+def _patterns(name: str, value: str | Iterable[str]) -> list[str]:
+    patterns = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise UserError(f"{name} is {value!r}, expected a shell pattern such as '*50*', or a list of them")
+    return [pattern for pattern in patterns if pattern]
 
 
 def looks_like(backbone: dict[str, Tensor]) -> list[str]:

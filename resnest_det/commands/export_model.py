@@ -12,7 +12,17 @@ from pathlib import Path
 
 from resnest_det import create_model, resolve_weights
 from resnest_det.backbone.classifier import IMAGENET_CLASSES
-from resnest_det.inference.export import FORMATS, INPUT_NAME, DeployedModel, check_path, export_model, require_back_end
+from resnest_det.inference.export import (
+    DEFAULT_OPSET,
+    FORMATS,
+    INPUT_NAME,
+    OPSETS,
+    DeployedModel,
+    check_opset,
+    check_path,
+    export_model,
+    require_back_end,
+)
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -38,6 +48,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="the input's values are 0 to 255; the network subtracts the mean and divides by the standard deviation",
     )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        help=f"version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]} (default: {DEFAULT_OPSET}); old tools want old ones",
+    )
     parser.add_argument("--probabilities", action="store_true", help="output `prob`, the softmax of the logits")
     return parser.parse_args(arguments)
 
@@ -47,6 +62,7 @@ def main(arguments: list[str]) -> None:
     # Checked before weights are downloaded.
     require_back_end(args.format)
     check_path(Path(args.out), args.format)
+    check_opset(args.opset, args.format)
 
     features = {} if args.features is None else {"features_only": True}
     if args.features:
@@ -56,10 +72,11 @@ def main(arguments: list[str]) -> None:
         pretrained=not (args.untrained or args.checkpoint),
         num_classes=args.num_classes,
         checkpoint_path=resolve_weights(args.checkpoint) if args.checkpoint else None,
+        new_head=False,
         **features,
     )
     deployed = DeployedModel(model, bgr=args.bgr, pixels=args.pixels, probabilities=args.probabilities)
-    differences = export_model(deployed, args.out, args.format)
+    differences = export_model(deployed, args.out, args.format, opset=args.opset)
 
     channels = "BGR" if args.bgr else "RGB"
     values = "pixels 0 ... 255" if args.pixels else "normalised"

@@ -28,8 +28,10 @@ class ClassFolders(ImageFolder):
     def __getitem__(self, index):
         path, label = self.samples[index]
         try:
-            with open_image(path) as image:  # not turned upright: the published accuracies were measured so
-                return self.transform(image.convert("RGB")), label
+            with open_image(path) as image:  # not turned upright, as the published accuracies were measured
+                return self.transform(image), label  # which makes RGB of any mode
+        except UserError as error:
+            return UserError(f"image {path}: {error}")
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
             return UserError(f"image {path} cannot be read: it is damaged or not an image ({type(error).__name__})")
 
@@ -102,7 +104,11 @@ def main(arguments: list[str]) -> None:
     dataset = open_folder(options.data, None, options.num_classes)
     model = (
         create_model(
-            variant.name, pretrained=not options.checkpoint, num_classes=options.num_classes, checkpoint_path=options.checkpoint
+            variant.name,
+            pretrained=not options.checkpoint,
+            num_classes=options.num_classes,
+            checkpoint_path=options.checkpoint,
+            new_head=False,
         )
         .eval()
         .to(device)

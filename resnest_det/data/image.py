@@ -25,6 +25,35 @@ _UPRIGHT = {
 }
 _TURNED_SIDEWAYS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
+# Pillow's modes of one channel with 16 bits, and with 32, in which it also reads files of 16.
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+def to_eight_bits(image: Image.Image, mode: str = "RGB") -> Image.Image:
+    """An image of any of Pillow's modes as "RGB" or as "L", the same wherever images are read.
+
+    | file | becomes |
+    |---|---|
+    | 8 bits: grayscale, palette, CMYK, ... | what Pillow's `convert` gives; transparency is left away |
+    | 16 bits, grayscale | divided by 257 and rounded: 65535 is white |
+    | 16 bits, color | their high byte, as Pillow's decoder gives them: at most 1 away from that |
+    | integers of 32 bits | as 16 bits; refused if one is below 0 or above 65535, or all are below 256: they may be 8 bits |
+    | floats | 0 is black and 1 is white; refused if one is below 0, above 1 or not a number |
+
+    Raises:
+        UserError: values outside of what the table says.
+    """
+    if image.mode in _SIXTEEN_BITS or image.mode == "F":
+        values, white = np.asarray(image), 1 if image.mode == "F" else 65535
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= white) or (image.mode == "I" and 0 < high < 256):  # a comparison with NaN is false
+            raise UserError(
+                f"{'float' if image.mode == 'F' else '32-bit integer'} pixels go from {low:g} to {high:g}, expected 0 for "
+                f"black to {white} for white: scale them, or save 8 bits"
+            )
+        image = Image.fromarray((values * (255 / white) + 0.5).astype(np.uint8))
+    return image.convert(mode)
+
 
 def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
     """`Image.open` for regular files in formats decoded in this process (AVIF if this Pillow has it).
@@ -41,7 +70,7 @@ def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS
 def read_image(
     file_name: str, image_format: str, size: tuple[int, int] | None = None, size_is: str = "annotations say"
 ) -> np.ndarray:
-    """Read an image file of any mode (grayscale, palette, CMYK, ...), turned upright by its EXIF orientation.
+    """Read an image file of any mode (see `to_eight_bits`), turned upright by its EXIF orientation.
 
     Args:
         image_format: "BGR", "RGB" or "L".
@@ -63,7 +92,11 @@ def read_image(
                     f"image {file_name} is {width} x {height} pixels (width x height), but its {size_is} {size[1]} x {size[0]}"
                 )
             image = image if turn is None else image.transpose(turn)
-            image = image.convert("L" if image_format == "L" else "RGB")
+            image.load()
+            try:
+                image = to_eight_bits(image, "L" if image_format == "L" else "RGB")
+            except UserError as error:
+                raise UserError(f"image {file_name}: {error}") from None
     except FileNotFoundError as error:
         raise UserError(f"image {file_name} does not exist") from error
     except (MemoryError, UserError):

@@ -9,6 +9,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from resnest_det.backbone.folding import fold_norms
 from resnest_det.errors import UserError
 
 FORMATS = ("onnx", "openvino", "torchscript", "exported")
+OPSETS = range(11, 22)  # of ONNX
+DEFAULT_OPSET = 18
 TOLERANCE = 1e-4  # of the largest value of an output
 INPUT_NAME = "data"
 
@@ -43,13 +46,14 @@ class DeployedModel(nn.Module):
             feature maps.
 
     Raises:
-        UserError: the conventions do not fit the model.
+        UserError: the conventions do not fit the model, or it is none that can be exported.
     """
 
     def __init__(
         self, model: Classifier | FeatureExtractor, *, bgr: bool = False, pixels: bool = False, probabilities: bool = False
     ):
         super().__init__()
+        _check_exportable(model)
         self.in_channels = next(model.parameters()).shape[1]
         if (bgr or pixels) and self.in_channels != 3:
             raise UserError(f"BGR and pixel input need images of 3 channels; this model takes {self.in_channels}")
@@ -82,27 +86,56 @@ class DeployedModel(nn.Module):
         return tuple(outputs) if isinstance(outputs, list) else outputs
 
 
-def export_model(model: DeployedModel, path: str | os.PathLike, file_format: str) -> dict[tuple[int, ...], float]:
-    """Write `model` to a file and check it by running the file.
+def _check_exportable(model: nn.Module) -> None:
+    if not isinstance(model, (Classifier, FeatureExtractor)):
+        inner = next((name for name in ("module", "_orig_mod", "model") if isinstance(getattr(model, name, None), nn.Module)), "")
+        raise UserError(
+            f"export takes a classifier or feature extractor of create_model, not a {type(model).__name__}"
+            + (f": give its .{inner}" if inner else "")
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.device.type == "meta":
+            raise UserError(f"export takes a model with weights, {name} is on the meta device and has none")
+        if parameter.dtype != torch.float32:
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            raise UserError(f"export takes float32 models, {name} is {dtype}: call model.float() first")
+        if parameter.device.type != "cpu":
+            raise UserError(f"export takes models on the CPU, {name} is on {parameter.device}: call model.cpu() first")
+
+
+def export_model(
+    model: DeployedModel, path: str | os.PathLike, file_format: str, opset: int | None = None
+) -> dict[tuple[int, ...], float]:
+    """Write `model` to a file, and run the file.
 
     Args:
         model: float32, on the CPU.
         path: the file. For OpenVINO its name ends in `.xml`, and the weights go into a `.bin` beside it. An existing file is
             replaced only when the new one is complete and checked.
         file_format: one of `FORMATS`.
+        opset: version of ONNX's operators, one of `OPSETS`; None is `DEFAULT_OPSET`.
 
     Returns:
         For each input shape tried, none of them the traced one: the largest difference from the model, relative to the
         largest value of that output.
 
     Raises:
-        UserError: the format is unknown, its back end is not installed, the path does not work, or the file does not give the
-            model's numbers to `TOLERANCE`.
+        UserError: the format or opset is unknown, its back end is not installed, the model is none that can be exported, the
+            file cannot have this name or be in this folder, or it does not give the model's numbers to `TOLERANCE`.
     """
     require_back_end(file_format)
     path = Path(path)
     check_path(path, file_format)
-    write = {"onnx": _write_onnx, "openvino": _write_openvino, "torchscript": _write_torchscript, "exported": _write_exported}
+    check_opset(opset, file_format)
+    if not isinstance(model, DeployedModel):
+        raise UserError(f"export takes a DeployedModel, not a {type(model).__name__}: give it DeployedModel(model)")
+    _check_exportable(model.model)
+    write = {
+        "onnx": partial(_write_onnx, opset=opset or DEFAULT_OPSET),
+        "openvino": _write_openvino,
+        "torchscript": _write_torchscript,
+        "exported": _write_exported,
+    }
     images = torch.rand(_TRACED_SHAPE[0], model.in_channels, *_TRACED_SHAPE[1:])
     # Beside the target, so that a rename puts the checked file in place.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder, warnings.catch_warnings(), torch.no_grad():
@@ -132,6 +165,16 @@ def check_path(path: Path, file_format: str) -> None:
         raise UserError(
             f"cannot export to {path}: the name of an OpenVINO model must end in .xml (its weights go into a .bin beside it)"
         )
+
+
+def check_opset(opset: int | None, file_format: str) -> None:
+    """Raises `UserError` for a version of ONNX's operators that is not written here, and for one where the format has none."""
+    if opset is None:
+        return
+    if file_format != "onnx":
+        raise UserError(f"opset {opset} is for onnx, the format is {file_format}")
+    if opset not in OPSETS:
+        raise UserError(f"opset {opset} is not supported; supported: {OPSETS[0]} to {OPSETS[-1]}")
 
 
 def check_exported(model: DeployedModel, path: str | os.PathLike, file_format: str) -> dict[tuple[int, ...], float]:
@@ -196,18 +239,26 @@ def _write_torchscript(model: DeployedModel, images: Tensor, path: Path) -> None
     torch.jit.trace(model, images, check_trace=False).save(str(path))
 
 
-def _write_onnx(model: DeployedModel, images: Tensor, path: Path) -> None:
+def _write_onnx(model: DeployedModel, images: Tensor, path: Path, opset: int) -> None:
+    # The newer exporter writes 18 and more, and does not convert all that it writes to less; the older one writes up to 20.
+    newer = opset >= 18
+    axes = {"dynamic_shapes": (_DYNAMIC_AXES,)}
+    if not newer:
+        axes = {"dynamic_axes": {INPUT_NAME: _DYNAMIC_AXES}}
+        for name in model.output_names:
+            sides = {2: f"{name}_height", 3: f"{name}_width"} if isinstance(model.model, FeatureExtractor) else {}
+            axes["dynamic_axes"][name] = {0: "batch", **sides}
     torch.onnx.export(
         model,
         (images,),
         str(path),
-        dynamo=True,
-        dynamic_shapes=(_DYNAMIC_AXES,),
+        dynamo=newer,
         input_names=[INPUT_NAME],
         output_names=list(model.output_names),
-        opset_version=18,
+        opset_version=opset,
         external_data=False,
         verbose=False,
+        **axes,
     )
 
 

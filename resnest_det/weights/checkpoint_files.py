@@ -99,8 +99,14 @@ for _core in ("numpy.core", "numpy._core"):
     _NUMPY_STAND_INS |= {f"{_core}.multiarray._reconstruct": _empty_array, f"{_core}.multiarray.scalar": _scalar}
 
 # MMEngine keeps logged scalars in every checkpoint it writes: objects of one class, whose pickles ask for some of its
-# methods through getattr. Both are replaced, so that the weights beside them can be read.
-_STAND_INS = {"mmengine.logging.history_buffer.HistoryBuffer": _Inert, "builtins.getattr": _nothing}
+# methods through getattr. timm's and torchvision's training scripts keep their parsed flags. All are replaced, so that the
+# weights beside them can be read.
+_STAND_INS = {
+    "mmengine.logging.history_buffer.HistoryBuffer": _Inert,
+    "builtins.getattr": _nothing,
+    "argparse.Namespace": _Inert,
+    "pathlib.PosixPath": _nothing,  # among those flags
+}
 
 _PLAIN_PICKLE = {
     **_NUMPY_STAND_INS,

@@ -9,6 +9,7 @@
 """
 
 import re
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,10 +18,8 @@ from resnest_det.errors import UserError
 
 LAYOUTS = ("detectron2", "timm", "mmdet")
 
-# Levels of nesting and prefixes that training code puts around a state dict. Averaged weights come first: they are what
-# the accuracy of such a file was measured with.
-_WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict", "blobs")
-_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+# Keys that training code puts around a state dict, the usual ones first; others are tried as well.
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "blobs", "")
 BACKBONE_PREFIXES = ("backbone.bottom_up.", "bottom_up.", "backbone.", "")
 
 # A parameter that only this layout has, by which it is recognised.
@@ -81,23 +80,82 @@ _CAFFE2_NORM = {
 _BLOCK_NAME = re.compile(r"(res|layer)(\d)\.(\d+)\.(.+)")
 
 
-def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, without whatever training code wrapped around them.
+def state_dict_of(checkpoint: dict, use_ema: bool = True) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a checkpoint by name, out of whatever training code wrapped around them.
+
+    A known layout is looked for under every key, at every depth, and behind every prefix of the names. What is not behind the
+    prefix of the backbone keeps its name.
+
+    Args:
+        checkpoint: a dictionary that was read from a file.
+        use_ema: where there are averaged weights (the key or prefix says `ema`) beside others, take those.
+
+    Returns:
+        The tensors, and in words what was taken off, "" for nothing.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no tensors, or several networks and no way to know which of them is meant.
     """
-    for wrapper in _WRAPPERS:
-        if isinstance(checkpoint.get(wrapper), dict):
-            checkpoint = checkpoint[wrapper]
-            break
-    state = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if not state:
+    if "message_hub" in checkpoint:  # MMEngine keeps the averaged weights in state_dict, and the others under this key
+        checkpoint = {key: value for key, value in checkpoint.items() if key != "ema_state_dict"}
+    candidates = list(_tensors_by_key(checkpoint))
+    if not candidates:
         raise UserError("it holds no tensors by name: not the state dict of a model")
-    for prefix in _WRAPPER_PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name[len(prefix) :]: value for name, value in state.items()}
-    return state
+    networks = [(key, state, prefix) for key, state in candidates for prefix in _prefixes(state)]
+    found = networks or [(key, state, "") for key, state in candidates]
+
+    averaged = [each for each in found if _is_averaged(each[0] + each[2])]
+    others = [each for each in found if not _is_averaged(each[0] + each[2])]
+    chosen = (averaged if use_ema else others) or found
+    best = min(_rank(key) for key, *_ in chosen)
+    chosen = [each for each in chosen if _rank(each[0]) == best]
+    if networks and len(chosen) > 1:
+        names = ", ".join(repr(f"{key}: {prefix}" if key and prefix else key or prefix) for key, _, prefix in chosen[:4])
+        raise UserError(f"it holds several networks, {names}: save the one to load in a file of its own")
+    key, state, prefix = chosen[0]
+    taken_off = [f"the key {key!r}"] if key else []
+    if prefix:
+        taken_off.append(f"the prefix {prefix!r}")
+        state = {name: value for name, value in state.items() if not name.startswith(prefix)} | {
+            name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)
+        }
+    words = " and ".join(taken_off)
+    if averaged and others:
+        words += " (averaged weights; use_ema=False takes the others)" if use_ema else " (not the averaged weights)"
+    return state, words
+
+
+def _tensors_by_key(checkpoint: dict, key: str = "", depth: int = 4) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(keys joined by dots, tensors by name) for each dictionary within a checkpoint that holds tensors."""
+    state = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if state:
+        yield key, state
+    for name, value in checkpoint.items():
+        if isinstance(name, str) and isinstance(value, dict) and depth:  # a dictionary may contain itself
+            yield from _tensors_by_key(value, f"{key}.{name}" if key else name, depth - 1)
+
+
+def _rank(key: str) -> int:
+    return _WRAPPERS.index(key) if key in _WRAPPERS else len(_WRAPPERS)
+
+
+def _is_averaged(name: str) -> bool:
+    return "ema" in re.split(r"[^a-z]+", name.lower())
+
+
+def _prefixes(state: dict[str, Tensor]) -> list[str]:
+    """What stands before the names of each ResNeSt or ResNet, other than a prefix of `BACKBONE_PREFIXES`; "" for nothing."""
+    if find_backbone(state) is not None:
+        return [""]
+    found = {}
+    for name in state:
+        first_block = re.fullmatch(r"((?:.*\.)?)(?:layer1|res2)\.0\.conv1\.weight", name)
+        if first_block:
+            prefix = first_block[1]
+            if any(prefix + sign in state for signs in _SIGNS.values() for sign in signs if not sign.startswith("res2.")):
+                known = next(each for each in BACKBONE_PREFIXES if prefix.endswith("." + each) or each == "")
+                found[prefix.removesuffix(known)] = None
+    return list(found)
 
 
 def find_backbone(names) -> tuple[str, str] | None:
@@ -126,7 +184,10 @@ def to_own_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     found = find_backbone(state)
     if found is None:
         some = ", ".join(sorted(state)[:3])
-        raise UserError(f"no ResNeSt or ResNet in a known layout ({', '.join(_SIGNS)}); its parameters are named {some} ...")
+        raise UserError(
+            f"no ResNeSt or ResNet in a known layout ({', '.join(_SIGNS)}), under any prefix; "
+            f"its parameters are called {some} ..."
+        )
     layout, prefix = found
     if layout == "caffe2":
         return *_from_caffe2(state), layout, prefix

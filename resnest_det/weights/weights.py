@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -18,11 +18,12 @@ class Weights:
 
     Attributes:
         path: the file, for messages.
-        state: every tensor by its name in the file.
+        state: every tensor by its name in the file, without what `state_dict_of` takes off.
         layout: "detectron2", "timm", "mmdet" or "caffe2", recognised by the names.
         prefix: what stands before the backbone's names in the file.
         backbone: the backbone and its classification head (`linear.`) under this package's names, without a prefix.
         origin: name in `backbone` to the name in the file.
+        taken_off: in words, the key and the prefix under which `state` was in the file; "" for none.
     """
 
     path: str
@@ -31,6 +32,7 @@ class Weights:
     prefix: str
     backbone: dict[str, Tensor]
     origin: dict[str, str]
+    taken_off: str = ""
 
     @property
     def rest(self) -> dict[str, Tensor]:
@@ -44,16 +46,20 @@ class Weights:
         return self.layout == "detectron2" and self.prefix != ""
 
 
-def read_weights(path: str | os.PathLike) -> Weights:
-    """Read a checkpoint of any known layout.
+def read_weights(path: str | os.PathLike, use_ema: bool = True) -> Weights:
+    """Read a checkpoint of any known layout, under any key and prefix.
 
     Args:
         path: a local file, see `read_checkpoint`.
+        use_ema: where the file has averaged weights beside the others, take those.
 
     Raises:
         UserError: the file cannot be used, or there is no ResNeSt or ResNet in it.
     """
-    return weights_of(read_state(path), path)
+    checkpoint = read_checkpoint(path)
+    with errors_naming(path):
+        state, taken_off = state_dict_of(checkpoint, use_ema)
+    return replace(weights_of(state, path), taken_off=taken_off)
 
 
 def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -64,7 +70,7 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
     """
     checkpoint = read_checkpoint(path)
     with errors_naming(path):
-        return state_dict_of(checkpoint)
+        return state_dict_of(checkpoint)[0]
 
 
 def weights_of(state: dict[str, Tensor], path: str | os.PathLike) -> Weights:

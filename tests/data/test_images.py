@@ -2,6 +2,7 @@
 
 import os
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -38,6 +39,91 @@ def test_every_mode_becomes_three_channels(tmp_path, mode, suffix):
     read = read_image(path, "RGB")
     assert read.shape == (24, 40, 3) and read.dtype == np.uint8
     np.testing.assert_allclose(read.astype(int), np.asarray(image.convert("RGB")).astype(int), atol=6 if suffix == "jpg" else 0)
+
+
+RAMP = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
+
+
+def write_png16(path, values, color):
+    """A PNG of 16 bits: values (H, W, C), `color` 0 gray, 2 RGB, 4 gray and alpha, 6 RGBA. Pillow writes gray only."""
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    packed = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
+@pytest.mark.parametrize("channels, color", [(1, 0), (3, 2), (2, 4), (4, 6)])
+def test_png_of_16_bits_is_the_one_of_8(tmp_path, channels, color):
+    values = np.repeat(RAMP.astype(np.uint16)[:, :, None] * 257, channels, axis=2)
+    write_png16(tmp_path / "a.png", values, color)
+    for image_format, shape in (("RGB", (4, 256, 3)), ("BGR", (4, 256, 3)), ("L", (4, 256, 1))):
+        pixels = read_image(tmp_path / "a.png", image_format)
+        assert pixels.dtype == np.uint8 and pixels.shape == shape
+        np.testing.assert_array_equal(pixels, np.broadcast_to(RAMP[:, :, None], shape))
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("16.tif", RAMP.astype(np.uint16) * 257),
+        ("32.tif", RAMP.astype(np.int32) * 257),
+        ("float.tif", RAMP.astype(np.float32) / 255),
+        ("16.pgm", RAMP.astype(np.uint16) * 257),
+        ("16.jp2", RAMP.astype(np.uint16) * 257),
+    ],
+)
+def test_deep_files_are_the_ones_of_8_bits(tmp_path, name, values):
+    if name.endswith(".pgm"):
+        (tmp_path / name).write_bytes(b"P5 256 4 65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(tmp_path / name)
+    np.testing.assert_array_equal(read_image(tmp_path / name, "RGB"), np.repeat(RAMP[:, :, None], 3, axis=2))
+
+
+def test_16_bits_are_divided_by_257_and_rounded(tmp_path):
+    values = np.array([[0, 128, 129, 385, 386, 65406, 65407, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", "L")[:, :, 0], [[0, 0, 1, 1, 2, 254, 255, 255]])
+
+
+def test_16_bits_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", "L", (256, 4))[:, :, 0], np.rot90(RAMP, -1))
+
+
+@pytest.mark.parametrize(
+    "values, reason",
+    [
+        (RAMP.astype(np.float32), "float pixels go from 0 to 255, expected 0 for black to 1 for white"),
+        (RAMP.astype(np.float32) / -255, "float pixels go from -1 to"),
+        (np.full((4, 4), np.nan, np.float32), "float pixels go from nan to nan"),
+        (np.full((4, 4), np.inf, np.float32), "float pixels go from inf to inf"),
+        (
+            np.full((4, 4), 70000, np.int32),
+            "32-bit integer pixels go from 70000 to 70000, expected 0 for black to 65535 for white",
+        ),
+        (np.full((4, 4), -1, np.int32), "32-bit integer pixels go from -1"),
+        (RAMP.astype(np.int32), "32-bit integer pixels go from 0 to 255"),  # 8 bits or 16, who knows
+    ],
+)
+def test_values_without_a_rule_are_refused(tmp_path, values, reason):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=rf"a\.tif: {reason}") as error:
+        read_image(tmp_path / "a.tif", "BGR")
+    assert "\n" not in str(error.value)
+
+
+def test_transparency_is_left_away(tmp_path):
+    pixels = photograph()
+    Image.fromarray(np.dstack([pixels, np.zeros((24, 40, 1), np.uint8)])).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", "RGB"), pixels)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -153,7 +153,7 @@ def test_what_cannot_be_exported_is_named(tmp_path, monkeypatch):
         export_model(DeployedModel(model), tmp_path / "none" / "m.pt", "torchscript")
     with pytest.raises(UserError, match="it is a folder"):
         export_model(DeployedModel(model), tmp_path, "torchscript")
-    with pytest.raises(UserError, match="3 channels, the model takes 1"):
+    with pytest.raises(UserError, match="3 channels; this model takes 1"):
         DeployedModel(small_model(in_chans=1), bgr=True)
     with pytest.raises(UserError, match="the model gives embedding"):
         DeployedModel(small_model(num_classes=0), probabilities=True)
