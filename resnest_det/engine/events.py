@@ -8,12 +8,13 @@ import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
 
-from resnest_det.files import atomic_write
+from resnest_det.files import atomic_write, open_unlinked
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class TrainingLog:
         self.histories: dict[str, HistoryBuffer] = {}
         path = Path(output_dir, "metrics.json")
         cut_metrics(path, start_iteration)
-        self.metrics_file = open(path, "a", encoding="utf-8")
+        self.metrics_file = open_unlinked(path, "a")
         self.tensorboard = SummaryWriter(output_dir, purge_step=start_iteration or None)
 
     def iteration(self, iteration: int, losses: Mapping[str, float], *, lr: float, time: float, data_time: float) -> None:
@@ -136,6 +137,11 @@ class _Formatter(logging.Formatter):
         return f"{text}{level}: {super().format(record)}"
 
 
+class _LogFile(logging.FileHandler):
+    def _open(self) -> IO:
+        return open_unlinked(self.baseFilename, self.mode)
+
+
 def setup_logging(output_dir: str | None, rank: int = 0) -> None:
     """Send the package's and fvcore's log to standard output and, on the main process, to `output_dir`/log.txt.
 
@@ -143,7 +149,7 @@ def setup_logging(output_dir: str | None, rank: int = 0) -> None:
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if output_dir is not None and rank == 0:
-        handlers.append(logging.FileHandler(os.path.join(output_dir, "log.txt"), encoding="utf-8"))
+        handlers.append(_LogFile(os.path.join(output_dir, "log.txt"), encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(_Formatter())
     for name in ("resnest_det", "fvcore"):
