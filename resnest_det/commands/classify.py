@@ -11,6 +11,7 @@ from torchvision.models import ResNet50_Weights
 
 from resnest_det import create_model, transforms_for
 from resnest_det.data.image import read_image
+from resnest_det.errors import printable
 
 
 def main(arguments: list[str]) -> None:
@@ -29,6 +30,6 @@ def main(arguments: list[str]) -> None:
     for path, image in zip(options.images, images):
         with torch.inference_mode():
             probabilities = model(transform(image)[None].to(device))[0].softmax(0).cpu()
-        print(path)
+        print(printable(str(path)))
         for probability, index in zip(*(each.tolist() for each in probabilities.topk(5))):
             print(f"  {100 * probability:5.1f} %  {names[index]}")

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from resnest_det.backbone.variants import looks_like
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, printable
 from resnest_det.files import atomic_write
 from resnest_det.weights.downloads import resolve_weights
 from resnest_det.weights.names import LAYOUTS, from_own_names
@@ -63,9 +63,9 @@ def main(arguments: list[str]) -> None:
     write(translated, options.out, options.to)
 
     variant = " or ".join(looks_like(weights.backbone)) or "a network that is none of the family"
-    print(f"{path}: {weights.layout} layout, {variant}")
+    print(printable(f"{path}: {weights.layout} layout, {variant}"))
     left = sorted(weights.rest)
     if left:
         some = ", ".join(left[:3]) + (" ..." if len(left) > 3 else "")
-        print(f"left out: {len(left)} parameters that are not a part of the backbone ({some})")
+        print(printable(f"left out: {len(left)} parameters that are not a part of the backbone ({some})"))
     print(f"{options.out}: {options.to} layout, {len(translated)} parameters and buffers")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
 
+from resnest_det.errors import printable
 from resnest_det.files import atomic_write, open_unlinked
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,8 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = f"[{self.formatTime(record, '%m/%d %H:%M:%S')} {record.name.split('.')[0]}]"
         level = f" {record.levelname}" if record.levelno >= logging.WARNING else ""
-        return f"{text}{level}: {super().format(record)}"
+        # Names of classes and files come from data, reasons from servers: none may give orders to a terminal.
+        return printable(f"{text}{level}: {super().format(record)}", lines=True)
 
 
 class _LogFile(logging.FileHandler):
