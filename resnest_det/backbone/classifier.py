@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +152,7 @@ def create_model(
         path = resolve_weights(f"resnest://{variant.name}")
         _load(model, variant, path, adapt_to=in_chans, with_head=num_classes == IMAGENET_CLASSES)
     elif checkpoint_path:
+        _check_is_of(variant, checkpoint_path)  # says more than that a damaged file of another variant is damaged
         _load(model, variant, resolve_weights(checkpoint_path))
     return model
 
@@ -185,11 +187,15 @@ def _pretrained_cfg(variant: Variant) -> dict:
     }
 
 
-def _load(model: nn.Module, variant: Variant, path: str, adapt_to: int = 3, with_head: bool = True) -> None:
+def _check_is_of(variant: Variant, path: str | os.PathLike) -> None:
     # Two variants have parameters of the same shapes: published files are told apart by their names.
     other = next((each for each in VARIANTS.values() if each.published.file.filename == Path(path).name), variant)
     if other is not variant:
         raise UserError(f"weights {path}: they are of {other.name}, the model is {variant.name}")
+
+
+def _load(model: nn.Module, variant: Variant, path: str, adapt_to: int = 3, with_head: bool = True) -> None:
+    _check_is_of(variant, path)
     weights = read_weights(path)
     backbone = {name: value for name, value in weights.backbone.items() if with_head or not name.startswith("linear.")}
     first = "stem.conv1_1.weight"

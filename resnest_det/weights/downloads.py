@@ -64,6 +64,7 @@ def resolve_weights(spec: str | os.PathLike) -> str:
         if not exists:
             hint = f"; did you mean resnest://{spec}?" if spec in WEIGHT_FILES or spec in ALIASES else ""
             raise UserError(f"weights {spec}: no such file{hint}")
+        _check_named_hash(path)
         return str(path)
     if scheme == "resnest":
         return fetch(_published(rest))
@@ -170,6 +171,17 @@ def _check_hash(path: Path, prefix: str) -> None:
         raise UserError(
             f"weights {path} refused: their sha256 begins with {digest[: len(prefix)]}, published is {prefix}; "
             "the file is damaged or another one: delete it to have it downloaded again"
+        )
+
+
+def _check_named_hash(path: Path) -> None:
+    """Hold a local file against the hash in its name: a published one's, or one that cannot be a date."""
+    published = _PUBLISHED_FILES.get(path.name)
+    digits = published.sha256_prefix if published else sha256_prefix_in(path.name)
+    if path.is_file() and digits and (published or not digits.isdecimal()) and not _sha256(path).startswith(digits):
+        raise UserError(
+            f"weights {path} refused: their sha256 does not begin with the {digits} of the name: it is damaged, or its name is "
+            "that of another: rename a file that was changed on purpose"
         )
 
 
