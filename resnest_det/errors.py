@@ -1,16 +1,35 @@
 """Errors for input that a user can correct, and the nearest known name for one that is unknown."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
+
+# What moves a terminal's cursor, colors it, turns the direction of text round, ends a line, or cannot be encoded.
+_CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_CONTROL_IN_LINES, _CONTROL_IN_LINE = re.compile(f"[{_CONTROL}]"), re.compile(rf"[{_CONTROL}\t\n]")
+_USER_IN_ADDRESS = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """`text` for a terminal or a log: control characters as `\\x1b`, user and password of addresses as `***`.
+
+    Args:
+        lines: leave line breaks and tabs, where the text is more than one line.
+    """
+    text = _USER_IN_ADDRESS.sub("***@", text)
+    return (_CONTROL_IN_LINES if lines else _CONTROL_IN_LINE).sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 class UserError(ValueError):
     """Bad input: a file, key, argument or dataset that cannot be used.
 
-    The message is one line that names the thing and says what would work. Command-line tools print it
+    The message is one `printable` line that names the thing and says what would work. Command-line tools print it
     without a traceback and exit with status 2; a traceback would bury it.
     """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class ArgumentError(UserError):

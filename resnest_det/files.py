@@ -40,6 +40,25 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", *, sync: bool = True)
         _sync_folder(path.parent)
 
 
+def open_unlinked(path: str | os.PathLike, mode: str) -> IO:
+    """`open` for writing to a file that must be there itself: a link in its place is removed, what it leads to stays as it is.
+
+    Raises:
+        OSError: the file cannot be opened; UserError: it is no file, but a pipe or a device.
+    """
+    path = Path(path)
+    if path.is_symlink():
+        path.unlink()
+
+    def opener(name: str, flags: int) -> int:
+        # Not to wait at a pipe for a reader.
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a file")
+    return open(path, mode, encoding=None if "b" in mode else "utf-8", opener=opener)
+
+
 def write_bytes(path: str, content: bytes) -> None:
     """Write one of an evaluation's files atomically and make its folder; there may be thousands, so do not wait for the disk.
 

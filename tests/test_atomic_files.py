@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from resnest_det.errors import UserError
-from resnest_det.files import atomic_write, prepare_output_dir, remove_unfinished
+from resnest_det.files import atomic_write, open_unlinked, prepare_output_dir, remove_unfinished
 
 
 def test_content_replaces_the_old_one(tmp_path):
@@ -58,3 +58,24 @@ def test_output_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"OUTPUT_DIR .*file/run cannot be written: Not a directory"):
         prepare_output_dir(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_file_to_append_to_is_not_reached_through_a_link(tmp_path, there):
+    victim, link = tmp_path / "victim", tmp_path / "log.txt"
+    if there:
+        victim.write_text("precious")
+    link.symlink_to(victim)
+    with open_unlinked(link, "a") as file:
+        file.write("line\n")
+    assert link.read_text() == "line\n" and not link.is_symlink()
+    assert victim.read_text() == "precious" if there else not victim.exists()
+    with open_unlinked(link, "a") as file:
+        file.write("é\n")
+    assert link.read_text(encoding="utf-8") == "line\né\n"
+
+
+def test_pipe_is_not_written_to(tmp_path):
+    os.mkfifo(tmp_path / "log.txt")
+    with pytest.raises(UserError, match="log.txt is not a file"):
+        open_unlinked(tmp_path / "log.txt", "a")

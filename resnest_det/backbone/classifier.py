@@ -288,6 +288,7 @@ def create_model(
         path = resolve_weights(f"resnest://{variant.name}")
         _load(model, variant, path, adapt_to=in_chans, new_head=classes != IMAGENET_CLASSES)
     elif checkpoint_path:
+        _check_is_of(variant, checkpoint_path)  # says more than that a damaged file of another variant is damaged
         new_head = None if new_head is None and num_classes is not None else bool(new_head)
         _load(model, variant, resolve_weights(checkpoint_path), new_head=new_head, use_ema=use_ema)
     return model
@@ -334,13 +335,17 @@ def _pretrained_cfg(variant: Variant) -> dict:
     }
 
 
-def _load(
-    model: nn.Module, variant: Variant, path: str, adapt_to: int = 3, new_head: bool | None = False, use_ema: bool = True
-) -> None:
+def _check_is_of(variant: Variant, path: str | os.PathLike) -> None:
     # Two variants have parameters of the same shapes: published files are told apart by their names.
     other = next((each for each in VARIANTS.values() if each.published.file.filename == Path(path).name), variant)
     if other is not variant:
         raise UserError(f"weights {path}: they are of {other.name}, the model is {variant.name}")
+
+
+def _load(
+    model: nn.Module, variant: Variant, path: str, adapt_to: int = 3, new_head: bool | None = False, use_ema: bool = True
+) -> None:
+    _check_is_of(variant, path)
     weights = read_weights(path, use_ema=use_ema)
     backbone = dict(weights.backbone)
     first = "stem.conv1_1.weight"

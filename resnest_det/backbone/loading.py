@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from resnest_det.backbone.variants import looks_like
 from resnest_det.errors import UserError
 from resnest_det.weights.names import find_backbone
-from resnest_det.weights.weights import Weights, errors_naming, read_weights
+from resnest_det.weights.weights import Weights, errors_naming, other_kind, read_weights
 
 # What detectors of earlier versions saved beside their parameters; the configuration decides these.
 _NOT_PARAMETERS = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors", "num_batches_tracked", "n_averaged")
@@ -138,7 +138,10 @@ def _match(
         part = name.removeprefix(prefix).split(".")[0]
         if name in targets:
             if value.shape == targets[name].shape:
-                copies[name] = value
+                if problem := other_kind(value, targets[name]):
+                    report.mismatched.append(f"{name} {problem}")
+                else:
+                    copies[name] = value
             else:
                 report.mismatched.append(f"{name} {tuple(value.shape)} in the file, {tuple(targets[name].shape)} in the model")
         elif name.startswith("linear."):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 from resnest_det import __version__
-from resnest_det.errors import UserError, nearest
+from resnest_det.errors import UserError, nearest, printable
 
 # name: (module of this folder with a `main(arguments)`, what it does)
 COMMANDS = {
@@ -69,7 +69,7 @@ def run_tool(main: Callable[[list[str]], object]) -> None:
     except (UserError, OSError) as error:
         if debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
 
 

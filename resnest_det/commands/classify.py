@@ -16,7 +16,7 @@ from torchvision.models import ResNet50_Weights
 from resnest_det import create_model, transforms_for
 from resnest_det.backbone.classifier import IMAGENET_CLASSES
 from resnest_det.data.image import read_image
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, printable
 
 
 def class_names(names: str | None, classes: int) -> list[str]:
@@ -66,6 +66,6 @@ def main(arguments: list[str]) -> None:
     for path, image in zip(options.images, images):
         with torch.inference_mode():
             probabilities = model(transform(image)[None].to(device))[0].softmax(0).cpu()
-        print(path)
+        print(printable(str(path)))
         for probability, index in zip(*(each.tolist() for each in probabilities.topk(min(5, len(names))))):
             print(f"  {100 * probability:5.1f} %  {names[index]}")

@@ -10,12 +10,12 @@ import argparse
 import pickle
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from resnest_det.backbone.variants import looks_like
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, printable
 from resnest_det.files import atomic_write
+from resnest_det.weights.checkpoint_files import save_safetensors, with_digests
 from resnest_det.weights.downloads import resolve_weights
 from resnest_det.weights.names import LAYOUTS, from_own_names
 from resnest_det.weights.weights import errors_naming, read_weights
@@ -29,9 +29,10 @@ def write(state: dict[str, torch.Tensor], out: Path, layout: str) -> None:
     zoo = {"model": state, "__author__": "resnest_det", "matching_heuristics": True}
     with atomic_write(out, "wb") as file:
         if out.suffix == ".safetensors":
-            file.write(safetensors.torch.save(state))
+            file.write(save_safetensors(state))
         elif out.suffix == ".pkl":
-            pickle.dump({**zoo, "model": {name: value.numpy() for name, value in state.items()}}, file, protocol=2)
+            arrays = {name: value.numpy() for name, value in state.items()}
+            pickle.dump({**with_digests(zoo), "model": arrays}, file, protocol=2)
         else:
             torch.save(zoo if layout == "detectron2" else state, file)
 
@@ -63,9 +64,9 @@ def main(arguments: list[str]) -> None:
     write(translated, options.out, options.to)
 
     variant = " or ".join(looks_like(weights.backbone)) or "a network outside the family"
-    print(f"{path}: {weights.layout} layout, {variant}")
+    print(printable(f"{path}: {weights.layout} layout, {variant}"))
     left = sorted(weights.rest)
     if left:
         some = ", ".join(left[:3]) + (" ..." if len(left) > 3 else "")
-        print(f"left out: {len(left)} parameters that are not part of the backbone ({some})")
+        print(printable(f"left out: {len(left)} parameters that are not part of the backbone ({some})"))
     print(f"{options.out}: {options.to} layout, {len(translated)} parameters and buffers")

@@ -14,7 +14,7 @@ import os
 from resnest_det.commands.register import add_register_flags, registered_datasets
 from resnest_det.data.catalog import get_dataset, register
 from resnest_det.data.semantic_files import write_semantic_pngs
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, printable
 
 COCO = ("coco_2017_val_panoptic_stuffonly", "coco_2017_train_panoptic_stuffonly")
 
@@ -54,4 +54,4 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"{name} is not a panoptic dataset")
         folder = options.output_dir or default_folder(dataset.metadata.panoptic_root)
         written = write_semantic_pngs(dataset, folder, options.processes)
-        print(f"{name}: {written} written, {len(dataset.records) - written} existed, in {folder}")
+        print(printable(f"{name}: {written} written, {len(dataset.records) - written} existed, in {folder}"))

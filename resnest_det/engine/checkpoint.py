@@ -1,6 +1,7 @@
 """Checkpoints in Detectron2's format: written whole or not at all, and read without executing anything in them."""
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,21 @@ from torch import nn
 
 from resnest_det.errors import UserError
 from resnest_det.files import atomic_write
-from resnest_det.weights.checkpoint_files import read_checkpoint
+from resnest_det.weights.checkpoint_files import read_checkpoint, with_digests
+from resnest_det.weights.weights import check_numbers, errors_naming, other_kind
 
 logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 4
+_MOST_ITERATIONS = 1 << 50
 
 
 class DetectionCheckpointer(Checkpointer):
     """Saves and reads the model and everything needed to resume exactly.
 
     A file has the keys `model`, those of the checkpointables (`optimizer`, `scheduler`, `grad_scaler`),
-    `iteration` (the last one done) and `seed`. The text file `last_checkpoint` names the newest.
+    `iteration` (the last one done) and `seed`, and digests of all of it that are compared when it is read. The text file
+    `last_checkpoint` names the newest.
     """
 
     def __init__(self, model: nn.Module, save_dir: str, **checkpointables: Any):
@@ -42,11 +46,14 @@ class DetectionCheckpointer(Checkpointer):
         logger.info("Saving checkpoint to %s", path)
         try:
             with atomic_write(path, "wb") as file:
-                torch.save(content, file)
+                torch.save(with_digests(content), file)
             self.tag_last_checkpoint(path.name)
         # torch's archive writer hides the system's error in a RuntimeError.
         except (OSError, RuntimeError) as error:
-            earlier = self.get_checkpoint_file()
+            try:
+                earlier = self.get_checkpoint_file()
+            except UserError:
+                earlier = ""
             kept = f"the earlier checkpoint {earlier} is intact" if earlier else "no earlier checkpoint was there"
             raise UserError(f"checkpoint {path} cannot be written: {_system_reason(error)}; {kept}") from error
 
@@ -55,6 +62,10 @@ class DetectionCheckpointer(Checkpointer):
         with atomic_write(Path(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename)
 
+    def get_checkpoint_file(self) -> str:
+        """See `newest_checkpoint`."""
+        return newest_checkpoint(self.save_dir)
+
     def resume(self) -> dict[str, Any]:
         """Load the model from the folder's newest checkpoint, and return everything else in the file.
 
@@ -62,8 +73,6 @@ class DetectionCheckpointer(Checkpointer):
             UserError: the file is absent, damaged or of another model, or was not made to be resumed from.
         """
         path = self.get_checkpoint_file()
-        if not os.path.isfile(path):
-            raise UserError(f"{Path(self.save_dir, 'last_checkpoint')} names {path}, which does not exist")
         checkpoint = self.load(path, checkpointables=[])
         missing = [key for key in ("optimizer", "iteration") if key not in checkpoint]
         if missing:
@@ -71,12 +80,21 @@ class DetectionCheckpointer(Checkpointer):
                 f"checkpoint {path} has no {' and no '.join(missing)}, so training cannot go on from it; "
                 "to start a new training from its weights, give it as MODEL.WEIGHTS without --resume"
             )
+        iteration, seed = checkpoint["iteration"], checkpoint.get("seed")
+        if not _is_count(iteration):
+            raise UserError(f"checkpoint {path}: 'iteration' is {repr(iteration)[:80]}, expected a number of iterations")
+        if seed is not None and not _is_count(seed, 1 << 128):
+            raise UserError(f"checkpoint {path}: 'seed' is {repr(seed)[:80]}, expected a number that is not negative")
+        if problem := _scaler_problem(checkpoint.get("grad_scaler")):
+            raise UserError(f"checkpoint {path}: 'grad_scaler' {problem}")
         return checkpoint
 
     def _load_file(self, f: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(f)
         if not isinstance(checkpoint.get("model"), dict):
             raise UserError(f"checkpoint {f} has no 'model', so it is not a checkpoint of this training")
+        with errors_naming(f):
+            _check_model(checkpoint["model"], self.model.state_dict())
         self._loaded_from = f
         return checkpoint
 
@@ -84,6 +102,58 @@ class DetectionCheckpointer(Checkpointer):
         problems = describe_incompatible(incompatible.missing_keys, incompatible.unexpected_keys, incompatible.incorrect_shapes)
         if problems:
             raise UserError(f"checkpoint {self._loaded_from} is of another model: {problems}")
+
+
+def newest_checkpoint(folder: str | os.PathLike) -> str:
+    """The checkpoint in `folder` that its file `last_checkpoint` names, "" where there is no such file.
+
+    Raises:
+        UserError: what it names cannot be a file of the folder, or does not exist.
+    """
+    marker = Path(folder, "last_checkpoint")
+    try:
+        with marker.open("rb") as file:
+            content = file.read(1000)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise UserError(f"{marker} cannot be read: {error.strerror or error}") from None
+    name = content.decode("utf-8", "replace").strip()
+    if not name or not name.isprintable() or "/" in name or name in (".", "..") or len(content) > 255:
+        shown = repr(content[:40])[1:]
+        raise UserError(f"{marker} is damaged: it holds {shown}, expected the name of the newest checkpoint in the folder")
+    path = os.path.join(folder, name)
+    if not os.path.isfile(path):
+        raise UserError(f"{marker} names {path}, which does not exist; write the name of a checkpoint in the folder into it")
+    return path
+
+
+def _check_model(saved: dict, wanted: dict[str, torch.Tensor]) -> None:
+    """Raises `UserError` for what is no parameter, or has numbers of another kind than the model's."""
+    for name, value in saved.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise UserError(f"{str(name)[:80]} is a {type(value).__name__}, expected a tensor")
+        if name in wanted and (problem := other_kind(value, wanted[name])):
+            raise UserError(f"{name} is {problem}")
+    check_numbers(saved)
+
+
+def _is_count(value, below: int = _MOST_ITERATIONS) -> bool:
+    return type(value) is int and 0 <= value < below
+
+
+def _scaler_problem(state) -> str:
+    """What keeps a GradScaler from going on with `state`; one that is not in use saves nothing."""
+    if not state:
+        return ""
+    if not isinstance(state, dict):
+        return f"is a {type(state).__name__}, expected a dictionary"
+    for name in ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"):
+        value = state.get(name)
+        least = 0 if name == "_growth_tracker" else 1e-300
+        if type(value) not in (int, float) or not least <= value < math.inf:
+            return f"has {repr(value)[:80]} for {name}"
+    return ""
 
 
 def _system_reason(error: Exception) -> str:
@@ -122,16 +192,43 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     """Give `optimizer` the momentum of `saved`, keeping learning rates, decay and momentum factor of the configuration.
 
     Raises:
-        UserError: the parameters were grouped differently when it was saved.
+        UserError: the parameters were grouped differently when it was saved, or `saved` is not what an optimizer saves.
     """
     groups = optimizer.state_dict()["param_groups"]
-    sizes, saved_sizes = ([len(group["params"]) for group in each] for each in (groups, saved["param_groups"]))
+    try:
+        state = dict(saved["state"].items())
+        sizes, saved_sizes = ([len(group["params"]) for group in each] for each in (groups, saved["param_groups"]))
+    except (KeyError, TypeError, AttributeError):
+        raise UserError("cannot resume: the checkpoint's 'optimizer' is not what an optimizer saves") from None
     if sizes != saved_sizes:
         raise UserError(
             f"cannot resume: the optimizer has parameter groups of {sizes} parameters, the checkpoint of {saved_sizes}; "
             "freezing, norms and the SOLVER.WEIGHT_DECAY*, BIAS_LR_FACTOR keys must stay as they were"
         )
-    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in state.items():
+        if not (_is_count(index, len(parameters)) and isinstance(values, dict)):
+            raise UserError(
+                f"cannot resume: the optimizer's state of parameter {repr(index)[:80]} is not what an optimizer saves"
+            )
+        for name, value in values.items():
+            if problem := _optimizer_problem(value, parameters[index]):
+                raise UserError(f"cannot resume: the optimizer's {str(name)[:80]} of parameter {index} {problem}")
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _optimizer_problem(value, parameter: torch.Tensor) -> str:
+    if value is None or type(value) in (int, float, bool):
+        return ""
+    if not isinstance(value, torch.Tensor):
+        return f"is a {type(value).__name__}, expected a tensor"
+    if value.shape not in (parameter.shape, ()):
+        return f"is {tuple(value.shape)} in the file, the parameter {tuple(parameter.shape)} in the model"
+    try:
+        check_numbers({"": value})
+    except UserError as error:
+        return str(error).strip()
+    return "" if value.ndim == 0 else other_kind(value, parameter)
 
 
 def periodic_checkpointer(checkpointer: DetectionCheckpointer, period: int, max_iter: int) -> PeriodicCheckpointer:

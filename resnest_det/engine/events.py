@@ -8,12 +8,14 @@ import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
 
-from resnest_det.files import atomic_write
+from resnest_det.errors import printable
+from resnest_det.files import atomic_write, open_unlinked
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class TrainingLog:
         self.histories: dict[str, HistoryBuffer] = {}
         path = Path(output_dir, "metrics.json")
         cut_metrics(path, start_iteration)
-        self.metrics_file = open(path, "a", encoding="utf-8")
+        self.metrics_file = open_unlinked(path, "a")
         self.tensorboard = SummaryWriter(output_dir, purge_step=start_iteration or None)
 
     def iteration(self, iteration: int, losses: Mapping[str, float], *, lr: float, time: float, data_time: float) -> None:
@@ -133,7 +135,13 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = f"[{self.formatTime(record, '%m/%d %H:%M:%S')} {record.name.split('.')[0]}]"
         level = f" {record.levelname}" if record.levelno >= logging.WARNING else ""
-        return f"{text}{level}: {super().format(record)}"
+        # Names of classes and files come from data, reasons from servers: none may give orders to a terminal.
+        return printable(f"{text}{level}: {super().format(record)}", lines=True)
+
+
+class _LogFile(logging.FileHandler):
+    def _open(self) -> IO:
+        return open_unlinked(self.baseFilename, self.mode)
 
 
 def setup_logging(output_dir: str | None, rank: int = 0) -> None:
@@ -143,7 +151,7 @@ def setup_logging(output_dir: str | None, rank: int = 0) -> None:
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if output_dir is not None and rank == 0:
-        handlers.append(logging.FileHandler(os.path.join(output_dir, "log.txt"), encoding="utf-8"))
+        handlers.append(_LogFile(os.path.join(output_dir, "log.txt"), encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(_Formatter())
     for name in ("resnest_det", "fvcore"):

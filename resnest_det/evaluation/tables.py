@@ -2,6 +2,8 @@
 
 import math
 
+from resnest_det.errors import printable
+
 
 def format_results(results: dict[str, dict[str, float]]) -> str:
     """Tables of all figures of each task, then of its figures per class.
@@ -41,7 +43,7 @@ def _class_table(per_class: dict[str, dict[str, float]]) -> str:
     """Rows of classes with their figures; the fewer the figures, the more classes side by side."""
     header = ["class", *per_class]
     labels = list(dict.fromkeys(label for values in per_class.values() for label in values))
-    cells = [[label, *(_number(values.get(label, math.nan)) for values in per_class.values())] for label in labels]
+    cells = [[printable(label), *(_number(values.get(label, math.nan)) for values in per_class.values())] for label in labels]
     across = max(1, min(6 // len(header), len(cells)))
     down = math.ceil(len(cells) / across)
     rows = [

@@ -34,6 +34,7 @@ from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import find_config_file, merge_file
 from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, Architecture
 from resnest_det.configuration.weights import load_initial_weights
+from resnest_det.engine.checkpoint import newest_checkpoint
 from resnest_det.engine.precise_bn import update_batch_norm_statistics
 from resnest_det.errors import UserError
 from resnest_det.evaluation.panoptic import PanopticEvaluator
@@ -95,8 +96,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict:
 def _evaluate(cfg: CfgNode, last_checkpoint: bool) -> dict:
     with _as_user_error():
         model = Trainer.build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
-    weights = checkpointer.get_checkpoint_file() if last_checkpoint and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
+    weights = (newest_checkpoint(cfg.OUTPUT_DIR) if last_checkpoint else "") or cfg.MODEL.WEIGHTS
     if not weights:
         raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume with a checkpoint in OUTPUT_DIR")
     _load(cfg, model, weights, whole=True)
@@ -113,7 +113,7 @@ def _train(cfg: CfgNode, resume: bool) -> dict:
         trainer = Trainer(cfg)
     check_batch_norm(trainer.model, trainer.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
     if resume and trainer.checkpointer.has_checkpoint():
-        path = trainer.checkpointer.get_checkpoint_file()
+        path = newest_checkpoint(cfg.OUTPUT_DIR)
         if "trainer" not in read_checkpoint(path):
             raise UserError(
                 f"checkpoint {path} was not made by Detectron2's trainer, which cannot resume from it; use --engine "

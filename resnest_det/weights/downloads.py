@@ -3,6 +3,7 @@
 Downloads resume where they stopped, are checked against the published sha256, and try the next mirror if one fails.
 """
 
+import fcntl
 import hashlib
 import http.client
 import os
@@ -11,18 +12,19 @@ import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from iopath.common.file_io import file_lock
-from tqdm import tqdm
 
-from resnest_det.distributed import is_main_process
 from resnest_det.errors import UserError, nearest
+from resnest_det.files import open_unlinked
 from resnest_det.weights.published import ALIASES, WEIGHT_FILES, WeightFile, sha256_prefix_in
+from resnest_det.weights.transfer import Incomplete, Unavailable, download, forget, move_part, open_web, size_of
 
 _DETECTRON2_STORE = "https://dl.fbaipublicfiles.com/detectron2/"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -30,10 +32,6 @@ _PUBLISHED_FILES = {file.filename: file for file in WEIGHT_FILES.values()}
 _TIMEOUT = 30  # seconds without a byte
 _ATTEMPTS = 4  # on one mirror, as long as each makes progress
 _CHUNK = 1 << 20
-
-
-class _Unavailable(Exception):
-    """A mirror did not give the file; the message says why."""
 
 
 def cache_folder() -> Path:
@@ -58,10 +56,15 @@ def resolve_weights(spec: str | os.PathLike) -> str:
     spec = os.fspath(spec)
     scheme, separator, rest = spec.partition("://")
     if not separator:
-        path = Path(spec).expanduser()
-        if not path.exists():
+        try:
+            path = Path(spec).expanduser()
+            exists = path.exists()
+        except (OSError, ValueError, RuntimeError):  # a name too long, with a NUL, in the home of nobody
+            exists = False
+        if not exists:
             hint = f"; did you mean resnest://{spec}?" if spec in WEIGHT_FILES or spec in ALIASES else ""
             raise UserError(f"weights {spec}: no such file{hint}")
+        _check_named_hash(path)
         return str(path)
     if scheme == "resnest":
         return fetch(_published(rest))
@@ -83,18 +86,33 @@ def _published(name: str) -> WeightFile:
 
 
 def _web_file(url: str) -> WeightFile:
-    parts = urllib.parse.urlsplit(url)
-    path = urllib.parse.unquote(parts.path).strip("/")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port
+        # As it is sent: without a fragment, in ASCII, and one spelling for each address.
+        host = (parts.hostname or "").encode("idna").decode()
+        path, query = (urllib.parse.quote(part, safe="/%:@!$&'()*+,;=~?") for part in (parts.path, parts.query))
+        name = urllib.parse.unquote(path, errors="strict").strip("/")
+    except ValueError:
+        raise UserError(f"weights {url}: not the address of a file") from None
     # Both become folders of the cache.
-    if not parts.hostname or not parts.hostname.strip(".") or not path or ".." in path.split("/"):
+    written = re.fullmatch("[a-z0-9._:-]+", host) and host.strip(".") and name
+    if not written or not name.isprintable() or ".." in name.split("/") or re.search(r"[\s\\]", url):
         raise UserError(f"weights {url}: not the address of a file")
-    published = _PUBLISHED_FILES.get(path.rsplit("/", 1)[-1])
-    if published is not None:
-        # A link to a known file profits from what is known of it: other mirrors, if this one is dead.
+    if "@" in parts.netloc:
+        raise UserError(f"weights {url}: an address with a user or a password is not supported; fetch the file and give its path")
+    default_port = {"http": 80, "https": 443}[parts.scheme]
+    netloc = (f"[{host}]" if ":" in host else host) + (f":{port}" if port not in (None, default_port) else "")
+    url = urllib.parse.urlunsplit((parts.scheme, netloc, path, query, ""))
+    filename = name.rsplit("/", 1)[-1]
+    published = _PUBLISHED_FILES.get(filename)
+    if published is not None and (published.sha256_prefix or url in published.mirrors):
+        # What is known of the file holds for a link to it too: other mirrors, should this one be dead.
         return replace(published, mirrors=tuple(dict.fromkeys((url, *published.mirrors))))
-    # Model zoos call every file model_final.pth; unless the name has a hash, the whole address tells them apart.
-    digits = sha256_prefix_in(path)
-    filename = path.rsplit("/", 1)[-1] if digits else f"{parts.hostname}/{path}"
+    digits = sha256_prefix_in(filename)
+    if not digits:
+        # Model zoos call every file model_final.pth: the whole address keeps them apart, scheme, port and query included.
+        filename = f"{host}-{hashlib.sha256(url.encode()).hexdigest()[:16]}/{name}"
     return WeightFile(filename, (url,), digits)
 
 
@@ -110,6 +128,7 @@ def fetch(file: WeightFile) -> str:
     try:
         if file.filename:
             target.parent.mkdir(parents=True, exist_ok=True)
+            _check_inside(folder, target.parent)
             if target.is_file():
                 _check_hash(target, file.sha256_prefix)
                 return str(target)
@@ -117,11 +136,11 @@ def fetch(file: WeightFile) -> str:
             try:
                 if mirror.startswith("hf://"):
                     return _from_hub(mirror)
-                with file_lock(str(target)):
-                    if not target.is_file():  # another process may have fetched it meanwhile
+                with _only_process(target):
+                    if not target.is_file():  # another process may have brought it meanwhile
                         _from_web(mirror, target, file.sha256_prefix)
                 return str(target)
-            except _Unavailable as error:
+            except Unavailable as error:
                 failures.append(f"{mirror} ({error})")
     except OSError as error:
         raise UserError(f"weights {target}: cannot be written: {error.strerror or error}") from None
@@ -132,12 +151,37 @@ def fetch(file: WeightFile) -> str:
     )
 
 
+def _check_inside(folder: Path, inner: Path) -> None:
+    # A cache may be shared: a link in it must not lead what is written elsewhere. The cache itself may be a link.
+    if inner.resolve() != folder.resolve() / inner.relative_to(folder):
+        raise UserError(f"weights {inner}: a folder of the cache is a link to another place; remove the link")
+
+
+@contextmanager
+def _only_process(target: Path) -> Iterator[None]:
+    """Hold the lock of a file in the cache; processes that want the same file wait."""
+    with open_unlinked(target.with_name(target.name + ".lock"), "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _check_hash(path: Path, prefix: str) -> None:
     digest = _sha256(path) if prefix else ""
     if not digest.startswith(prefix):
         raise UserError(
             f"weights {path} refused: their sha256 begins with {digest[: len(prefix)]}, published is {prefix}; "
             "the file is damaged or another one: delete it to have it downloaded again"
+        )
+
+
+def _check_named_hash(path: Path) -> None:
+    """Hold a local file against the hash in its name: a published one's, or one that cannot be a date."""
+    published = _PUBLISHED_FILES.get(path.name)
+    digits = published.sha256_prefix if published else sha256_prefix_in(path.name)
+    if path.is_file() and digits and (published or not digits.isdecimal()) and not _sha256(path).startswith(digits):
+        raise UserError(
+            f"weights {path} refused: their sha256 does not begin with the {digits} of the name: it is damaged, or its name is "
+            "that of another: rename a file that was changed on purpose"
         )
 
 
@@ -150,12 +194,13 @@ def _sha256(path: Path) -> str:
 
 
 def _from_web(url: str, target: Path, sha256_prefix: str) -> None:
-    """Download to `target`; an incomplete file is kept beside it, and the next attempt completes it."""
-    part = target.with_name(target.name + ".part")
+    """Download to `target`; what a broken connection leaves is kept beside it and completed by the next attempt."""
+    part = _part(target)
+    _adopt_earlier(url, target)
     for attempt in range(_ATTEMPTS):
-        before = part.stat().st_size if part.is_file() else 0
+        before = size_of(part)
         try:
-            _download(url, part)
+            download(url, part, _TIMEOUT)
             break
         except (
             urllib.error.URLError,
@@ -163,90 +208,42 @@ def _from_web(url: str, target: Path, sha256_prefix: str) -> None:
             TimeoutError,
             ConnectionError,
             ssl.SSLError,
-            _Incomplete,
+            Incomplete,
         ) as error:
-            further = part.is_file() and part.stat().st_size > before
-            if not further or attempt == _ATTEMPTS - 1:
-                raise _Unavailable(_reason(error)) from None
+            if size_of(part) <= before or attempt == _ATTEMPTS - 1:
+                raise Unavailable(_reason(error)) from None
     digest = _sha256(part)
     if not digest.startswith(sha256_prefix):
-        _forget(part)
-        raise _Unavailable(f"wrong file: sha256 {digest[: len(sha256_prefix)]}, published {sha256_prefix}; not kept")
+        forget(part)
+        raise Unavailable(f"wrong file: sha256 {digest[: len(sha256_prefix)]}, published {sha256_prefix}; not kept")
     os.replace(part, target)
-    _forget(part)
-
-
-class _Incomplete(Exception):
-    """The connection ended before the last byte."""
+    forget(part)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code} {error.reason}"
-    return " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+        text = f"HTTP {error.code} {error.reason}"
+    else:
+        text = str(getattr(error, "reason", error)) or type(error).__name__
+    return " ".join(text.split())[:200]
 
 
-def _validator(part: Path) -> Path:
-    return part.with_name(part.name + ".validator")
+def _part(target: Path) -> Path:
+    return target.with_name(target.name + ".part")
 
 
-def _forget(part: Path) -> None:
-    for path in (part, _validator(part)):
-        path.unlink(missing_ok=True)
-
-
-def _download(url: str, part: Path) -> None:
-    """Complete the file `part`. With `If-Range`, a server whose file has changed sends it from the start."""
-    start = part.stat().st_size if part.is_file() and _validator(part).is_file() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "resnest_det"})
-    if start:
-        request.add_header("Range", f"bytes={start}-")
-        request.add_header("If-Range", _validator(part).read_text())
-    try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing left to send: the file is either complete or another one
-            total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-            if total and int(total.group(1)) == start:
-                return
-            _forget(part)
-        raise
-    with response:
-        start = start if response.status == 206 else 0
-        etag = response.headers.get("ETag", "")
-        validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
-        if not start:
-            _validator(part).unlink(missing_ok=True)
-        if validator:
-            _validator(part).write_text(validator)
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        _receive(response, part, start, total)
-
-
-def _receive(response, part: Path, start: int, total: int | None) -> None:
-    with (
-        part.open("ab" if start else "wb") as out,
-        tqdm(
-            total=total,
-            initial=start,
-            unit="B",
-            unit_scale=True,
-            desc=part.name.removesuffix(".part"),
-            disable=None if is_main_process() else True,
-        ) as bar,
-    ):
-        while block := response.read(_CHUNK):
-            out.write(block)
-            bar.update(len(block))
-        if total is not None and out.tell() < total:
-            raise _Incomplete(f"connection lost after {out.tell()} of {total} bytes")
+def _adopt_earlier(url: str, target: Path) -> None:
+    """Go on with what an earlier version began, which called its folder after the host alone; the server says if it fits."""
+    folder = cache_folder()
+    host, *path = target.relative_to(folder).parts
+    if path and not size_of(_part(target)):
+        move_part(_part(folder.joinpath(urllib.parse.urlsplit(url).hostname, *path)), _part(target))
 
 
 def _from_hub(spec: str) -> str:
-    """A file on the Hugging Face hub, by the hub's client: resumable, kept in HF_HOME unless RESNEST_DET_CACHE is set."""
-    named = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", spec)
-    if not named:
+    """A file on the Hugging Face hub, by its own client: resumable, and under HF_HOME unless RESNEST_DET_CACHE is set."""
+    named = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([^\\\x00-\x1f\x7f]+))?", spec)
+    if not named or any(part.strip(".") == "" for part in re.split("[/@]", spec.removeprefix("hf://"))):
         raise UserError(f"weights {spec}: expected hf://owner/name, hf://owner/name@revision or hf://owner/name/file")
     repository, revision, filename = named.groups()
     own = os.environ.get("RESNEST_DET_CACHE")
@@ -257,29 +254,31 @@ def _from_hub(spec: str) -> str:
             path = hf_hub_download(repository, candidate, revision=revision, cache_dir=cache, local_files_only=True)
         except LocalEntryNotFoundError:
             continue
+        except ValueError as error:  # the client's own check of the names
+            raise UserError(f"weights {spec}: {_reason(error)}") from None
         return _checked_hub_file(path)
     _check_hub_answers()
     for candidate in candidates:
         try:
             path = hf_hub_download(repository, candidate, revision=revision, cache_dir=cache)
-        except LocalEntryNotFoundError as error:  # no connection, and not in the cache
-            raise _Unavailable(_reason(error.__cause__ or error)) from None
+        except LocalEntryNotFoundError as error:  # the connection was lost, and it is not in the cache
+            raise Unavailable(_reason(error.__cause__ or error)) from None
         except EntryNotFoundError:
             continue
-        except Exception as error:  # versions of the client differ in their transport library, and so in its errors
-            raise _Unavailable(_reason(error)[:200]) from None
+        except Exception as error:  # the client's transport library, and with it the errors, differs between its versions
+            raise Unavailable(_reason(error)[:200]) from None
         return _checked_hub_file(path)
-    raise _Unavailable(f"the repository has no {' or '.join(candidates)}")
+    raise Unavailable(f"the repository has no {' or '.join(candidates)}")
 
 
 def _check_hub_answers() -> None:
     # For each file the client retries for half a minute; without a network, failure is certain at once.
     try:
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=_TIMEOUT).close()
+        open_web(urllib.request.Request(constants.ENDPOINT, method="HEAD"), _TIMEOUT).close()
     except urllib.error.HTTPError:
         pass  # an answer
     except (OSError, http.client.HTTPException) as error:
-        raise _Unavailable(_reason(error)) from None
+        raise Unavailable(_reason(error)) from None
 
 
 def _checked_hub_file(path: str) -> str:

@@ -1,10 +1,12 @@
 """Weights read from a file: its tensors, and which of them are the backbone's."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from resnest_det.errors import UserError
@@ -54,11 +56,12 @@ def read_weights(path: str | os.PathLike, use_ema: bool = True) -> Weights:
         use_ema: where the file has averaged weights beside the others, take those.
 
     Raises:
-        UserError: the file cannot be used, or there is no ResNeSt or ResNet in it.
+        UserError: the file cannot be used, there is no ResNeSt or ResNet in it, or numbers that no parameter has.
     """
     checkpoint = read_checkpoint(path)
     with errors_naming(path):
         state, taken_off = state_dict_of(checkpoint, use_ema)
+        check_numbers(state)
     return replace(weights_of(state, path), taken_off=taken_off)
 
 
@@ -66,11 +69,37 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, of any network.
 
     Raises:
-        UserError: the file cannot be used.
+        UserError: the file cannot be used, or one of them has numbers that no parameter has.
     """
     checkpoint = read_checkpoint(path)
     with errors_naming(path):
-        return state_dict_of(checkpoint)[0]
+        state, _ = state_dict_of(checkpoint)
+        check_numbers(state)
+    return state
+
+
+def check_numbers(state: dict[str, Tensor]) -> None:
+    """Raises `UserError` for the first tensor with numbers that are complex, not a number or infinite."""
+    for name, value in state.items():
+        if value.is_complex():
+            raise UserError(f"{name} has complex numbers")
+        if value.is_floating_point() and value.numel() and not _finite(value):
+            raise UserError(f"{name} has values that are not finite (NaN or infinite)")
+
+
+def _finite(value: Tensor) -> bool:
+    # Least and largest are found in a thirtieth of the time of `isfinite`, and NaN is both of them.
+    least, largest = torch.aminmax(value if value.itemsize > 1 else value.float())
+    return math.isfinite(least) and math.isfinite(largest)
+
+
+def other_kind(value: Tensor, target: Tensor) -> str:
+    """What is wrong with the type of `value` for `target`, "" if it only has more or fewer digits."""
+
+    def kind(tensor: Tensor) -> tuple[bool, bool]:
+        return tensor.is_floating_point(), tensor.dtype == torch.bool
+
+    return "" if kind(value) == kind(target) else f"{value.dtype} in the file, {target.dtype} in the model"
 
 
 def weights_of(state: dict[str, Tensor], path: str | os.PathLike) -> Weights:

@@ -7,7 +7,7 @@ import re
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from resnest_det.engine.events import TrainingLog, cut_metrics, keep_earlier_metrics, peak_memory_mib
+from resnest_det.engine.events import TrainingLog, cut_metrics, keep_earlier_metrics, peak_memory_mib, setup_logging
 from tests.helpers.tiny_run import read_metrics
 
 
@@ -79,3 +79,18 @@ def test_tensorboard_has_the_curves(tmp_path):
 
 def test_memory_is_that_of_this_process():
     assert 50 < peak_memory_mib() < 100_000
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.json"])
+def test_links_in_the_output_folder_are_not_written_through(tmp_path, name):
+    victim, folder = tmp_path / "victim", tmp_path / "out"
+    victim.write_text("precious\n")
+    folder.mkdir()
+    (folder / name).symlink_to(victim)
+    setup_logging(str(folder))
+    logging.getLogger("resnest_det").info("a line")
+    log = TrainingLog(str(folder), start_iteration=0, max_iter=1)
+    log.iteration(0, {"loss": 1.0}, lr=0.1, time=0.1, data_time=0.1)
+    log.close()
+    setup_logging(None)
+    assert victim.read_text() == "precious\n" and (folder / name).read_text()
