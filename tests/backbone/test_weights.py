@@ -257,7 +257,7 @@ def test_grouped_offsets_compute_the_same_as_mmdetections_dense_ones():
 
     state = from_own_names(source.state_dict(), "mmdet")
     state["layer2.0.conv2.conv.conv_offset.weight"] = torch.rand_like(dense)
-    with pytest.raises(UserError, match="conv_offset.weight: offsets of a deformable group"):
+    with pytest.raises(UserError, match="conv_offset.weight: a deformable group computes its offsets"):
         to_own_names(state)
 
 
