@@ -31,8 +31,8 @@ class PanopticFPN(GeneralizedRCNN):
 
     Args:
         sem_seg_head: labels pixels; its class 0 stands for all things together.
-        instance_loss_weight: factor of the losses of boxes and masks of the heads on regions. Of classes it is not: so it is in
-            Detectron2, though its documentation has it otherwise.
+        instance_loss_weight: factor of the box and mask losses of the heads on regions. Classification losses are not scaled;
+            this follows Detectron2's code, not its documentation.
         fusion: limits of the fusion, see `fuse`; None leaves the two branches' results apart.
         others: see `GeneralizedRCNN`.
 
