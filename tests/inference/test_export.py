@@ -155,9 +155,9 @@ def test_what_cannot_be_exported_is_named(tmp_path, monkeypatch):
         export_model(DeployedModel(model), tmp_path, "torchscript")
     with pytest.raises(UserError, match="3 channels; this model takes 1"):
         DeployedModel(small_model(in_chans=1), bgr=True)
-    with pytest.raises(UserError, match="the model gives embedding"):
+    with pytest.raises(UserError, match="this model gives embedding"):
         DeployedModel(small_model(num_classes=0), probabilities=True)
-    with pytest.raises(UserError, match="the model gives stem, res2"):
+    with pytest.raises(UserError, match="this model gives stem, res2"):
         DeployedModel(small_model(features_only=True), probabilities=True)
 
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
@@ -166,6 +166,6 @@ def test_what_cannot_be_exported_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"needs openvino: pip install 'resnest_det\[export\]'"):
         export_model(DeployedModel(model), tmp_path / "m.xml", "openvino")
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"ends in \.xml"):
+    with pytest.raises(UserError, match=r"must end in \.xml"):
         export.check_path(tmp_path / "m.onnx", "openvino")
     assert not list(tmp_path.iterdir())
