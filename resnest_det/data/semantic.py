@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from resnest_det.data.coco import Dataset, Metadata, category_name, load_coco_instances
+from resnest_det.data.coco import Dataset, Metadata, load_coco_instances
 from resnest_det.data.label_png import MAX_CLASSES, UNLABELLED, LabelPng, label_png_size
 from resnest_det.data.records import Record
 from resnest_det.errors import ArgumentError, UserError
@@ -99,17 +99,16 @@ def load_semantic(name: str, files: SemanticFiles, *, keep_truth: bool = False) 
     return Dataset(name, records, metadata, truth)
 
 
-def class_color(entry: dict, number: int, where: str) -> tuple[int, int, int]:
-    """The color of a class: that of the key "color", or one that differs from those of other numbers.
+def class_color(color: object, number: int, where: str) -> tuple[int, int, int]:
+    """The color that a file gives a class, or for None one that differs from those of other numbers.
 
     Raises:
         UserError: it is no color; the message begins with `where`.
     """
-    if "color" not in entry:
+    if color is None:
         # Steps of the golden ratio keep hues apart however many there are.
         hue, value = (0.618034 * number) % 1.0, (1.0, 0.8, 0.9)[number % 3]
         return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.7, value))
-    color = entry["color"]
     if not (isinstance(color, (list, tuple)) and len(color) == 3 and all(c in range(256) for c in color)):
         raise UserError(f"{where}: color must be three whole numbers from 0 to 255, not {color!r}")
     return tuple(color)
@@ -142,8 +141,11 @@ def _read_classes(classes: str | int | tuple[str, ...], source: str) -> tuple[li
             raise UserError(
                 f"{where}: its id is {entry['id']!r}, but the value of a pixel is the place of its class in this list"
             )
-        names.append(category_name(entry, where))
-        colors.append(class_color(entry, index, where))
+        # Others break terminals, logs and the files that figures are written to.
+        if not isinstance(entry.get("name"), str) or not entry["name"].strip() or not entry["name"].isprintable():
+            raise UserError(f"{where}: the name must be printable text, not {ascii(entry.get('name'))[:80]}")
+        names.append(entry["name"])
+        colors.append(class_color(entry.get("color"), index, where))
     double = next((label for label in names if names.count(label) > 1), None)
     if double is not None:
         raise UserError(f"{source}: two classes are called {double!r}")
