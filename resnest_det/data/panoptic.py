@@ -200,7 +200,7 @@ def _metadata(name: str, categories: list, panoptic_json: str, panoptic_root: st
         isthing = require(category, "isthing", where)
         if isthing not in (0, 1):
             raise UserError(f"{where}: isthing must be 0 or 1, not {isthing!r}")
-        named = (category_name(category, where), class_color(category, category_id, where))
+        named = (category_name(category, where), class_color(category.get("color"), category_id, where))
         (things if isthing else stuff)[category_id] = named
     if not things and not stuff:
         raise UserError(f'{panoptic_json}: the list "categories" is empty')

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from resnest_det.data.coco import Dataset, Metadata, category_name, load_coco_instances
+from resnest_det.data.coco import Dataset, Metadata, load_coco_instances
 from resnest_det.data.label_png import MAX_CLASSES, UNLABELLED, LabelPng, label_png_size
 from resnest_det.data.records import Record
 from resnest_det.errors import ArgumentError, UserError
@@ -76,51 +76,39 @@ def load_semantic(name: str, files: SemanticFiles, *, keep_truth: bool = False) 
     """
     names, colors = _read_classes(files.classes, f"dataset {name}")
     labels = _files_below(files.label_root, files.label_suffix, (".png",))
-    truth, categories, things = None, {}, []
-    if files.instances_json is not None:
-        instances = load_coco_instances(name, files.instances_json, files.image_root, keep_truth=keep_truth)
-        truth, things = instances.truth, instances.metadata.thing_classes
-        categories = instances.metadata.thing_dataset_id_to_contiguous_id
-        paths = [record["file_name"] for record in instances.records]
-        keys = [_key(os.path.relpath(path, files.image_root), files.image_suffix) for path in paths]
-    else:
-        images = _files_below(files.image_root, files.image_suffix, _IMAGES, leave_out=set(labels.values()))
-        keys = sorted(images) if files.list_file is None else _listed(files.list_file, images, files)
-        paths = [images[key] for key in keys]
-    if not paths:
-        raise UserError(f"dataset {name}: there are no images in {files.image_root}")
-    absent = [(key, path) for key, path in zip(keys, paths) if key not in labels]
-    if absent:
-        key, path = absent[0]
-        expected = os.path.join(files.label_root, f"{key}{files.label_suffix}.png")
-        raise UserError(f"label PNG {expected} of image {path} does not exist; {len(absent)} of {len(paths)} are absent")
-
-    label_pngs = [LabelPng(labels[key], len(names), files.ignore_value) for key in keys]
-    with ThreadPoolExecutor(_READERS) as pool:
-        sizes = list(pool.map(label_png_size, [label.file_name for label in label_pngs]))
-    if files.instances_json is not None:
-        records = [record | {"label_png": label} for record, label in zip(instances.records, label_pngs)]
-        _check_sizes(records, sizes)
-    else:
+    if files.instances_json is None:
+        images = _images(files, leave_out=set(labels.values()))
+        label_pngs, sizes = _label_pngs(images, labels, files, len(names))
         records = [
             Record(file_name=path, height=height, width=width, image_id=number, annotations=[], label_png=label)
-            for number, (path, (height, width), label) in enumerate(zip(paths, sizes, label_pngs), start=1)
+            for number, ((_, path), (height, width), label) in enumerate(zip(images, sizes, label_pngs), start=1)
         ]
+        truth, things, categories = None, [], {}
+    else:
+        instances = load_coco_instances(name, files.instances_json, files.image_root, keep_truth=keep_truth)
+        paths = [record["file_name"] for record in instances.records]
+        images = [(_key(os.path.relpath(path, files.image_root), files.image_suffix), path) for path in paths]
+        label_pngs, sizes = _label_pngs(images, labels, files, len(names))
+        records = [record | {"label_png": label} for record, label in zip(instances.records, label_pngs)]
+        _check_sizes(records, sizes)
+        truth, things = instances.truth, instances.metadata.thing_classes
+        categories = instances.metadata.thing_dataset_id_to_contiguous_id
+    if not records:
+        raise UserError(f"dataset {name}: there are no images in {files.image_root}")
     metadata = SemanticMetadata(name, files.instances_json, files.image_root, things, categories, names, colors)
     return Dataset(name, records, metadata, truth)
 
 
-def class_color(entry: dict, number: int, where: str) -> tuple[int, int, int]:
-    """The color of a class: that of the key "color", or one that differs from those of other numbers.
+def class_color(color: object, number: int, where: str) -> tuple[int, int, int]:
+    """The color that a file gives a class, or for None one that differs from those of other numbers.
 
     Raises:
         UserError: it is no color; the message begins with `where`.
     """
-    if "color" not in entry:
+    if color is None:
         # Steps of the golden ratio keep hues apart however many there are.
         hue, value = (0.618034 * number) % 1.0, (1.0, 0.8, 0.9)[number % 3]
         return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.7, value))
-    color = entry["color"]
     if not (isinstance(color, (list, tuple)) and len(color) == 3 and all(c in range(256) for c in color)):
         raise UserError(f"{where}: color must be three whole numbers from 0 to 255, not {color!r}")
     return tuple(color)
@@ -153,8 +141,11 @@ def _read_classes(classes: str | int | tuple[str, ...], source: str) -> tuple[li
             raise UserError(
                 f"{where}: its id is {entry['id']!r}, but the value of a pixel is the place of its class in this list"
             )
-        names.append(category_name(entry, where))
-        colors.append(class_color(entry, index, where))
+        # Others break terminals, logs and the files that figures are written to.
+        if not isinstance(entry.get("name"), str) or not entry["name"].strip() or not entry["name"].isprintable():
+            raise UserError(f"{where}: the name must be printable text, not {ascii(entry.get('name'))[:80]}")
+        names.append(entry["name"])
+        colors.append(class_color(entry.get("color"), index, where))
     double = next((label for label in names if names.count(label) > 1), None)
     if double is not None:
         raise UserError(f"{source}: two classes are called {double!r}")
@@ -191,17 +182,33 @@ def _files_below(folder: str, suffix: str, extensions: Iterable[str], leave_out:
     return found
 
 
-def _listed(list_file: str, images: dict[str, str], files: SemanticFiles) -> list[str]:
-    """The keys of the images that a text file lists, by their names with or without folder, suffix and extension as on disk."""
-    keys = []
-    for number, line in enumerate(_read_text(list_file).splitlines(), start=1):
-        if line.strip():
-            name = line.strip()
-            key = name if name in images else _key(name, files.image_suffix)
-            if key not in images:
-                raise UserError(f"{list_file}: line {number}: there is no image {name[:80]!r} in {files.image_root}")
-            keys.append(key)
-    return sorted(set(keys))
+def _images(files: SemanticFiles, leave_out: Iterable[str]) -> list[tuple[str, str]]:
+    """`_key` and path of the images to take, sorted; a text file lists them with or without suffix and extension."""
+    images = _files_below(files.image_root, files.image_suffix, _IMAGES, leave_out)
+    if files.list_file is None:
+        return sorted(images.items())
+    keys = set()
+    for number, line in enumerate(_read_text(files.list_file).splitlines(), start=1):
+        image = line.strip()
+        key = image if image in images else _key(image, files.image_suffix)
+        if image and key not in images:
+            raise UserError(f"{files.list_file}: line {number}: there is no image {image[:80]!r} in {files.image_root}")
+        keys |= {key} if image else set()
+    return sorted((key, images[key]) for key in keys)
+
+
+def _label_pngs(
+    images: list[tuple[str, str]], labels: dict[str, str], files: SemanticFiles, num_classes: int
+) -> tuple[list[LabelPng], list[tuple[int, int]]]:
+    """Where the labels of each image are, and their sizes (height, width)."""
+    absent = [(key, path) for key, path in images if key not in labels]
+    if absent:
+        key, path = absent[0]
+        expected = os.path.join(files.label_root, f"{key}{files.label_suffix}.png")
+        raise UserError(f"label PNG {expected} of image {path} does not exist; {len(absent)} of {len(images)} are absent")
+    label_pngs = [LabelPng(labels[key], num_classes, files.ignore_value) for key, _ in images]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return label_pngs, list(pool.map(label_png_size, [label.file_name for label in label_pngs]))
 
 
 def _check_sizes(records: list[Record], sizes: list[tuple[int, int]]) -> None:

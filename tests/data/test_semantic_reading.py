@@ -144,7 +144,9 @@ def test_forms_of_classes(made, tmp_path, classes, names, colors):
         ("c.txt:road", "c.txt: 1 classes"),
         ("c.json:{}", "c.json: must be a list of names"),
         ("c.json:[1,", "c.json: malformed JSON at line 1, column 4"),
-        ('c.json:["road", ""]', "c.json: class 1: the name must be text"),
+        ('c.json:["road", ""]', "c.json: class 1: the name must be printable text, not ''"),
+        ("c.txt:road\nsky\x1b[2J", r"c.txt: class 1: the name must be printable text, not 'sky.x1b"),
+        ('c.json:["road", {"label": "sky"}]', "c.json: class 1: the name must be printable text, not None"),
         ('c.json:[{"name": "road", "color": [1, 2]}, "sky"]', "c.json: class 0: color must be three whole numbers"),
         (
             'c.json:[{"name": "road", "id": 1}, {"name": "sky", "id": 7}]',
