@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.data import check_batch_size
-from resnest_det.data.coco import Metadata, read_json
+from resnest_det.data.annotation_files import read_json
+from resnest_det.data.coco import Metadata
 from resnest_det.errors import UserError
 
 _META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
