@@ -1,4 +1,4 @@
-"""Every configuration key with its default: Detectron2's vocabulary, the ResNeSt wrapper's, and three of this project's own.
+"""Every configuration key with its default: Detectron2's vocabulary, the ResNeSt wrapper's, and four of this project's own.
 
 Names and defaults are those of `detectron2.config.defaults` (version 2), where they are documented; a comment here
 marks what differs. Which values the built-in detector honours stands in `resnest_det.configuration.checking`.
@@ -230,6 +230,7 @@ DEFAULTS = dict(
         EXPECTED_RESULTS=[],
         KEYPOINT_OKS_SIGMAS=[],
         DETECTIONS_PER_IMAGE=100,
+        AP_MAX_DETECTIONS=100,  # this project's own: detections of an image and class that AP counts, 100 by COCO's definition
         AUG=dict(ENABLED=False, MIN_SIZES=(400, 500, 600, 700, 800, 900, 1000, 1100, 1200), MAX_SIZE=4000, FLIP=True),
         PRECISE_BN=dict(ENABLED=False, NUM_ITER=200),
     ),

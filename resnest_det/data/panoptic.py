@@ -111,7 +111,7 @@ def load_coco_panoptic(
 
 def with_panoptic_classes(dataset: Dataset, things: list[str] | None, stuff: list[str] | None) -> Dataset:
     """A dataset with its classes counted in the order of these names, which are those it has; None leaves them as they are."""
-    if things is not None:
+    if things is not None and things != dataset.metadata.thing_classes:
         order = [dataset.metadata.thing_classes.index(name) for name in things]
         dataset = with_classes(dataset, things)
         if isinstance(dataset.metadata, PanopticMetadata):
@@ -119,7 +119,7 @@ def with_panoptic_classes(dataset: Dataset, things: list[str] | None, stuff: lis
             dataset = replace(dataset, metadata=replace(dataset.metadata, thing_colors=colors))
             moved = {old: new for new, old in enumerate(order)}
             dataset = _with_segments_moved(dataset, moved, isthing=True)
-    if stuff is not None and stuff != dataset.metadata.stuff_classes:
+    if stuff is not None and isinstance(dataset.metadata, PanopticMetadata) and stuff != dataset.metadata.stuff_classes:
         metadata = dataset.metadata
         order = [metadata.stuff_classes.index(name) for name in stuff]
         moved = {old: new for new, old in enumerate(order)}

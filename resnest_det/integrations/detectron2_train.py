@@ -48,7 +48,8 @@ logger = logging.getLogger(__name__)
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Detectron2's configuration with the keys of ResNeSt, of a YAML file and `KEY VALUE` overrides on top, frozen.
 
-    MODEL.DEVICE is "auto" unless it is set, and MODEL.WEIGHTS_ALLOW_MISMATCH is known as to the built-in detector.
+    MODEL.DEVICE is "auto" unless it is set; MODEL.WEIGHTS_ALLOW_MISMATCH and TEST.AP_MAX_DETECTIONS are known as to the built-in
+    detector.
 
     Raises:
         UserError: see `resnest_det.configuration.reading.merge_file`.
@@ -57,6 +58,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     add_resnest_config(cfg)
     cfg.MODEL.DEVICE = "auto"
     cfg.MODEL.WEIGHTS_ALLOW_MISMATCH = False
+    cfg.TEST.AP_MAX_DETECTIONS = 100
     merge_file(cfg, config_file, overrides)
     cfg.freeze()
     return cfg
@@ -197,7 +199,8 @@ class Trainer(DefaultTrainer):
         # Detectron2's other architectures find objects.
         row = ARCHITECTURES.get(architecture, Architecture(objects=True, pixels=False))
         if kind in ("coco", "coco_panoptic_seg") and row.objects:
-            evaluators.append(COCOEvaluator(dataset_name, output_dir=folder))
+            limit = None if cfg.TEST.AP_MAX_DETECTIONS == 100 else cfg.TEST.AP_MAX_DETECTIONS
+            evaluators.append(COCOEvaluator(dataset_name, output_dir=folder, max_dets_per_image=limit))
         if kind in ("sem_seg", "coco_panoptic_seg") and row.pixels and not only_objects:
             evaluators.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=folder))
         fuses = row.objects and row.pixels and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED

@@ -63,6 +63,7 @@ _CHOICES = {
     "SOLVER.RESCALE_INTERVAL": (False,),
     "SOLVER.BIAS_LR_FACTOR": (1.0,),
     "SOLVER.WEIGHT_DECAY_BIAS": (None,),
+    "TEST.AP_MAX_DETECTIONS": (100,),
 }
 _SEMANTIC_CHOICES = {
     "MODEL.SEM_SEG_HEAD.IN_FEATURES": tuple([*_LEVELS[:count]] for count in (4, 3, 2, 1)),
