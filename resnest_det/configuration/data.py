@@ -103,10 +103,9 @@ def hold_against_checkpoint(cfg, data: RunData, trained_on: object, checkpoint: 
         )
     own = {name: trained_on[name] for name in lists if name in data.trained_on and name in trained_on}
     for dataset in data.test:
-        match_classes(dataset, own, f"checkpoint {checkpoint}")
+        _check_same_names(dataset, own, f"checkpoint {checkpoint}")
     if all(data.trained_on[name] == names for name, names in own.items()):
         return data
-    logger.info("The classes of the data are counted in the order of checkpoint %s", checkpoint)
     return read_run_data(cfg, train=data.train is not None, trained_on=own)
 
 
@@ -125,6 +124,14 @@ def match_classes(dataset: Dataset, like: Mapping[str, list[str]], whose: str) -
     Raises:
         UserError: it has other classes than `whose`, which are `like`.
     """
+    _check_same_names(dataset, like, whose)
+    matched = with_panoptic_classes(dataset, like.get("thing_classes"), like.get("stuff_classes"))
+    if matched is not dataset:
+        logger.info("%s: its classes are counted in the order of %s", dataset.name, whose)
+    return matched
+
+
+def _check_same_names(dataset: Dataset, like: Mapping[str, list[str]], whose: str) -> None:
     for kind, names in like.items():
         own = getattr(dataset.metadata, kind, names)
         if sorted(own) != sorted(names):
@@ -133,10 +140,6 @@ def match_classes(dataset: Dataset, like: Mapping[str, list[str]], whose: str) -
                 f"the classes of {whose} and {dataset.name} are not the same: only one has {', '.join(only[:5])}; "
                 f"{whose} has {_listed(names)}; {dataset.name} has {_listed(own)}"
             )
-    matched = with_panoptic_classes(dataset, like.get("thing_classes"), like.get("stuff_classes"))
-    if matched is not dataset:
-        logger.info("%s: its classes are counted in the order of %s", dataset.name, whose)
-    return matched
 
 
 def _listed(names: list[str], most: int = 20) -> str:

@@ -4,6 +4,7 @@ A number may be written as text ("12", "0.5"), a whole number as a float (640.0)
 that is not of its type is refused with the file, the entry and the field (docs/data.md has the rules in one table).
 """
 
+import contextlib
 import gzip
 import json
 import math
@@ -213,9 +214,10 @@ def _entry(raw: Any, kind: type, position: int, json_file: str):
         return msgspec.convert(raw, kind, strict=False)
     except (msgspec.ValidationError, RecursionError) as error:
         called, key = _CALLED[kind]
-        entry_id = raw.get(key) if isinstance(raw, dict) else None
-        known = isinstance(entry_id, int) and not isinstance(entry_id, bool)
-        where = f"{json_file}: {called} {entry_id}" if known else f"{json_file}: {called} at position {position}"
+        where = f"{json_file}: {called} at position {position}"
+        with contextlib.suppress(msgspec.ValidationError):
+            entry_id = msgspec.convert(raw.get(key) if isinstance(raw, dict) else None, int, strict=False)
+            where = f"{json_file}: {called} {entry_id}"
         raise UserError(f"{where}: {_problem(raw, str(error))}") from None
 
 

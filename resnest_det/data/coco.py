@@ -147,14 +147,14 @@ def _read_annotations(
     inside = _boxes_inside(listed, its_image, json_file)
     pointless = check_outlines(listed, its_image, inside, json_file)
 
-    left_out: Counter[str] = Counter()
+    left_out: dict[str, list[int]] = {}
     if len(listed) < len(annotations):
-        left_out["annotations of images that are not listed"] = len(annotations) - len(listed)
+        left_out["annotations of images that are not listed"] = [a.id for a in annotations if a.image_id not in images]
     for annotation, is_inside, is_pointless in zip(listed, inside.tolist(), pointless.tolist()):
         if not is_inside:
-            left_out["boxes with no area inside their image"] += 1
+            left_out.setdefault("boxes with no area inside their image", []).append(annotation.id)
         elif is_pointless:
-            left_out["objects whose polygons have fewer than three points"] += 1
+            left_out.setdefault("objects whose polygons have fewer than three points", []).append(annotation.id)
         else:
             entry = {
                 "id": annotation.id,
@@ -166,7 +166,8 @@ def _read_annotations(
                 entry["segmentation"] = annotation.segmentation
             records[annotation.image_id]["annotations"].append(entry)
     if left_out:
-        logger.warning("%s: left out %s", json_file, ", ".join(f"{count} {what}" for what, count in left_out.items()))
+        parts = [f"{len(ids)} {what} (annotation {ids[0]}{', ...' if len(ids) > 1 else ''})" for what, ids in left_out.items()]
+        logger.warning("%s: left out %s", json_file, ", ".join(parts))
     return listed
 
 

@@ -42,6 +42,7 @@ def ground_truth_of_instances(dataset: Dataset) -> dict[str, Any]:
             area = float(mask_codec.area(segmentation_to_run_lengths(segmentation, *sizes[annotation.image_id])))
         annotations.append(
             {
+                "id": annotation.id,
                 "image_id": annotation.image_id,
                 "category_id": annotation.category_id,
                 "bbox": box,

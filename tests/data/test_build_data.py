@@ -173,7 +173,9 @@ def test_an_object_without_a_mask_is_named_before_training(make_cfg):
 
 
 def labels_of(loader, count):
-    return {label for batch in itertools.islice(loader, count) for sample in batch for label in sample["target"]["labels"].tolist()}
+    return {
+        label for batch in itertools.islice(loader, count) for sample in batch for label in sample["target"]["labels"].tolist()
+    }
 
 
 def test_classes_are_matched_by_name(make_cfg, write_coco):
