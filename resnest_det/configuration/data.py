@@ -1,7 +1,7 @@
 """From configuration to data: the only place that reads INPUT, DATASETS and DATALOADER keys."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,7 @@ from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
 from resnest_det.data.loader import InferenceBatches, PackedRecords, training_batches
 from resnest_det.data.mapper import inference_sample, training_sample
+from resnest_det.data.panoptic import with_panoptic_classes
 from resnest_det.data.records import Record, Sample
 from resnest_det.data.semantic import SemanticMetadata
 from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
@@ -41,18 +42,24 @@ class TrainingImages:
 
 @dataclass(frozen=True)
 class RunData:
-    """The datasets of a run, each read once: the training images, if it trains, and the datasets of DATASETS.TEST."""
+    """The datasets of a run, each read once: the training images, if it trains, and the datasets of DATASETS.TEST.
+
+    `trained_on` is what a checkpoint keeps of them: {"thing_classes", "stuff_classes": names, "thing_ids", "stuff_ids": ids in the
+    first dataset's file, in the order of the classes, as far as the model tells them apart; "input_format": INPUT.FORMAT}.
+    """
 
     train: TrainingImages | None
     test: tuple[Dataset, ...]
+    trained_on: dict
 
 
-def read_run_data(cfg, *, train: bool) -> RunData:
-    """Read every dataset that a run needs.
+def read_run_data(cfg, *, train: bool, trained_on: Mapping | None = None) -> RunData:
+    """Read every dataset that a run needs. Classes are matched by name: all datasets count them in one order.
 
     Args:
         cfg: a configuration that `resnest_det.configuration.reading.load_config` has checked.
         train: whether DATASETS.TRAIN is needed.
+        trained_on: of the checkpoint that the data is for; its classes come in its order. None: in the first dataset's.
 
     Raises:
         UserError: a dataset cannot be read, has nothing to train on, fewer images than there are processes, other classes than
@@ -62,11 +69,101 @@ def read_run_data(cfg, *, train: bool) -> RunData:
         check_training_data(cfg, get_world_size())
     names = dict.fromkeys((*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST))
     datasets = {name: get_dataset(name, keep_truth=name in cfg.DATASETS.TEST) for name in names}
+    if not datasets:
+        return RunData(None, (), {})
+    first = next(iter(datasets.values()))
+    like = trained_on or class_names(cfg, first)
+    datasets = {
+        name: match_classes(dataset, like, "the checkpoint" if trained_on else first.name) for name, dataset in datasets.items()
+    }
     for name in cfg.DATASETS.TEST:
         check_classes([datasets[name]], cfg)
         _check_enough_images(len(datasets[name].records), name)
     images = _training_images(cfg, [datasets[name] for name in cfg.DATASETS.TRAIN]) if train else None
-    return RunData(images, tuple(datasets[name] for name in cfg.DATASETS.TEST))
+    return RunData(images, tuple(datasets[name] for name in cfg.DATASETS.TEST), _trained_on(cfg, datasets[first.name]))
+
+
+def hold_against_checkpoint(cfg, data: RunData, trained_on: object, checkpoint: str) -> RunData:
+    """The data of a run with its classes in the order in which the model of a checkpoint learned them.
+
+    Args:
+        trained_on: what the file has under this name; checkpoints of earlier versions have nothing, and are taken as they are.
+        checkpoint: the file.
+
+    Raises:
+        UserError: it learned other classes, or with another INPUT.FORMAT.
+    """
+    lists = ("thing_classes", "stuff_classes")
+    if not isinstance(trained_on, Mapping) or not all(
+        isinstance(trained_on.get(name, []), list) and all(isinstance(label, str) for label in trained_on.get(name, []))
+        for name in lists
+    ):
+        return data
+    if trained_on.get("input_format", cfg.INPUT.FORMAT) != cfg.INPUT.FORMAT:
+        raise UserError(
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but checkpoint {checkpoint} was trained on images in {trained_on['input_format']}"
+        )
+    own = {name: trained_on[name] for name in lists if name in data.trained_on and name in trained_on}
+    for dataset in data.test:
+        _check_same_names(dataset, own, f"checkpoint {checkpoint}")
+    if all(data.trained_on[name] == names for name, names in own.items()):
+        return data
+    return read_run_data(cfg, train=data.train is not None, trained_on=own)
+
+
+def class_names(cfg, dataset: Dataset) -> dict[str, list[str]]:
+    """The classes of a dataset that a configured model tells apart, of "thing_classes" and "stuff_classes"."""
+    tasks, metadata = tasks_of(cfg), dataset.metadata
+    names = {"thing_classes": metadata.thing_classes} if tasks.objects else {}
+    if tasks.pixels and isinstance(metadata, SemanticMetadata):
+        names["stuff_classes"] = metadata.stuff_classes
+    return names
+
+
+def match_classes(dataset: Dataset, like: Mapping[str, list[str]], whose: str) -> Dataset:
+    """A dataset with its classes in the order of `like`; see `class_names`.
+
+    Raises:
+        UserError: it has other classes than `whose`, which are `like`.
+    """
+    _check_same_names(dataset, like, whose)
+    matched = with_panoptic_classes(dataset, like.get("thing_classes"), like.get("stuff_classes"))
+    labels = getattr(matched.metadata, "stuff_classes", None)
+    if "stuff_classes" in like and labels is not None and labels != like["stuff_classes"]:
+        raise UserError(
+            f"the classes of {whose} and {dataset.name} are the same in another order, which label PNG files cannot be read in: "
+            f"{whose} has {_listed(like['stuff_classes'])}; {dataset.name} has {_listed(labels)}"
+        )
+    if matched is not dataset:
+        logger.info("%s: its classes are counted in the order of %s", dataset.name, whose)
+    return matched
+
+
+def _check_same_names(dataset: Dataset, like: Mapping[str, list[str]], whose: str) -> None:
+    for kind, names in like.items():
+        own = getattr(dataset.metadata, kind, names)
+        if sorted(own) != sorted(names):
+            only = sorted(set(own) ^ set(names))
+            raise UserError(
+                f"the classes of {whose} and {dataset.name} are not the same: only one has {', '.join(only[:5])}; "
+                f"{whose} has {_listed(names)}; {dataset.name} has {_listed(own)}"
+            )
+
+
+def _listed(names: list[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _trained_on(cfg, dataset: Dataset) -> dict:
+    """See `RunData`."""
+    kept: dict = {"input_format": cfg.INPUT.FORMAT}
+    for name, labels in class_names(cfg, dataset).items():
+        kind = name.removesuffix("_classes")
+        contiguous = getattr(dataset.metadata, f"{kind}_dataset_id_to_contiguous_id", {})  # label PNG files have no ids
+        kept[name] = list(labels)
+        if contiguous:
+            kept[f"{kind}_ids"] = sorted(contiguous, key=contiguous.get)
+    return kept
 
 
 def build_train_loader(

@@ -48,7 +48,7 @@ def _of_objects(cfg: CfgNode, dataset: Dataset, folder: str) -> tuple[list[Evalu
     if not tasks:
         return [], []
     return (
-        [COCOEvaluator(dataset, tasks, folder, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE)],
+        [COCOEvaluator(dataset, tasks, folder, max_detections=cfg.TEST.AP_MAX_DETECTIONS)],
         [ComparisonWriter(dataset, folder)],
     )
 

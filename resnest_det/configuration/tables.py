@@ -65,9 +65,13 @@ class Tasks:
         return (*self.of_objects, *(["sem_seg"] if self.pixels else []), *(["panoptic_seg"] if self.panoptic else []))
 
 
+# A host's own, RetinaNet for instance: only the host knows what it does.
+_OF_A_HOST = Architecture(objects=False, pixels=False)
+
+
 def tasks_of(cfg: CfgNode) -> Tasks:
-    """What the model of a configuration does."""
-    architecture = ARCHITECTURES[cfg.MODEL.META_ARCHITECTURE]
+    """What the model of a configuration does; nothing that is known here if its architecture is not in the table."""
+    architecture = ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE, _OF_A_HOST)
     return Tasks(
         objects=architecture.objects,
         masks=architecture.objects and cfg.MODEL.MASK_ON,

@@ -1,16 +1,28 @@
-"""Reading COCO instance annotations into records; every fault of the file is named."""
+"""Reading COCO instance annotations into records and the truth of an evaluation, with every fault of the file named."""
 
-import json
 import logging
 import math
 import os
-import unicodedata
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pycocotools.mask as mask_util
 
+from resnest_det.data.annotation_files import (
+    Annotation,
+    Image,
+    InstanceFile,
+    PanopticFile,
+    by_id,
+    category_names,
+    check_names_differ,
+    check_size,
+    must_be,
+    no_list,
+    read_annotation_file,
+)
+from resnest_det.data.outlines import check_outlines, slack_of
 from resnest_det.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,221 +49,170 @@ class Dataset:
     A record is one image: {"file_name", "height", "width", "image_id", "annotations"}; an annotation is
     {"id", "bbox" (x, y, width, height in pixels), "category_id" (contiguous), "iscrowd", "segmentation"}, where the
     segmentation is a list of polygons [x0, y0, x1, y1, ...] or a compressed run-length dict, and may be absent.
-    `truth` and `panoptic_truth` are the content of the instance and of the panoptic file where it was kept to evaluate against.
+    `truth` and `panoptic_truth` are the checked content of the instance and of the panoptic file where it was kept to evaluate
+    against; `truth.annotations` is None where the file only lists images.
     """
 
     name: str
     records: list[dict]
     metadata: Metadata
-    truth: dict | None = None
-    panoptic_truth: dict | None = None
+    truth: InstanceFile | None = None
+    panoptic_truth: PanopticFile | None = None
 
 
 def load_coco_instances(name: str, json_file: str, image_root: str, *, keep_truth: bool = False) -> Dataset:
-    """Read a COCO instance JSON file (https://cocodataset.org/#format-data).
+    """Read a COCO instance JSON file (https://cocodataset.org/#format-data); docs/data.md has the rules that it is held to.
 
     Records are sorted by image id; category ids become contiguous in the order of the ids. Left out, and counted in one
     log line: boxes with no area inside their image, objects none of whose polygons has three points, and annotations of
     images that the file does not list.
 
     Args:
-        keep_truth: keep the file's content as `Dataset.truth`; AP also counts what is left out here.
+        keep_truth: keep what the file says as `Dataset.truth`, to evaluate against; it may then be a file that only lists images.
+            AP counts what is left out here, too, but for annotations of images that the file does not list.
 
     Raises:
-        UserError: the file cannot be read, is not JSON, lacks a key, repeats an id, refers to a category it does not
-            list, or has a box or run-length mask that cannot belong to its image. The message names file and entry.
+        UserError: the file cannot be read, is not JSON, lacks a key, repeats an id or a name, refers to a category it does not
+            list, or has a box or mask that cannot belong to its image. The message names file and entry.
     """
-    content = read_json(json_file)
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
-            raise UserError(f'{json_file}: no list "{key}"; is it a COCO instance annotation file?')
-
-    categories = by_id(content["categories"], "category", json_file)
+    json_file = str(json_file)
+    content = read_annotation_file(json_file, InstanceFile)
+    if content.annotations is None:
+        if not keep_truth:
+            raise no_list(json_file, "annotations", InstanceFile)
+        logger.warning(
+            "%s lists images without annotations: results are written, and there is nothing to count them by", json_file
+        )
+    categories = by_id(content.categories, "category", json_file)
     if not categories:
         raise UserError(f'{json_file}: the list "categories" is empty')
-    names = {i: category_name(categories[i], f"{json_file}: category {i}") for i in sorted(categories)}
+    names = category_names(categories, json_file)
+    check_names_differ(names, json_file)
     contiguous = {category_id: index for index, category_id in enumerate(names)}
 
-    records = {}
-    for image_id, image in sorted(by_id(content["images"], "image", json_file).items()):
-        where = f"{json_file}: image {image_id}"
-        records[image_id] = image_entry(image, image_root, where) | {"annotations": []}
-
-    dropped: Counter[str] = Counter()
-    for annotation_id, annotation in by_id(content["annotations"], "annotation", json_file).items():
-        where = f"{json_file}: annotation {annotation_id}"
-        record = records.get(require(annotation, "image_id", where))
-        entry = _read_annotation(annotation, record, contiguous, where)
-        if isinstance(entry, str):
-            dropped[entry] += 1
-        else:
-            record["annotations"].append(entry)
-    if dropped:
-        logger.warning("%s: left out %s", json_file, ", ".join(f"{count} {what}" for what, count in dropped.items()))
-
-    metadata = Metadata(name, str(json_file), str(image_root), list(names.values()), contiguous)
+    images = by_id(content.images, "image", json_file)
+    records = {
+        image_id: image_entry(images[image_id], image_root, f"{json_file}: image {image_id}") | {"annotations": []}
+        for image_id in sorted(images)
+    }
+    _tell_of_files_listed_twice(records.values(), json_file)
+    if content.annotations is not None:
+        content.annotations = _read_annotations(content.annotations, images, records, contiguous, json_file)
+    metadata = Metadata(name, json_file, str(image_root), list(names.values()), contiguous)
     return Dataset(name, list(records.values()), metadata, truth=content if keep_truth else None)
 
 
-def read_json(json_file: str) -> dict:
-    """The object in a file of annotations or results.
-
-    Raises:
-        UserError: the file cannot be read, is not JSON, or holds something else.
-    """
-    try:
-        with open(json_file, encoding="utf-8") as file:
-            content = json.load(file)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{json_file}: malformed JSON at line {error.lineno}, column {error.colno} (character {error.pos}): {error.msg}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{json_file}: malformed JSON, not UTF-8 text at byte {error.start}") from error
-    except OSError as error:
-        raise UserError(f"{json_file}: cannot be read: {error.strerror or error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{json_file}: not a COCO annotation file: holds a {type(content).__name__}, not an object")
-    return content
-
-
-def require(mapping: dict, key: str, where: str):
-    """The value of a key; if it is missing, a UserError that begins with `where`."""
-    if key not in mapping:
-        raise UserError(f'{where}: the key "{key}" is missing')
-    return mapping[key]
-
-
-def by_id(entries: list, kind: str, json_file: str) -> dict[int, dict]:
-    """Entries of a list ("image", "category", ...) of an annotation file by their ids.
-
-    Raises:
-        UserError: one is not an object, has no integer id, or has that of another.
-    """
-    result = {}
-    for position, entry in enumerate(entries):
-        where = f"{json_file}: {kind} at position {position}"
-        if not isinstance(entry, dict):
-            raise UserError(f"{where}: not an object")
-        entry_id = require(entry, "id", where)
-        if not isinstance(entry_id, int):
-            raise UserError(f"{where}: the id must be an integer, not {entry_id!r}")
-        if entry_id in result:
-            raise UserError(f"{json_file}: {kind} id {entry_id} occurs more than once")
-        result[entry_id] = entry
-    return result
-
-
-def category_name(category: dict, where: str) -> str:
-    """The name of a category: text, or a whole number, which becomes text.
-
-    Raises:
-        UserError: there is none, it is something else, or it has a control character, a line break or half a surrogate pair. Such
-            names break terminals, logs and the files of other tools that they are written to. The message begins with `where`.
-    """
-    name = require(category, "name", where)
-    if isinstance(name, int) and not isinstance(name, bool):
-        name = str(name)
-    if not isinstance(name, str) or not name.strip():
-        raise UserError(f"{where}: the name must be text, not {str(name)[:80]!r}")
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
-        raise UserError(f"{where}: the name {ascii(name)[:80]} has a control character, a line break or broken Unicode")
-    return name
-
-
-def image_entry(image: dict, image_root: str, where: str) -> dict:
+def image_entry(image: Image, image_root: str, where: str) -> dict:
     """An image of an annotation file as a record has it: `file_name` below `image_root`, `height`, `width`, `image_id`.
 
     Raises:
-        UserError: a key is missing, or a side is not a positive integer; the message begins with `where`.
+        UserError: a side cannot be that of an image; the message begins with `where`.
     """
-    sides = {key: require(image, key, where) for key in ("height", "width")}
-    for key, side in sides.items():
-        if not isinstance(side, int) or side <= 0:
-            raise UserError(f"{where}: {key} must be a positive integer, not {side!r}")
-    return {"file_name": os.path.join(image_root, str(require(image, "file_name", where))), **sides, "image_id": image["id"]}
+    check_size(image, where)
+    path = os.path.join(image_root, str(image.file_name))
+    return {"file_name": path, "height": image.height, "width": image.width, "image_id": image.id}
 
 
-def _read_annotation(annotation: dict, record: dict | None, contiguous: dict[int, int], where: str) -> dict | str:
-    """The record's entry for one annotation, or the reason to leave it out."""
-    category_id = require(annotation, "category_id", where)
-    if category_id not in contiguous:
-        raise UserError(f'{where}: category id {category_id!r} is not in the list "categories"')
-    box = require(annotation, "bbox", where)
-    try:
-        x, y, width, height = box
-        finite = math.isfinite(x + y + width + height)
-    except (TypeError, ValueError):
-        finite = False
-    if not finite:
-        raise UserError(f"{where}: bbox must be four finite numbers [x, y, width, height], not {str(box)[:80]}")
-    if annotation.get("ignore", 0):
-        raise UserError(f'{where}: "ignore" is not supported; mark regions to ignore with "iscrowd": 1')
-    if record is None:
-        return "annotations of images that are not listed"
-
-    # Computed so that no rounding of x + width makes a thin box look empty.
-    if min(width, height) <= 0 or x >= record["width"] or y >= record["height"] or width <= -x or height <= -y:
-        return "boxes with no area inside their image"
-    entry = {"id": annotation["id"], "bbox": list(box), "category_id": contiguous[category_id]}
-    entry["iscrowd"] = int(bool(annotation.get("iscrowd", 0)))
-
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        entry["segmentation"] = _compressed(segmentation, record, where)
-    elif isinstance(segmentation, list) and segmentation:
-        if not all(isinstance(polygon, list) for polygon in segmentation):
-            raise UserError(f"{where}: segmentation must be a list of polygons [[x0, y0, x1, y1, ...], ...] or a run-length dict")
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
-        if not polygons:
-            return "objects whose polygons have fewer than three points"
-        entry["segmentation"] = polygons
-    elif segmentation:
-        raise UserError(f"{where}: segmentation must be polygons or a run-length dict, not {type(segmentation).__name__}")
-    return entry
+def with_classes(dataset: Dataset, names: list[str]) -> Dataset:
+    """The dataset with its classes counted in the order of `names`, which are those it has."""
+    metadata = dataset.metadata
+    if metadata.thing_classes == names:
+        return dataset
+    moved = {old: names.index(name) for old, name in enumerate(metadata.thing_classes)}
+    records = [
+        record | {"annotations": [entry | {"category_id": moved[entry["category_id"]]} for entry in record["annotations"]]}
+        for record in dataset.records
+    ]
+    ids = {category_id: moved[old] for category_id, old in metadata.thing_dataset_id_to_contiguous_id.items()}
+    changed = {"thing_classes": list(names), "thing_dataset_id_to_contiguous_id": ids}
+    return replace(dataset, records=records, metadata=replace(metadata, **changed))
 
 
-def _compressed(segmentation: dict, record: dict, where: str) -> dict:
-    """Run lengths in either form, checked against the image and compressed."""
-    size, counts = require(segmentation, "size", where), require(segmentation, "counts", where)
-    if list(size) != [record["height"], record["width"]]:
+def _tell_of_files_listed_twice(records: Iterable[dict], json_file: str) -> None:
+    files = Counter(record["file_name"] for record in records)
+    twice = [file for file, count in files.items() if count > 1]
+    if twice:
+        logger.warning("%s lists %d files under more than one image id, of which %s", json_file, len(twice), twice[0])
+
+
+def _read_annotations(
+    annotations: list[Annotation], images: dict[int, Image], records: dict[int, dict], contiguous: dict[int, int], json_file: str
+) -> list[Annotation]:
+    """Check annotations and put them into the records; those of listed images, in the order of the file."""
+    by_id(annotations, "annotation", json_file)
+    for annotation in annotations:
+        _check_fields(annotation, contiguous, f"{json_file}: annotation {annotation.id}")
+    listed = [annotation for annotation in annotations if annotation.image_id in images]
+    its_image = [images[annotation.image_id] for annotation in listed]
+    inside = _boxes_inside(listed, its_image, json_file)
+    pointless = check_outlines(listed, its_image, inside, json_file)
+
+    left_out: dict[str, list[int]] = {}
+    if len(listed) < len(annotations):
+        left_out["annotations of images that are not listed"] = [a.id for a in annotations if a.image_id not in images]
+    for annotation, is_inside, is_pointless in zip(listed, inside.tolist(), pointless.tolist()):
+        if not is_inside:
+            left_out.setdefault("boxes with no area inside their image", []).append(annotation.id)
+        elif is_pointless:
+            left_out.setdefault("objects whose polygons have fewer than three points", []).append(annotation.id)
+        else:
+            entry = {
+                "id": annotation.id,
+                "bbox": list(annotation.bbox),
+                "category_id": contiguous[annotation.category_id],
+                "iscrowd": int(annotation.iscrowd or 0),
+            }
+            if annotation.segmentation:
+                entry["segmentation"] = annotation.segmentation
+            records[annotation.image_id]["annotations"].append(entry)
+    if left_out:
+        parts = [f"{len(ids)} {what} (annotation {ids[0]}{', ...' if len(ids) > 1 else ''})" for what, ids in left_out.items()]
+        logger.warning("%s: left out %s", json_file, ", ".join(parts))
+    return listed
+
+
+def _check_fields(annotation: Annotation, contiguous: dict[int, int], where: str) -> None:
+    if annotation.category_id not in contiguous:
+        raise UserError(f'{where}: category id {annotation.category_id} is not in the list "categories"')
+    if not math.isfinite(sum(annotation.bbox)):
+        raise UserError(f"{where}: {must_be('bbox', list(annotation.bbox))}")
+    if annotation.area is not None and not 0 <= annotation.area <= 1e10:
+        raise UserError(f"{where}: {must_be('area', annotation.area)}")
+    if annotation.iscrowd not in (None, 0, 1):
+        raise UserError(f"{where}: {must_be('iscrowd', annotation.iscrowd)}")
+    if annotation.ignore:
+        raise UserError(f'{where}: "ignore" is not supported; mark regions to be ignored with "iscrowd": 1')
+
+
+def _boxes_inside(annotations: list[Annotation], images: list[Image], json_file: str) -> np.ndarray:
+    """Which boxes have an area inside their image, (N,) bool.
+
+    Raises:
+        UserError: so many do not lie where their image is that they must mean something else.
+    """
+    boxes = np.array([annotation.bbox for annotation in annotations], dtype=np.float64).reshape(-1, 4)
+    sides = np.array([(image.width, image.height) for image in images], dtype=np.float64).reshape(-1, 2)
+    start, extent = boxes[:, :2], boxes[:, 2:]
+    # Written so that no rounding of x + width can make a thin box look empty.
+    inside = ((extent > 0) & (start < sides) & (extent > -start)).all(axis=1)
+
+    borders = sides + slack_of(sides)
+    leaving = (extent > 0).all(axis=1) & ((start < sides - borders) | (start + extent > borders)).any(axis=1)
+    relative = (np.abs(boxes) <= 1).all(axis=1) & (sides > 2).all(axis=1) & (extent > 0).all(axis=1)
+    for wrong, what in ((relative, "are of a pixel at most"), (leaving, "leave their image")):
+        if 2 * wrong.sum() <= len(boxes):
+            continue
+        corners = leaving & (extent > start).all(axis=1) & (extent <= borders).all(axis=1)
+        if wrong is relative:
+            meant = "fractions of the image's sides; multiply them by width and height"
+        elif corners.sum() == leaving.sum():
+            meant = "corners x0, y0, x1, y1; write width and height in the place of x1 and y1"
+        else:
+            meant = "of images of another size, or width and height of the images are exchanged"
+        first = annotations[int(np.flatnonzero(wrong)[0])]
         raise UserError(
-            f"{where}: the mask is {size} (height, width), but image {record['image_id']} is "
-            f"[{record['height']}, {record['width']}]"
+            f"{json_file}: {wrong.sum()} of {len(boxes)} boxes [x, y, width, height] {what}, the first that of annotation {first.id}, "
+            f"{list(first.bbox)} in an image of {images[annotations.index(first)].width} x "
+            f"{images[annotations.index(first)].height} pixels (width x height); they may be {meant}"
         )
-    if isinstance(counts, str):
-        lengths = _run_lengths(counts)
-    elif isinstance(counts, list) and all(isinstance(count, int) for count in counts):
-        lengths = np.array(counts, dtype=np.int64)
-    else:
-        lengths = None
-    if lengths is None or (lengths < 0).any():
-        raise UserError(f"{where}: run-length counts must be a string of COCO's encoding or a list of whole numbers")
-    # pycocotools would fill missing pixels with whatever memory holds.
-    if lengths.sum() != size[0] * size[1]:
-        raise UserError(f"{where}: run-length counts sum to {lengths.sum()}, but the image has {size[0]} x {size[1]} pixels")
-    if isinstance(counts, str):
-        return {"size": list(size), "counts": counts.encode()}
-    return mask_util.frPyObjects({"size": list(size), "counts": counts}, *size)
-
-
-def _run_lengths(counts: str) -> np.ndarray | None:
-    """Lengths of the runs in COCO's compressed string, (n,) int64, or None if it is no such string.
-
-    The format is that of pycocotools' maskApi.c (rleToString): groups of five bits, the lowest first, as characters from 48;
-    32 marks that another group follows, 16 in the last one a negative number; from the fourth number on, differences to
-    the number two before.
-    """
-    codes = np.array([ord(character) for character in counts], dtype=np.int64) - 48
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        return None
-    ends = np.flatnonzero((codes & 32) == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    if (ends - starts).max() > 10:
-        return None
-    place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    numbers = np.add.reduceat((codes & 31) << (5 * place), starts)
-    numbers -= ((codes[ends] & 16) >> 4) << (5 * (ends - starts + 1))
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers
+    return inside

@@ -6,12 +6,24 @@ together, and 255 for pixels without a label.
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pycocotools.mask as mask_util
 
-from resnest_det.data.coco import Dataset, by_id, category_name, image_entry, load_coco_instances, read_json, require
+from resnest_det.data.annotation_files import (
+    Image,
+    PanopticAnnotation,
+    PanopticCategory,
+    PanopticFile,
+    Segment,
+    by_id,
+    category_names,
+    check_names_differ,
+    must_be,
+    read_annotation_file,
+)
+from resnest_det.data.coco import Dataset, image_entry, load_coco_instances, with_classes
 from resnest_det.data.label_png import UNLABELLED, read_label_png
 from resnest_det.data.panoptic_png import MAX_SEGMENT_ID, read_segment_ids
 from resnest_det.data.records import Annotation, Record, SegmentInfo
@@ -62,23 +74,18 @@ def load_coco_panoptic(
             0, does not fit 24 bits or occurs twice in an image, a PNG file that is absent, or instance annotations with
             other categories, images or sizes. The message names the file and the entry.
     """
-    content = read_json(panoptic_json)
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
-            raise UserError(f'{panoptic_json}: no list "{key}"; is it a COCO panoptic annotation file?')
-    metadata = _metadata(name, content["categories"], panoptic_json, panoptic_root, image_root)
-    images = by_id(content["images"], "image", panoptic_json)
+    panoptic_json = str(panoptic_json)
+    content = read_annotation_file(panoptic_json, PanopticFile)
+    metadata = _metadata(name, content.categories, panoptic_json, panoptic_root, image_root)
+    images = by_id(content.images, "image", panoptic_json)
 
     records = {}
-    for position, annotation in enumerate(content["annotations"]):
-        where = f"{panoptic_json}: annotation at position {position}"
-        if not isinstance(annotation, dict):
-            raise UserError(f"{where}: not an object")
-        image_id = require(annotation, "image_id", where)
+    for annotation in content.annotations:
+        image_id = annotation.image_id
         if image_id in records:
             raise UserError(f"{panoptic_json}: image {image_id} has more than one annotation")
         if image_id not in images:
-            raise UserError(f'{where}: image {image_id} is not in the list "images"')
+            raise UserError(f'{panoptic_json}: annotation of image {image_id}: image {image_id} is not in the list "images"')
         records[image_id] = _record(images[image_id], annotation, metadata, f"{panoptic_json}: image {image_id}")
     _check_png_files(records, panoptic_root)
     if len(records) < len(images):
@@ -97,6 +104,38 @@ def load_coco_panoptic(
         _add_instances(records, metadata, instances)
         truth = instances.truth
     return Dataset(name, list(records.values()), metadata, truth, content if keep_truth else None)
+
+
+def with_panoptic_classes(dataset: Dataset, things: list[str] | None, stuff: list[str] | None) -> Dataset:
+    """A dataset with its classes counted in the order of these names, which are those it has; None leaves them as they are."""
+    if things is not None and things != dataset.metadata.thing_classes:
+        order = [dataset.metadata.thing_classes.index(name) for name in things]
+        dataset = with_classes(dataset, things)
+        if isinstance(dataset.metadata, PanopticMetadata):
+            colors = [dataset.metadata.thing_colors[old] for old in order]
+            dataset = replace(dataset, metadata=replace(dataset.metadata, thing_colors=colors))
+            moved = {old: new for new, old in enumerate(order)}
+            dataset = _with_segments_moved(dataset, moved, isthing=True)
+    if stuff is not None and isinstance(dataset.metadata, PanopticMetadata) and stuff != dataset.metadata.stuff_classes:
+        metadata = dataset.metadata
+        order = [metadata.stuff_classes.index(name) for name in stuff]
+        moved = {old: new for new, old in enumerate(order)}
+        ids = {category_id: moved[old] for category_id, old in metadata.stuff_dataset_id_to_contiguous_id.items()}
+        colors = [metadata.stuff_colors[old] for old in order]
+        changed = {"stuff_classes": list(stuff), "stuff_colors": colors, "stuff_dataset_id_to_contiguous_id": ids}
+        dataset = _with_segments_moved(replace(dataset, metadata=replace(metadata, **changed)), moved, isthing=False)
+    return dataset
+
+
+def _with_segments_moved(dataset: Dataset, moved: dict[int, int], *, isthing: bool) -> Dataset:
+    if all(old == new for old, new in moved.items()):
+        return dataset
+
+    def changed(info: dict) -> dict:
+        return info | {"category_id": moved[info["category_id"]]} if info["isthing"] == isthing else info
+
+    records = [record | {"segments_info": [changed(info) for info in record["segments_info"]]} for record in dataset.records]
+    return replace(dataset, records=records)
 
 
 def read_record_segments(record: Record) -> np.ndarray:
@@ -192,20 +231,24 @@ def _runs(segment_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return starts, flat[starts]
 
 
-def _metadata(name: str, categories: list, panoptic_json: str, panoptic_root: str, image_root: str) -> PanopticMetadata:
+def _metadata(
+    name: str, categories: list[PanopticCategory], panoptic_json: str, panoptic_root: str, image_root: str
+) -> PanopticMetadata:
     things: dict[int, tuple[str, tuple[int, int, int]]] = {}
     stuff: dict[int, tuple[str, tuple[int, int, int]]] = {}
-    for category_id, category in sorted(by_id(categories, "category", panoptic_json).items()):
-        where = f"{panoptic_json}: category {category_id}"
-        isthing = require(category, "isthing", where)
-        if isthing not in (0, 1):
-            raise UserError(f"{where}: isthing must be 0 or 1, not {isthing!r}")
-        named = (category_name(category, where), class_color(category.get("color"), category_id, where))
-        (things if isthing else stuff)[category_id] = named
+    by_ids = by_id(categories, "category", panoptic_json)
+    for category_id, label in category_names(by_ids, panoptic_json).items():
+        category, where = by_ids[category_id], f"{panoptic_json}: category {category_id}"
+        if category.isthing not in (0, 1):
+            raise UserError(f"{where}: {must_be('isthing', category.isthing)}")
+        color = class_color(category.color, category_id, where)
+        (things if category.isthing else stuff)[category_id] = (label, color)
     if not things and not stuff:
         raise UserError(f'{panoptic_json}: the list "categories" is empty')
     if len(stuff) >= UNLABELLED:
         raise UserError(f"{panoptic_json}: {len(stuff)} stuff categories; a semantic target has room for {UNLABELLED - 1}")
+    for part in (things, stuff):
+        check_names_differ({category_id: label for category_id, (label, _) in part.items()}, panoptic_json)
     return PanopticMetadata(
         name=name,
         json_file=None,
@@ -221,40 +264,38 @@ def _metadata(name: str, categories: list, panoptic_json: str, panoptic_root: st
     )
 
 
-def _record(image: dict, annotation: dict, metadata: PanopticMetadata, where: str) -> Record:
-    listed = require(annotation, "segments_info", where)
-    if not isinstance(listed, list) or not all(isinstance(info, dict) for info in listed):
-        raise UserError(f"{where}: segments_info must be a list of objects")
-    segments_info = [_segment(info, metadata, where) for info in listed]
+def _record(image: Image, annotation: PanopticAnnotation, metadata: PanopticMetadata, where: str) -> Record:
+    segments_info = [_segment(info, metadata, where) for info in annotation.segments_info]
     if len({info["id"] for info in segments_info}) < len(segments_info):
         seen: set[int] = set()
         twice = next(info["id"] for info in segments_info if info["id"] in seen or seen.add(info["id"]))
         raise UserError(f"{where}: segment id {twice} occurs more than once")
     keys = ("id", "category_id", "iscrowd")
     return image_entry(image, metadata.image_root, where) | {
-        "pan_seg_file_name": os.path.join(metadata.panoptic_root, str(require(annotation, "file_name", where))),
+        "pan_seg_file_name": os.path.join(metadata.panoptic_root, str(annotation.file_name)),
         "segments_info": segments_info,
         "annotations": [{key: info[key] for key in keys} for info in segments_info if info["isthing"]],
         "objects_in_png": True,
     }
 
 
-def _segment(info: dict, metadata: PanopticMetadata, where: str) -> SegmentInfo:
-    segment_id = require(info, "id", where)
-    if not isinstance(segment_id, int) or not 0 < segment_id <= MAX_SEGMENT_ID:
-        raise UserError(
-            f"{where}: a segment id is a whole number from 1 to {MAX_SEGMENT_ID}, which RGB holds, not {segment_id!r}"
-        )
-    category_id = require(info, "category_id", f"{where}: segment {segment_id}")
+def _segment(info: Segment, metadata: PanopticMetadata, where: str) -> SegmentInfo:
+    if not 0 < info.id <= MAX_SEGMENT_ID:
+        raise UserError(f"{where}: a segment id is a whole number from 1 to {MAX_SEGMENT_ID}, which RGB holds, not {info.id}")
+    where = f"{where}: segment {info.id}"
     things, stuff = metadata.thing_dataset_id_to_contiguous_id, metadata.stuff_dataset_id_to_contiguous_id
-    if category_id not in things and category_id not in stuff:
-        raise UserError(f'{where}: segment {segment_id}: category id {category_id!r} is not in the list "categories"')
-    isthing = category_id in things
+    if info.category_id not in things and info.category_id not in stuff:
+        raise UserError(f'{where}: category id {info.category_id} is not in the list "categories"')
+    if info.iscrowd not in (None, 0, 1):
+        raise UserError(f"{where}: {must_be('iscrowd', info.iscrowd)}")
+    if info.area is not None and not 0 <= info.area <= 1e10:
+        raise UserError(f"{where}: {must_be('area', info.area)}")
+    isthing = info.category_id in things
     return {
-        "id": segment_id,
-        "category_id": (things if isthing else stuff)[category_id],
+        "id": info.id,
+        "category_id": (things if isthing else stuff)[info.category_id],
         "isthing": isthing,
-        "iscrowd": int(bool(info.get("iscrowd", 0))),
+        "iscrowd": int(info.iscrowd or 0),
     }
 
 

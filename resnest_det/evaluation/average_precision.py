@@ -1,8 +1,7 @@
-"""The twelve COCO figures of detections against ground truth, counted fast and equal to pycocotools'."""
+"""The twelve COCO figures of detections against ground truth; hotcoco counts, and its arrays are pycocotools' to the last bit."""
 
+import hotcoco
 import numpy as np
-import pycocotools.mask as mask_codec
-from faster_coco_eval import COCO, COCOeval_faster
 
 # (name, index of the area range: all, small, medium, large; IoU threshold or None for the mean of all ten)
 _PRECISIONS = (("AP", 0, None), ("AP50", 0, 0.5), ("AP75", 0, 0.75), ("APs", 1, None), ("APm", 2, None), ("APl", 3, None))
@@ -15,8 +14,9 @@ def coco_figures(ground_truth: dict, detections: list[dict], task: str, max_dete
     """Average precision and recall by the COCO definition (Lin et al., arXiv:1405.0312; cocodataset.org/#detection-eval).
 
     Args:
-        ground_truth: content of a COCO instance file; every annotation has `id`, `image_id`, `category_id`, `bbox` (XYWH,
-            pixels), `area`, `iscrowd` and, for `segm`, a run-length encoded `segmentation`. Not changed.
+        ground_truth: content of a COCO instance file; every annotation has `image_id`, `category_id`, `bbox` (XYWH,
+            pixels), `area`, `iscrowd` and, for `segm`, a `segmentation` of polygons or run lengths. Not changed. Ids may be any
+            numbers; those of annotations do not matter.
         detections: COCO results: `image_id`, `category_id`, `score`, `bbox` (XYWH) and, for `segm`, a run-length encoded
             `segmentation`. Not changed. Detections of equal score count in the order given.
         task: "bbox" or "segm". For "segm" the area of a detection is that of its mask.
@@ -48,65 +48,50 @@ def _mean(values: np.ndarray) -> float:
 def precision_and_recall(
     ground_truth: dict, detections: list[dict], task: str, max_detections: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (10 IoU, 101 recalls, K categories, 4 areas, 3 limits) and recall (10, K, 4, 3), -1 without ground truth.
-
-    faster-coco-eval counts. It divides by TP + FP where pycocotools divides by TP + FP + 2.2e-16, which gives another
-    number in one place only: precision 1 reached by the first true positive alone. Whether a second one followed before
-    any false positive shows in the precision at a recall between 1 and 2 of the number of objects, so such recalls
-    are asked for beside the usual 101 and the number of pycocotools is put where it belongs.
-    """
-    truth = COCO({**ground_truth, "annotations": [dict(annotation) for annotation in ground_truth["annotations"]]})
-    found = COCO(
-        {
-            "images": ground_truth["images"],
-            "categories": ground_truth["categories"],
-            "annotations": [_as_annotation(d, i + 1, task) for i, d in enumerate(detections)],
-        }
+    """Precision (10 IoU, 101 recalls, K categories, 4 areas, 3 limits) and recall (10, K, 4, 3), -1 without ground truth."""
+    # Counters keep ids as 64-bit integers or doubles and take 0 for "no match"; numbers from 1, in the order of the ids, which
+    # decides between equal scores, are the same to all of them.
+    image_numbers = _numbers(ground_truth["images"])
+    category_numbers = _numbers(ground_truth["categories"])
+    images = [
+        {"id": image_numbers[image["id"]], "height": image["height"], "width": image["width"]} for image in ground_truth["images"]
+    ]
+    categories = [{"id": number, "name": str(number)} for number in category_numbers.values()]
+    objects = [annotation for annotation in ground_truth["annotations"] if annotation["image_id"] in image_numbers]
+    truth = hotcoco.COCO.from_arrays(
+        images,
+        categories,
+        np.array([image_numbers[each["image_id"]] for each in objects], dtype=np.int64),
+        np.array([category_numbers[each["category_id"]] for each in objects], dtype=np.int64),
+        _boxes(objects),
+        area=np.array([each["area"] for each in objects], dtype=np.float64),
+        iscrowd=np.array([each["iscrowd"] for each in objects], dtype=np.int64),
+        segmentation=[each["segmentation"] for each in objects] if task == "segm" else None,
     )
-    counting = COCOeval_faster(truth, found, task)
-    params = counting.params
-    params.maxDets = [1, 10, max(10, max_detections)]
+    rows = np.empty((len(detections), 7))
+    rows[:, 0] = [image_numbers[each["image_id"]] for each in detections]
+    rows[:, 1:5] = _boxes(detections)
+    rows[:, 5] = [each["score"] for each in detections]
+    rows[:, 6] = [category_numbers[each["category_id"]] for each in detections]
+    if task == "segm":
+        masks = [each["segmentation"] for each in detections]
+        found = truth.load_res(rows, segmentation=masks)
+        if masks:
+            found.update_anns(ids=np.arange(1, len(masks) + 1), area=hotcoco.mask.area(masks).astype(np.float64))
+    else:
+        found = truth.load_res(rows)
 
-    objects = _objects_per_category_and_area(ground_truth["annotations"], params.catIds, params.areaRng)
-    between_first_and_second = 1.5 / np.maximum(objects, 1)
-    extra, where = np.unique(between_first_and_second, return_inverse=True)
-    recalls = len(params.recThrs)
-    params.recThrs = np.concatenate([params.recThrs, extra])
-
+    counting = hotcoco.COCOeval(truth, found, task)
+    counting.params.max_dets = [1, 10, max(10, max_detections)]
     counting.evaluate()
     counting.accumulate()
-    precision = counting.eval["precision"][:, :recalls].copy()
-    at_extra = counting.eval["precision"][:, recalls:]
-    for category, area in np.ndindex(objects.shape):
-        values = precision[:, :, category, area]
-        second = at_extra[:, where.reshape(objects.shape)[category, area], category, area]
-        values[(values == 1) & (second[:, None] != 1)] = 1 / (1 + np.spacing(1))
-    return precision, counting.eval["recall"]
+    return counting.eval["precision"], counting.eval["recall"]
 
 
-def _as_annotation(detection: dict, identity: int, task: str) -> dict:
-    if task == "bbox":
-        shape = {"bbox": detection["bbox"], "area": detection["bbox"][2] * detection["bbox"][3]}
-    else:
-        shape = {
-            "segmentation": detection["segmentation"],
-            "area": float(mask_codec.area(detection["segmentation"])),
-            "bbox": detection["bbox"],
-        }
-    return {
-        "id": identity,
-        "image_id": detection["image_id"],
-        "category_id": detection["category_id"],
-        "score": detection["score"],
-        "iscrowd": 0,
-        **shape,
-    }
+def _numbers(entries: list[dict]) -> dict[int, int]:
+    """Ids to 1, 2, ... in ascending order."""
+    return {each: number for number, each in enumerate(sorted({entry["id"] for entry in entries}), start=1)}
 
 
-def _objects_per_category_and_area(annotations: list[dict], category_ids: list[int], area_ranges) -> np.ndarray:
-    """Number of objects that are not crowds, (K, areas)."""
-    objects = [a for a in annotations if not a["iscrowd"]]
-    categories = np.array([a["category_id"] for a in objects], dtype=np.int64)
-    areas = np.array([a["area"] for a in objects], dtype=np.float64)
-    inside = np.stack([(areas >= low) & (areas <= high) for low, high in area_ranges], axis=1)
-    return np.stack([inside[categories == category].sum(axis=0) for category in category_ids])
+def _boxes(entries: list[dict]) -> np.ndarray:
+    return np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(-1, 4)

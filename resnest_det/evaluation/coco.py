@@ -6,10 +6,11 @@ import os
 
 import torch
 
+from resnest_det.data.coco import Dataset
 from resnest_det.distributed import gather_objects, is_main_process
 from resnest_det.errors import UserError
 from resnest_det.evaluation.average_precision import coco_figures
-from resnest_det.evaluation.ground_truth import checked_ground_truth, ground_truth_of_segments, with_run_lengths
+from resnest_det.evaluation.ground_truth import check_can_be_evaluated, ground_truth_of_instances, ground_truth_of_segments
 from resnest_det.evaluation.masks import encode_masks
 from resnest_det.files import write_json
 
@@ -20,18 +21,18 @@ class COCOEvaluator:
     """COCO average precision of boxes and masks.
 
     Args:
-        dataset: `name`, `metadata` with `json_file` and `thing_dataset_id_to_contiguous_id`, and `truth`, the content of that
-            file; None reads it. A panoptic dataset whose `json_file` is None has its thing segments as ground truth.
+        dataset: read with its truth kept. A panoptic dataset whose `metadata.json_file` is None has its thing segments as
+            ground truth; a dataset that only lists images has none, and its detections are written and not counted.
         tasks: any of "bbox" and "segm".
         output_dir: where `coco_instances_results.json` goes (COCO's result format); None writes nothing.
-        max_detections: detections of one image and category that count. As in Detectron2, where this is not 100 it takes
-            the place of 100 in AP, APs, ARs and so on too; AR100 keeps its name.
+        max_detections: detections of one image and category that count. Where this is not COCO's 100 it takes the place of 100
+            in AP, APs, ARs and so on too; AR100 keeps its name.
 
     Raises:
-        UserError: the file is absent, is not COCO instance JSON, or has no annotations.
+        UserError: the dataset's list of annotations is empty, or one has no mask where "segm" is asked for.
     """
 
-    def __init__(self, dataset, tasks=("bbox", "segm"), output_dir: str | None = None, max_detections: int = 100):
+    def __init__(self, dataset: Dataset, tasks=("bbox", "segm"), output_dir: str | None = None, max_detections: int = 100):
         self.dataset = dataset
         self.dataset_name = dataset.name
         self.tasks = tuple(tasks)
@@ -40,11 +41,9 @@ class COCOEvaluator:
         mapping = dataset.metadata.thing_dataset_id_to_contiguous_id
         self.category_ids = {contiguous: category for category, contiguous in mapping.items()}
         self.json_file = dataset.metadata.json_file
-        if self.json_file is None:
-            self.image_ids = {record["image_id"] for record in dataset.records}
-        else:
-            self.ground_truth = checked_ground_truth(dataset.truth, self.json_file, self.tasks)
-            self.image_ids = {image["id"] for image in self.ground_truth["images"]}
+        if self.json_file is not None:
+            check_can_be_evaluated(dataset, self.tasks)
+        self.image_ids = {record["image_id"] for record in dataset.records}
         self.reset()
 
     def reset(self) -> None:
@@ -88,7 +87,7 @@ class COCOEvaluator:
         Returns:
             for each task the twelve COCO figures (`AP`, `AP50`, `AP75`, `APs`, `APm`, `APl`, `AR1`, `AR10`, `AR100`, `ARs`,
             `ARm`, `ARl`) and `AP-<category>`, in percent, nan where there is no ground truth; None on other processes than
-            the main one.
+            the main one, and nothing for a dataset that only lists images.
         """
         gathered = gather_objects(self.results_by_image)
         if not is_main_process():
@@ -107,12 +106,11 @@ class COCOEvaluator:
             logger.warning("no detections on %s: AP is 0 wherever there is ground truth", self.dataset_name)
         if self.output_dir:
             write_json(os.path.join(self.output_dir, "coco_instances_results.json"), detections)
-        if self.json_file is None:
-            truth = ground_truth_of_segments(self.dataset)
-        elif "segm" in self.tasks:
-            truth = {**self.ground_truth, "annotations": with_run_lengths(self.ground_truth, self.json_file)}
-        else:
-            truth = self.ground_truth
+        if self.json_file is not None and self.dataset.truth.annotations is None:
+            logger.info("%s has no annotations: nothing is counted", self.dataset_name)
+            return {}
+        of = ground_truth_of_segments if self.json_file is None else ground_truth_of_instances
+        truth = of(self.dataset)
         return {task: coco_figures(truth, detections, task, self.max_detections) for task in self.tasks}
 
 

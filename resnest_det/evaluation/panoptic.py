@@ -4,11 +4,13 @@ import itertools
 import os
 import tempfile
 
-from resnest_det.data.coco import read_json
+import msgspec
+
+from resnest_det.data.annotation_files import PanopticFile, read_annotation_file
 from resnest_det.data.panoptic_png import encode_segment_ids
 from resnest_det.distributed import gather_objects, is_main_process
 from resnest_det.errors import UserError
-from resnest_det.evaluation.panoptic_quality import PanopticSide, compare
+from resnest_det.evaluation.panoptic_quality import panoptic_quality
 from resnest_det.files import write_bytes, write_json
 
 _SUFFIXES = {"All": "", "Things": "_th", "Stuff": "_st"}
@@ -19,16 +21,15 @@ class PanopticEvaluator:
 
     Args:
         dataset: `name` and `metadata` with `panoptic_json`, `panoptic_root`, `thing_dataset_id_to_contiguous_id` and
-            `stuff_dataset_id_to_contiguous_id`, and `panoptic_truth`, the content of the JSON file; None reads it.
+            `stuff_dataset_id_to_contiguous_id`, and `panoptic_truth`, the JSON file as it was read; None reads it.
         output_dir: where `panoptic_predictions.json` and the PNG files of the folder `panoptic_predictions` go, in the form that
             COCO's panoptic API reads; None keeps nothing.
-        processes: how many compare at the end; None takes one for each CPU.
 
     Raises:
         UserError: the truth's JSON file is absent or malformed.
     """
 
-    def __init__(self, dataset, output_dir: str | None = None, processes: int | None = None):
+    def __init__(self, dataset, output_dir: str | None = None):
         metadata = dataset.metadata
         self.dataset_name = dataset.name
         self.panoptic_json, self.panoptic_root = metadata.panoptic_json, metadata.panoptic_root
@@ -36,9 +37,9 @@ class PanopticEvaluator:
             True: {contiguous: category for category, contiguous in metadata.thing_dataset_id_to_contiguous_id.items()},
             False: {contiguous: category for category, contiguous in metadata.stuff_dataset_id_to_contiguous_id.items()},
         }
-        self.truth = dataset.panoptic_truth or read_json(self.panoptic_json)
+        self.truth = dataset.panoptic_truth or read_annotation_file(self.panoptic_json, PanopticFile)
+        self.image_ids = {annotation.image_id for annotation in self.truth.annotations}
         self.output_dir = output_dir
-        self.processes = processes
         self.reset()
 
     def reset(self) -> None:
@@ -54,11 +55,18 @@ class PanopticEvaluator:
                 each segment, {"id", "isthing", "category_id" (contiguous, among things or among stuff)}.
 
         Raises:
-            UserError: a segment's id does not fit into a PNG, or its class is not one of the dataset.
+            UserError: an image is not in the dataset, a segment is listed twice, its id does not fit into a PNG, or its class is
+                not one of the dataset.
         """
         for sample, output in zip(batch, outputs, strict=True):
             image_id = sample["image_id"]
+            if image_id not in self.image_ids:
+                raise UserError(f"{self.panoptic_json}: there is no image {image_id}, of which segments were predicted")
             segment_ids, segments = output["panoptic_seg"]
+            if len({segment["id"] for segment in segments}) < len(segments):
+                raise UserError(
+                    f"image {image_id} of {self.dataset_name}: a predicted segment is listed twice, so segments overlap"
+                )
             png = encode_segment_ids(segment_ids.cpu().numpy(), f"image {image_id} of {self.dataset_name}")
             self.predictions[image_id] = (png, [self._segment_info(image_id, segment) for segment in segments])
 
@@ -82,34 +90,33 @@ class PanopticEvaluator:
             processes than the main one.
 
         Raises:
-            UserError: a prediction is broken or missing, see `compare`.
+            UserError: a prediction is broken or missing, see `panoptic_quality`.
         """
         gathered = gather_objects(self.predictions)
         if not is_main_process():
             return None
         predictions = dict(itertools.chain.from_iterable(part.items() for part in gathered))
         with tempfile.TemporaryDirectory(prefix="panoptic") as scratch:
-            prediction = self._write(predictions, self.output_dir or scratch)
-            truth = PanopticSide(self.truth, self.panoptic_json, self.panoptic_root)
-            quality = compare(truth, prediction, self.processes)
-        return {"panoptic_seg": panoptic_figures(quality, {c["id"]: c["name"] for c in self.truth["categories"]})}
+            folder, annotations = self._write(predictions, self.output_dir or scratch)
+            quality = panoptic_quality(self.truth, self.panoptic_root, annotations, folder)
+        return {"panoptic_seg": panoptic_figures(quality, {c.id: str(c.name) for c in self.truth.categories})}
 
-    def _write(self, predictions: dict, output_dir: str) -> PanopticSide:
+    def _write(self, predictions: dict, output_dir: str) -> tuple[str, dict[int, dict]]:
+        """Write the PNG files and their JSON file: the folder of the PNG files, and the annotations by image id."""
         folder = os.path.join(output_dir, "panoptic_predictions")
-        annotations = []
+        annotations = {}
         for image_id, (png, segments) in sorted(predictions.items()):
-            # Not the image's own name, which may occur in two folders.
-            file_name = f"{image_id:012d}.png" if isinstance(image_id, int) else f"{image_id}.png"
+            # Not the image's own name, which two folders may have in common.
+            file_name = f"{image_id:012d}.png"
             write_bytes(os.path.join(folder, file_name), png)
-            annotations.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
-        content = {key: self.truth[key] for key in ("info", "licenses", "images", "categories") if key in self.truth}
-        content["annotations"] = annotations
-        write_json(f"{folder}.json", content)
-        return PanopticSide(content, f"{folder}.json", folder)
+            annotations[image_id] = {"image_id": image_id, "file_name": file_name, "segments_info": segments}
+        lists = {"images": self.truth.images, "categories": self.truth.categories}
+        write_json(f"{folder}.json", {**msgspec.to_builtins(lists), "annotations": list(annotations.values())})
+        return folder, annotations
 
 
 def panoptic_figures(quality: dict[str, dict], class_names: dict[int, str]) -> dict[str, float]:
-    """The result of `compare` in percent under Detectron2's names, in all and for each class."""
+    """The result of `panoptic_quality` in percent, under the names that Detectron2 gives them, and of each class."""
     figures = {}
     for part, suffix in _SUFFIXES.items():
         figures.update({f"{name}{suffix}": 100 * quality[part][name.lower()] for name in ("PQ", "SQ", "RQ")})

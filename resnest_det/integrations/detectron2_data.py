@@ -6,7 +6,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from fvcore.common.config import CfgNode
 
-from resnest_det.configuration.data import check_classes
+from resnest_det.configuration.data import check_classes, class_names, match_classes
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
 from resnest_det.data.label_png import UNLABELLED
@@ -34,12 +34,15 @@ def register_datasets(cfg: CfgNode, registered: list[str], *, only_test: bool = 
         UserError: a name that nobody knows, or that is taken; a dataset that cannot be read or does not fit the model; or
             labels of pixels with another MODEL.SEM_SEG_HEAD.IGNORE_VALUE than what is written for those that have none.
     """
+    first = None
     for name in dict.fromkeys((*(() if only_test else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)):
         if name in DatasetCatalog.list():
             if name in registered and name not in _ours:
                 raise UserError(f"Detectron2 already has a dataset named {name}; register yours under another name")
             continue
         dataset = get_dataset(name)
+        first = first or dataset
+        dataset = match_classes(dataset, class_names(cfg, first), first.name)
         check_classes([dataset], cfg)
         records = _records(dataset, cfg)
         DatasetCatalog.register(name, lambda records=records: records)

@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Detectron2's configuration with the keys of ResNeSt, then a YAML file, then `KEY VALUE` overrides; frozen.
 
-    MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH exists as in the built-in detector.
+    MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH and TEST.AP_MAX_DETECTIONS exist as in the built-in detector.
 
     Raises:
         UserError: see `resnest_det.configuration.reading.merge_file`.
@@ -59,6 +59,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     add_resnest_config(cfg)
     cfg.MODEL.DEVICE = "auto"
     cfg.MODEL.WEIGHTS_ALLOW_MISMATCH = False
+    cfg.TEST.AP_MAX_DETECTIONS = 100
     merge_file(cfg, config_file, overrides)
     cfg.freeze()
     return cfg
@@ -200,7 +201,8 @@ class Trainer(DefaultTrainer):
         # Detectron2's other architectures all find objects.
         row = ARCHITECTURES.get(architecture, Architecture(objects=True, pixels=False))
         if kind in ("coco", "coco_sem_seg", "coco_panoptic_seg") and row.objects:
-            evaluators.append(COCOEvaluator(dataset_name, output_dir=folder))
+            limit = None if cfg.TEST.AP_MAX_DETECTIONS == 100 else cfg.TEST.AP_MAX_DETECTIONS
+            evaluators.append(COCOEvaluator(dataset_name, output_dir=folder, max_dets_per_image=limit))
         if kind in ("sem_seg", "coco_sem_seg", "coco_panoptic_seg") and row.pixels and not only_objects:
             evaluators.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=folder))
         fuses = row.objects and row.pixels and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED

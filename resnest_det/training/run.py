@@ -14,7 +14,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resnest_det.configuration.data import TrainingImages, build_train_loader, read_run_data
+from resnest_det.configuration.data import TrainingImages, build_train_loader, hold_against_checkpoint, read_run_data
 from resnest_det.configuration.evaluation import build_evaluation_sets
 from resnest_det.configuration.model import build_model, build_test_time_augmentation, check_batch_norm
 from resnest_det.configuration.solver import build_gradient_clipper, build_lr_scheduler, build_optimizer, scale_to_world_size
@@ -29,6 +29,8 @@ from resnest_det.engine.precise_bn import update_batch_norm_statistics
 from resnest_det.errors import UserError
 from resnest_det.files import remove_unfinished
 from resnest_det.inference.evaluating import evaluate, evaluate_augmented, flatten_results, verify_results
+from resnest_det.weights.checkpoint_files import read_checkpoint
+from resnest_det.weights.downloads import resolve_weights
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,9 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
     start = 0
     if resume and checkpointer.has_checkpoint():
         saved = checkpointer.resume()
+        held = hold_against_checkpoint(cfg, data, saved.get("trained_on"), checkpointer.get_checkpoint_file())
+        if held is not data:
+            data, evaluation = held, Evaluation(cfg, held.test)
         start = saved["iteration"] + 1
         restore_optimizer(optimizer, saved["optimizer"])
         if scaler.is_enabled() and saved.get("grad_scaler"):
@@ -76,14 +81,14 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
             keep_earlier_metrics(cfg.OUTPUT_DIR)
         log = TrainingLog(cfg.OUTPUT_DIR, start_iteration=start, max_iter=cfg.SOLVER.MAX_ITER)
     try:
-        run = _Run(cfg, model, data.train, evaluation, checkpointer, seed, log)
+        run = _Run(cfg, model, data.train, evaluation, checkpointer, {"seed": seed, "trained_on": data.trained_on}, log)
         if start < cfg.SOLVER.MAX_ITER:
             run.train(optimizer, scaler, start)
         else:
             logger.info("Nothing to train: %d iterations are done and SOLVER.MAX_ITER is %d", start, cfg.SOLVER.MAX_ITER)
             # The run may have been killed between its last two checkpoints, both of the same iteration.
             if is_main_process() and not checkpointer.get_checkpoint_file().endswith("model_final.pth"):
-                checkpointer.save("model_final", iteration=start - 1, seed=seed)
+                checkpointer.save("model_final", iteration=start - 1, **run.facts)
         results = run.evaluate(max(start, cfg.SOLVER.MAX_ITER), last=True)
     finally:
         if log is not None:
@@ -97,17 +102,24 @@ def evaluate_only(cfg: CfgNode, *, last_checkpoint: bool = False) -> dict:
     """Evaluate MODEL.WEIGHTS, or the last checkpoint in OUTPUT_DIR.
 
     Raises:
-        UserError: there are no weights, or they do not fill the whole model.
+        UserError: there are no weights, they do not fill the whole model, or they are of other classes than the data.
     """
-    evaluation = Evaluation(cfg, read_run_data(cfg, train=False).test)
+    data = read_run_data(cfg, train=False)
+    evaluation = Evaluation(cfg, data.test)
     model = build_model(cfg)
     checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
     if last_checkpoint and checkpointer.has_checkpoint():
-        checkpointer.load(checkpointer.get_checkpoint_file())
+        path = checkpointer.get_checkpoint_file()
+        trained_on = checkpointer.load(path).get("trained_on")
     elif cfg.MODEL.WEIGHTS:
         load_initial_weights(cfg, model, whole=True)
+        path = resolve_weights(cfg.MODEL.WEIGHTS)
+        trained_on = read_checkpoint(path).get("trained_on")
     else:
         raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume with a checkpoint in OUTPUT_DIR")
+    held = hold_against_checkpoint(cfg, data, trained_on, path)
+    if held is not data:
+        evaluation = Evaluation(cfg, held.test)
     results = evaluation.run(model, last=True)
     if is_main_process():
         verify_results(cfg.TEST.EXPECTED_RESULTS, results)
@@ -140,7 +152,7 @@ class _Run:
         images: TrainingImages,
         evaluation: Evaluation,
         checkpointer: DetectionCheckpointer,
-        seed: int,
+        facts: dict,
         log: TrainingLog | None,
     ):
         self.cfg = cfg
@@ -148,7 +160,9 @@ class _Run:
         self.images = images
         self.evaluation = evaluation
         self.checkpointer = checkpointer
-        self.seed = seed
+        # What every checkpoint keeps of the run.
+        self.facts = facts
+        self.seed = facts["seed"]
         self.log = log
 
     def train(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, start: int) -> None:
@@ -195,7 +209,7 @@ class _Run:
             actions.append(self._precise_bn)
         if is_main_process():
             periodic = periodic_checkpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.MAX_ITER)
-            actions.append(lambda iteration, batch: periodic.step(iteration, seed=self.seed))
+            actions.append(lambda iteration, batch: periodic.step(iteration, **self.facts))
         actions.append(self._evaluate_if_due)
         if is_main_process() and self.cfg.VIS_PERIOD > 0:
             actions.append(self._show)

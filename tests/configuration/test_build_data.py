@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from resnest_det.configuration import data as build_data
-from resnest_det.configuration.data import build_test_loader, build_train_loader, read_run_data
+from resnest_det.configuration.data import build_test_loader, build_train_loader, hold_against_checkpoint, read_run_data
 from resnest_det.configuration.defaults import default_config
 from resnest_det.data import catalog
 from resnest_det.errors import UserError
@@ -170,16 +170,68 @@ def test_an_object_without_a_mask_is_named_before_training(make_cfg):
     assert len(batches_of(cfg, 1)[0]) == 2
 
 
-def test_classes_must_agree(make_cfg, write_coco):
+def labels_of(loader, count):
+    return {
+        label for batch in itertools.islice(loader, count) for sample in batch for label in sample["target"]["labels"].tolist()
+    }
+
+
+def test_classes_are_matched_by_name(make_cfg, write_coco):
     cfg = make_cfg(IMAGES, EACH)
-    catalog.register_coco("swapped", *write_coco(IMAGES, EACH, [(1, "dog"), (2, "cat")], "swapped"))
-    catalog.register_coco("birds", *write_coco(IMAGES, EACH, [(1, "cat"), (2, "bird")], "birds"))
-    cfg.DATASETS.TRAIN = ("made", "swapped")
-    with pytest.raises(UserError, match="classes of made and swapped are not the same: their order differs"):
+    swapped = write_coco(IMAGES, EACH, [(1, "dog"), (2, "cat")], "swapped")
+    catalog.register_coco("swapped", *swapped)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("made", "swapped"), ("made", "swapped")
+    data = read_run_data(cfg, train=True)
+    assert labels_of(build_train_loader(cfg, data.train, seed=0), 20) == {0, 1}, "category 1 is the cat here and the dog there"
+    assert [dataset.metadata.thing_classes for dataset in data.test] == [["cat", "dog"]] * 2
+    assert data.test[1].metadata.thing_dataset_id_to_contiguous_id == {1: 1, 2: 0}
+    assert {a["category_id"] for record in data.test[1].records for a in record["annotations"]} == {1}
+    assert data.trained_on == {"thing_classes": ["cat", "dog"], "thing_ids": [1, 2], "input_format": "BGR"}
+
+    cfg.DATASETS.TRAIN = ("swapped",)
+    data = read_run_data(cfg, train=True)
+    assert [dataset.metadata.thing_classes for dataset in data.test] == [["dog", "cat"]] * 2
+    assert data.trained_on["thing_classes"] == ["dog", "cat"] and data.train.class_names == ["dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    "categories, only",
+    [
+        ([(1, "cat"), (2, "bird")], "bird, dog"),
+        ([(1, "Cat"), (2, "dog")], "Cat, cat"),
+        ([(1, "plane"), (2, "boat")], "boat, cat, dog, plane"),
+        ([(1, "cat"), (2, "dog "), (3, "dog")], "dog "),
+        ([(1, "cat")], "dog"),
+    ],
+)
+@pytest.mark.parametrize("role", ["TRAIN", "TEST"])
+def test_classes_of_other_names_are_refused_with_both_lists(make_cfg, write_coco, categories, only, role):
+    cfg = make_cfg(IMAGES, EACH)
+    catalog.register_coco("others", *write_coco(IMAGES, EACH, categories, "others"))
+    cfg.DATASETS.TRAIN = ("made", "others") if role == "TRAIN" else ("made",)
+    cfg.DATASETS.TEST = ("others",) if role == "TEST" else ()
+    theirs = ", ".join(name for _, name in categories)
+    expected = f"classes of made and others are not the same: only one has {only}; made has cat, dog; others has {theirs}$"
+    with pytest.raises(UserError, match=expected):
         train_loader(cfg)
-    cfg.DATASETS.TRAIN = ("made", "birds")
-    with pytest.raises(UserError, match="classes of made and birds are not the same: only one has bird, dog"):
-        train_loader(cfg)
-    with pytest.raises(UserError, match="dataset made has 2 classes"):
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+
+
+def test_the_number_of_classes_is_that_of_the_model(make_cfg):
+    cfg = make_cfg(IMAGES, EACH, ["MODEL.ROI_HEADS.NUM_CLASSES", 3])
+    with pytest.raises(UserError, match="dataset made has 2 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 3"):
         inference_loader(cfg)
+
+
+def test_data_is_held_against_what_a_checkpoint_was_trained_on(make_cfg):
+    cfg = make_cfg(IMAGES, EACH, ["DATASETS.TEST", ("made",)])
+    data = read_run_data(cfg, train=False)
+    for unknown in (None, {}, 3, {"thing_classes": "cat"}, {"thing_classes": [1, 2]}, data.trained_on):
+        assert hold_against_checkpoint(cfg, data, unknown, "a.pth") is data
+
+    turned = hold_against_checkpoint(cfg, data, {"thing_classes": ["dog", "cat"]}, "a.pth")
+    assert turned.test[0].metadata.thing_dataset_id_to_contiguous_id == {1: 1, 2: 0}
+    assert turned.test[0].truth.annotations[0].category_id == 1, "results and truth keep the file's ids"
+    with pytest.raises(UserError, match="classes of checkpoint a.pth and made are not the same.*has dog, cow; made has cat, dog"):
+        hold_against_checkpoint(cfg, data, {"thing_classes": ["dog", "cow"]}, "a.pth")
+    with pytest.raises(UserError, match="INPUT.FORMAT is BGR, but checkpoint a.pth was trained on images in RGB"):
+        hold_against_checkpoint(cfg, data, data.trained_on | {"input_format": "RGB"}, "a.pth")

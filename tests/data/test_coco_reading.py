@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnest_det.data.coco import _run_lengths, load_coco_instances
+from resnest_det.data.coco import load_coco_instances
+from resnest_det.data.outlines import _run_lengths
 from resnest_det.errors import UserError
 
 TRIANGLE = [[1.0, 1.0, 9.0, 1.0, 5.0, 7.0]]

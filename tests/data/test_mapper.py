@@ -135,7 +135,8 @@ def skip_seed_draw(seed):
     ],
 )
 def test_masks_that_do_not_fit_are_named(make_record, segmentation, expected):
-    record = make_record([{"bbox": [2, 2, 6, 6], "segmentation": segmentation}])
+    record = make_record([{"bbox": [2, 2, 6, 6], "segmentation": SQUARE}])
+    record["annotations"][0]["segmentation"] = segmentation  # reading would refuse it
     with pytest.raises(UserError, match="annotation 1 of image .*1.png.*" + expected):
         sample_of(record)
 

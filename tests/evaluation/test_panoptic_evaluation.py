@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from resnest_det.data.annotation_files import PanopticFile, read_annotation_file
 from resnest_det.data.panoptic_png import encode_segment_ids, read_segment_ids
 from resnest_det.errors import UserError
-from resnest_det.evaluation import panoptic_quality as module
 from resnest_det.evaluation.panoptic import PanopticEvaluator
 from resnest_det.evaluation.panoptic_quality import panoptic_quality
 
@@ -122,7 +122,7 @@ def random_case(seed, images=3):
 
 
 def write_case(folder, truth, prediction, maps):
-    """The four paths that `panoptic_quality` takes."""
+    """Paths of the truth's JSON file and PNG folder and of the prediction's."""
     paths = []
     for side, (name, content) in enumerate((("truth", truth), ("prediction", prediction))):
         os.makedirs(f"{folder}/{name}", exist_ok=True)
@@ -133,6 +133,12 @@ def write_case(folder, truth, prediction, maps):
             json.dump(content, file)
         paths += [f"{folder}/{name}.json", f"{folder}/{name}"]
     return paths
+
+
+def quality_of_files(truth_json, truth_folder, prediction_json, prediction_folder):
+    with open(prediction_json) as file:
+        predictions = {annotation["image_id"]: annotation for annotation in json.load(file)["annotations"]}
+    return panoptic_quality(read_annotation_file(truth_json, PanopticFile), truth_folder, predictions, prediction_folder)
 
 
 def assert_same_quality(ours, expected):
@@ -151,18 +157,8 @@ def assert_same_quality(ours, expected):
 def test_quality_equals_the_definition_to_the_last_digit(seed, images):
     case = random_case(seed, images)
     with tempfile.TemporaryDirectory() as folder:
-        ours = panoptic_quality(*write_case(folder, *case))
+        ours = quality_of_files(*write_case(folder, *case))
     assert_same_quality(ours, quality_by_definition(*case))
-
-
-def test_processes_do_not_change_the_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_IMAGES_WORTH_PROCESSES", 1)
-    case = random_case(3, images=40)
-    paths = write_case(tmp_path, *case)
-    expected = quality_by_definition(*case)
-    assert 0 < expected["All"]["pq"] < 1
-    for processes in (1, 2, 3):
-        assert_same_quality(panoptic_quality(*paths, processes=processes), expected)
 
 
 def two_segments():
@@ -171,7 +167,7 @@ def two_segments():
     ids[:, :4], ids[:, 4:] = 7, 300
     segments = [{"id": 7, "category_id": 2, "iscrowd": 0}, {"id": 300, "category_id": 17, "iscrowd": 0}]
     content = {
-        "images": [{"id": 1, "height": 4, "width": 8}],
+        "images": [{"id": 1, "height": 4, "width": 8, "file_name": "1.jpg"}],
         "categories": CATEGORIES,
         "annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": segments}],
     }
@@ -180,21 +176,21 @@ def two_segments():
 
 def test_perfect_prediction_and_predictions_inside_void_and_crowd(tmp_path):
     truth, prediction, maps = two_segments()
-    quality = panoptic_quality(*write_case(tmp_path, truth, prediction, maps))
+    quality = quality_of_files(*write_case(tmp_path, truth, prediction, maps))
     assert quality["All"] == {"pq": 1, "sq": 1, "rq": 1, "n": 2}
 
     maps[1][1][0, :4] = 9  # a quarter of the thing becomes another predicted thing
     prediction["annotations"][0]["segments_info"].append({"id": 9, "category_id": 2})
-    quality = panoptic_quality(*write_case(tmp_path, truth, prediction, maps))
+    quality = quality_of_files(*write_case(tmp_path, truth, prediction, maps))
     assert quality["per_class"][2] == {"pq": 0.75 / 1.5, "sq": 0.75, "rq": 1 / 1.5}
 
     maps[1][0][0, :4] = 0  # void there: the piece is ignored and does not lower the IoU
-    assert panoptic_quality(*write_case(tmp_path, truth, prediction, maps))["per_class"][2]["pq"] == 1
+    assert quality_of_files(*write_case(tmp_path, truth, prediction, maps))["per_class"][2]["pq"] == 1
     maps[1][0][0, :4] = 8  # a crowd of the same class: ignored too
     truth["annotations"][0]["segments_info"].append({"id": 8, "category_id": 2, "iscrowd": 1})
-    assert panoptic_quality(*write_case(tmp_path, truth, prediction, maps))["per_class"][2]["pq"] == 1
+    assert quality_of_files(*write_case(tmp_path, truth, prediction, maps))["per_class"][2]["pq"] == 1
     truth["annotations"][0]["segments_info"][-1]["category_id"] = 7  # of another class: a false positive
-    assert panoptic_quality(*write_case(tmp_path, truth, prediction, maps))["per_class"][2]["pq"] == 1 / 1.5
+    assert quality_of_files(*write_case(tmp_path, truth, prediction, maps))["per_class"][2]["pq"] == 1 / 1.5
 
 
 def segments_of(content):
@@ -202,38 +198,21 @@ def segments_of(content):
 
 
 BROKEN = {
-    "not listed": (lambda t, p, m: m[1][1].__setitem__((0, 0), 55), "prediction/1.png has pixels of segment 55"),
-    "truth not listed": (lambda t, p, m: m[1][0].__setitem__((0, 0), 55), "truth/1.png has pixels of segment 55"),
+    "not listed": (
+        lambda t, p, m: m[1][1].__setitem__((0, 0), 55),
+        "prediction .*image 1: predicted segment 55 is in the PNG but",
+    ),
     "no pixels": (
         lambda t, p, m: segments_of(p).append({"id": 66, "category_id": 2}),
-        "prediction.json: image 1, segment 66 has no pixel in .*1.png",
+        "prediction .*image 1: predicted segment 66 is in segments_info but not in the mask",
     ),
-    "truth no pixels": (
-        lambda t, p, m: segments_of(t).append({"id": 66, "category_id": 2}),
-        "truth.json: image 1, segment 66 has no pixel",
+    "size": (lambda t, p, m: m.update({1: (m[1][0], m[1][1][:3])}), "image 1: ground truth is 4×8 but the prediction is 3×8"),
+    "truth size": (
+        lambda t, p, m: m.update({1: (m[1][0][:3], m[1][1])}),
+        "image 1: ground truth is 3×8 but the prediction is 4×8",
     ),
-    "category": (lambda t, p, m: segments_of(p)[0].update(category_id=3), "segment 7 has category 3, which is not among"),
-    "twice": (
-        lambda t, p, m: segments_of(p).append({"id": 7, "category_id": 17}),
-        "segment 7 is listed twice, so segments overlap",
-    ),
-    "overflow": (lambda t, p, m: segments_of(p)[0].update(id=2**24), "segment 16777216: a segment id must be"),
-    "zero": (lambda t, p, m: segments_of(p)[0].update(id=0), "segment 0: a segment id must be"),
-    "no category": (lambda t, p, m: segments_of(p)[0].pop("category_id"), "segment 7 has no category_id"),
-    "size": (lambda t, p, m: m.update({1: (m[1][0], m[1][1][:3])}), "prediction/1.png is 8 x 3 pixels .*, but image 1 is 8 x 4"),
-    "truth size": (lambda t, p, m: t["images"][0].update(height=5), "truth/1.png is 8 x 4 pixels .*, but image 1 is 8 x 5"),
-    "unpredicted": (lambda t, p, m: p.update(annotations=[]), "prediction.json has no prediction for image 1"),
-    "unknown image": (
-        lambda t, p, m: p["annotations"].append({"image_id": 2, "file_name": "1.png", "segments_info": []}),
-        "prediction.json has image 2, which .*truth.json lacks",
-    ),
-    "image twice": (
-        lambda t, p, m: p["annotations"].append(p["annotations"][0]),
-        "prediction.json has two annotations of image 1",
-    ),
-    "file": (lambda t, p, m: p["annotations"][0].update(file_name="2.png"), "prediction/2.png does not exist"),
-    "no categories": (lambda t, p, m: t.update(categories=[]), "truth.json has no categories"),
-    "not panoptic": (lambda t, p, m: p.pop("annotations"), "prediction.json is not a COCO panoptic file"),
+    "unpredicted": (lambda t, p, m: p.update(annotations=[]), "prediction has no prediction for image 1"),
+    "file": (lambda t, p, m: p["annotations"][0].update(file_name="2.png"), "prediction/2.png: No such file"),
 }
 
 
@@ -243,30 +222,41 @@ def test_broken_files_are_errors_that_name_file_and_segment(tmp_path, name):
     truth, prediction, maps = two_segments()
     change(truth, prediction, maps)
     with pytest.raises(UserError, match=message):
-        panoptic_quality(*write_case(tmp_path, truth, prediction, maps))
-
-
-def test_an_error_in_a_worker_process_arrives_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_IMAGES_WORTH_PROCESSES", 1)
-    truth, prediction, maps = random_case(3, images=8)
-    paths = write_case(tmp_path, truth, prediction, maps)
-    os.remove(f"{paths[3]}/6.png")
-    with pytest.raises(UserError, match="prediction/6.png does not exist"):
-        panoptic_quality(*paths, processes=2)
+        quality_of_files(*write_case(tmp_path, truth, prediction, maps))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
-def test_a_png_of_another_mode_or_damaged_is_named(tmp_path, mode):
+def test_a_png_of_another_mode_is_named(tmp_path, mode):
+    truth, prediction, maps = two_segments()
+    path = f"{write_case(tmp_path, truth, prediction, maps)[1]}/1.png"
+    Image.open(path).convert(mode).save(path)
+    with pytest.raises(UserError, match=f"1.png is not a panoptic PNG: its pixels are {mode}"):
+        read_segment_ids(path)
+
+
+@pytest.mark.parametrize("side", ["truth", "prediction"])
+def test_a_damaged_png_is_named(tmp_path, side):
     truth, prediction, maps = two_segments()
     paths = write_case(tmp_path, truth, prediction, maps)
-    Image.open(f"{paths[3]}/1.png").convert(mode).save(f"{paths[3]}/1.png")
-    with pytest.raises(UserError, match=f"1.png is not a panoptic PNG: its pixels are {mode}"):
-        panoptic_quality(*paths)
-    whole = encode_segment_ids(maps[1][0], "")
-    with open(f"{paths[3]}/1.png", "wb") as file:
-        file.write(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="1.png cannot be read"):
-        panoptic_quality(*paths)
+    path = tmp_path / side / "1.png"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_segment_ids(str(path))
+    with pytest.raises(UserError, match=f"{side}/1.png"):
+        quality_of_files(*paths)
+
+
+def test_ids_of_images_and_categories_mean_nothing(tmp_path):
+    truth, prediction, maps = random_case(4, images=6)
+    expected = quality_by_definition(truth, prediction, maps)
+    ids = [-3, 2**70, 5, 2**53, 2**53 + 1, 0]
+    for content in (truth, prediction):
+        for entry, image_id in zip(content["images"], ids):
+            entry["id"] = image_id
+        for annotation, image_id in zip(content["annotations"], ids):
+            annotation["image_id"] = image_id
+    assert 0 < expected["All"]["pq"] < 1
+    assert_same_quality(quality_of_files(*write_case(tmp_path, truth, prediction, maps)), expected)
 
 
 def test_ids_survive_the_png():
@@ -311,7 +301,7 @@ def output_of(segment_ids, segments):
 
 def test_evaluator_scores_and_writes_what_the_definition_scores(tmp_path):
     truth, prediction, maps = random_case(8, images=6)
-    evaluator = evaluator_for(tmp_path, truth, maps, output_dir=str(tmp_path / "out"), processes=1)
+    evaluator = evaluator_for(tmp_path, truth, maps, output_dir=str(tmp_path / "out"))
     for annotation in prediction["annotations"]:
         evaluator.process(
             [{"image_id": annotation["image_id"]}], [output_of(maps[annotation["image_id"]][1], annotation["segments_info"])]
@@ -326,7 +316,7 @@ def test_evaluator_scores_and_writes_what_the_definition_scores(tmp_path):
     written = json.loads((tmp_path / "out" / "panoptic_predictions.json").read_text())
     assert written["categories"] == CATEGORIES and written["images"] == truth["images"]
     predictions = str(tmp_path / "out" / "panoptic_predictions")
-    again = panoptic_quality(str(tmp_path / "truth.json"), str(tmp_path / "truth"), f"{predictions}.json", predictions)
+    again = quality_of_files(str(tmp_path / "truth.json"), str(tmp_path / "truth"), f"{predictions}.json", predictions)
     assert_same_quality(again, expected)
 
 
@@ -341,9 +331,9 @@ def test_evaluator_refuses_broken_outputs(tmp_path):
         return evaluator.evaluate()["panoptic_seg"]
 
     assert evaluate(output_of(ids, segments))["PQ"] == 100
-    with pytest.raises(UserError, match="1.png has pixels of segment 300"):
+    with pytest.raises(UserError, match="image 1: predicted segment 300 is in the PNG but not"):
         evaluate(output_of(ids, segments[:1]))
-    with pytest.raises(UserError, match="image 1, segment 301 has no pixel"):
+    with pytest.raises(UserError, match="image 1: predicted segment 301 is in segments_info but not"):
         evaluate(output_of(ids, [*segments, {"id": 301, "category_id": 2}]))
     with pytest.raises(UserError, match="image 1 of invented: segment id 16777216 does not fit"):
         evaluate(output_of(np.where(ids == 300, 2**24, ids).astype(np.int64), segments))

@@ -1,0 +1,323 @@
+"""Annotation files as typed documents: the one place where their JSON becomes numbers and names.
+
+A number may be written as text ("12", "0.5"), a whole number as a float (640.0); null is as if the key were absent; everything else
+that is not of its type is refused with the file, the entry and the field (docs/data.md has the rules in one table).
+"""
+
+import contextlib
+import gzip
+import json
+import math
+import re
+import unicodedata
+import zlib
+from typing import Any, TypeVar
+
+import msgspec
+
+from resnest_det.errors import UserError
+
+# COCO's run lengths have room for the pixels of no larger image, and outlines in such an image fit into memory.
+MAX_SIDE, MAX_PIXELS = 1_000_000, 2**29
+
+# What a field must be, as the error says it.
+_RULES = {
+    "id": "an integer",
+    "image_id": "an integer",
+    "category_id": "an integer",
+    "file_name": "text",
+    "height": f"a positive integer up to {MAX_SIDE}",
+    "width": f"a positive integer up to {MAX_SIDE}",
+    "bbox": "four finite numbers [x, y, width, height]",
+    "area": "a number of pixels from 0 to 1e10",
+    "iscrowd": "0 or 1",
+    "ignore": "0 or absent",
+    "segmentation": "a list of polygons [[x0, y0, x1, y1, ...], ...] or a run-length dict",
+    "size": "[height, width] of the image",
+    "counts": "a string of COCO's encoding or a list of whole numbers",
+    "name": "text",
+    "isthing": "0 or 1",
+    "color": "three whole numbers from 0 to 255",
+    "segments_info": "a list of objects",
+}
+
+
+class Image(msgspec.Struct, gc=False):
+    """An entry of "images"; sides in pixels."""
+
+    id: int
+    file_name: str | int
+    height: int
+    width: int
+
+
+class RunLengths(msgspec.Struct, gc=False):
+    """A mask as COCO's run lengths, compressed or not; `size` is (height, width)."""
+
+    size: list[int]
+    counts: str | list[int]
+
+
+class Annotation(msgspec.Struct, gc=False):
+    """An entry of "annotations"; box (x, y, width, height) in pixels."""
+
+    id: int
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    area: float | None = None
+    iscrowd: bool | int | None = None
+    ignore: bool | float | None = None
+    # `resnest_det.data.outlines.check_outlines` puts pycocotools' dict of compressed run lengths in the place of run lengths.
+    segmentation: list[list[float]] | RunLengths | None = None
+
+
+class Category(msgspec.Struct, gc=False):
+    """An entry of "categories"."""
+
+    id: int
+    name: str | int | float | None
+
+
+class InstanceFile(msgspec.Struct):
+    """COCO's instance format; `annotations` is None in a file that only lists images, such as that of COCO's test images."""
+
+    images: list[Image]
+    categories: list[Category]
+    annotations: list[Annotation] | None = None
+
+
+class PanopticCategory(Category, gc=False, omit_defaults=True):
+    """An entry of "categories" in a panoptic file."""
+
+    isthing: int
+    color: tuple[int, int, int] | None = None
+
+
+class Segment(msgspec.Struct, gc=False):
+    """An entry of "segments_info"."""
+
+    id: int
+    category_id: int
+    iscrowd: bool | int | None = None
+    area: float | None = None
+
+
+class PanopticAnnotation(msgspec.Struct, gc=False):
+    """An entry of "annotations" in a panoptic file."""
+
+    image_id: int
+    file_name: str | int
+    segments_info: list[Segment]
+
+
+class PanopticFile(msgspec.Struct):
+    """COCO's panoptic format."""
+
+    images: list[Image]
+    categories: list[PanopticCategory]
+    annotations: list[PanopticAnnotation]
+
+
+_Document = TypeVar("_Document", InstanceFile, PanopticFile)
+_LISTS = {
+    InstanceFile: {"images": Image, "categories": Category, "annotations": Annotation},
+    PanopticFile: {"images": Image, "categories": PanopticCategory, "annotations": PanopticAnnotation},
+}
+# What messages call an entry, and the key of the id that they name it by.
+_CALLED = {
+    Image: ("image", "id"),
+    Annotation: ("annotation", "id"),
+    Category: ("category", "id"),
+    PanopticCategory: ("category", "id"),
+    PanopticAnnotation: ("image", "image_id"),
+}
+
+
+def read_annotation_file(json_file: str, kind: type[_Document]) -> _Document:
+    """Read a file as a document of `kind`, plain or compressed with gzip.
+
+    Raises:
+        UserError: it cannot be read, is not JSON, lacks a list, or an entry is not what it should be; names file, entry and field.
+    """
+    content = read_bytes(json_file)
+    # The parser checks types as it goes, but its errors name no ids, and it does not know the NaN that Python writes. Whatever it
+    # does not take is read again in a way that tells.
+    try:
+        return msgspec.json.decode(content, type=kind, strict=False)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raw = _parse(content, json_file)
+    lists = {}
+    for name, entry_type in _LISTS[kind].items():
+        entries = raw.get(name)
+        if entries is None and kind is InstanceFile and name == "annotations":
+            continue
+        if not isinstance(entries, list):
+            raise no_list(json_file, name, kind)
+        lists[name] = [_entry(entry, entry_type, position, json_file) for position, entry in enumerate(entries)]
+    return kind(**lists)
+
+
+def no_list(json_file: str, name: str, kind: type) -> UserError:
+    """The error about a file of `kind` without the list of that name."""
+    what = "instance" if kind is InstanceFile else "panoptic"
+    return UserError(f'{json_file}: no list "{name}"; is it a COCO {what} annotation file?')
+
+
+def read_json(json_file: str) -> dict:
+    """The object in an annotation file or one of results, unchecked.
+
+    Raises:
+        UserError: the file cannot be read, is not JSON, or holds something else.
+    """
+    return _parse(read_bytes(json_file), json_file)
+
+
+def read_bytes(json_file: str) -> bytes:
+    """The bytes of a file, unpacked where it is compressed with gzip, without a byte-order mark.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with open(json_file, "rb") as file:
+            content = file.read()
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{json_file}: cannot be unpacked, damaged gzip: {error}") from error
+    except OSError as error:
+        raise UserError(f"{json_file}: cannot be read: {error.strerror or error}") from error
+    return content.removeprefix(b"\xef\xbb\xbf")
+
+
+def _parse(content: bytes, json_file: str) -> dict:
+    try:
+        raw = json.loads(content.decode(json.detect_encoding(content)))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{json_file}: malformed JSON at line {error.lineno}, column {error.colno} (character {error.pos}): {error.msg}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{json_file}: malformed JSON, not UTF-8 text at byte {error.start}") from error
+    except RecursionError as error:
+        raise UserError(f"{json_file}: malformed JSON, lists within lists without end") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{json_file}: cannot be read: {str(error).split(';')[0]}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{json_file}: not a COCO annotation file: holds a {type(raw).__name__}, not an object")
+    return raw
+
+
+def _entry(raw: Any, kind: type, position: int, json_file: str):
+    try:
+        return msgspec.convert(raw, kind, strict=False)
+    except (msgspec.ValidationError, RecursionError) as error:
+        called, key = _CALLED[kind]
+        where = f"{json_file}: {called} at position {position}"
+        with contextlib.suppress(msgspec.ValidationError):
+            entry_id = msgspec.convert(raw.get(key) if isinstance(raw, dict) else None, int, strict=False)
+            where = f"{json_file}: {called} {entry_id}"
+        raise UserError(f"{where}: {_problem(raw, str(error))}") from None
+
+
+def _problem(raw: Any, error: str) -> str:
+    """What is wrong with an entry, from msgspec's "Expected `int`, got `str` - at `$.bbox[0]`"."""
+    message, _, path = error.partition(" - at `$")
+    steps = re.findall(r"\w+", path)
+    absent = re.search(r"missing required field `(\w+)`", message)
+    value = raw
+    for step in steps:
+        value = value[int(step) if isinstance(value, (list, tuple)) else step]
+    names = [step for step in steps if not step.isdigit()]
+    if absent or (value is None and path.strip("`.") == "".join(names[-1:])):
+        return (
+            "".join(f"{name}: " for name in (names if absent else [])) + f'the key "{(absent or [0, names[-1]])[1]}" is missing'
+        )
+    if not names:
+        return "not an object"
+    field = names[-1]
+    at = path.strip("`.")
+    inside = f"{at.rpartition('.' + field)[0]}: " if len(names) > 1 else ""
+    index = at.rpartition(field)[2]
+    whole = raw.get(field) if len(names) == 1 else value
+    if field == "segmentation":
+        found = f"but {at} is {shown(value)}" if index else f"not {type(value).__name__}"
+    else:
+        found = f"not {shown(whole)}"
+    return f"{inside}{field} must be {_RULES[field]}, {found}"
+
+
+def must_be(field: str, value: Any) -> str:
+    """The end of an error about a field's value."""
+    return f"{field} must be {_RULES[field]}, not {shown(value)}"
+
+
+def shown(value: Any) -> str:
+    """A value for a message, at most 80 characters."""
+    return repr(value)[:80]
+
+
+def by_id(entries: list, kind: str, json_file: str) -> dict[int, Any]:
+    """Typed entries of a list ("image", "category", ...) by their ids.
+
+    Raises:
+        UserError: one has the id of another.
+    """
+    result = {entry.id: entry for entry in entries}
+    if len(result) < len(entries):
+        seen: set[int] = set()
+        twice = next(entry.id for entry in entries if entry.id in seen or seen.add(entry.id))
+        raise UserError(f"{json_file}: {kind} id {twice} occurs more than once")
+    return result
+
+
+def category_names(categories: dict[int, Category], json_file: str) -> dict[int, str]:
+    """Names of categories by their ids: text, or a number, which becomes text.
+
+    Raises:
+        UserError: a name is absent, something else, that of another category, or has a control character, a line break or half a
+            surrogate pair. Such names break terminals, logs and the files of other tools that they are written to.
+    """
+    names: dict[int, str] = {}
+    for category_id in sorted(categories):
+        name, where = categories[category_id].name, f"{json_file}: category {category_id}"
+        if isinstance(name, (int, float)) and math.isfinite(name):
+            name = str(name)
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{where}: the {must_be('name', name)}")
+        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+            raise UserError(f"{where}: the name {ascii(name)[:80]} has a control character, a line break or broken Unicode in it")
+        names[category_id] = name
+    return names
+
+
+def check_names_differ(names: dict[int, str], json_file: str) -> None:
+    """That no two categories, given by id, have one name: classes are told apart by it.
+
+    Raises:
+        UserError: two have.
+    """
+    ids: dict[str, int] = {}
+    for category_id, name in names.items():
+        if ids.setdefault(name, category_id) != category_id:
+            raise UserError(
+                f"{json_file}: categories {ids[name]} and {category_id} are both named {name!r}; remove one if it has no annotation, "
+                "or give them names of their own"
+            )
+
+
+def check_size(image: Image, where: str) -> None:
+    """That the sides of an image can be those of an image.
+
+    Raises:
+        UserError: they cannot; the message begins with `where`.
+    """
+    for field in ("height", "width"):
+        side = getattr(image, field)
+        if not 0 < side <= MAX_SIDE:
+            raise UserError(f"{where}: {must_be(field, side)}")
+    if image.height * image.width >= MAX_PIXELS:
+        raise UserError(
+            f"{where}: {image.width} x {image.height} (width x height) are more pixels than COCO's run lengths can count"
+        )

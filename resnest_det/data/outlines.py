@@ -1,0 +1,168 @@
+"""Polygons and run lengths of annotations, checked all at once against the images that they are of."""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from resnest_det.data.annotation_files import Annotation, Image, RunLengths
+from resnest_det.errors import UserError
+
+# Polygons of so many annotations are looked at together: their coordinates fit into some megabytes.
+_AT_ONCE = 20_000
+# Rasterising takes memory by the length of an outline; the longest of COCO are some ten thousand pixels.
+_MAX_OUTLINE = 5_000_000
+
+
+def slack_of(sides: np.ndarray) -> np.ndarray:
+    """By how much boxes and polygons may overshoot sides of an image: 2 pixels or a hundredth."""
+    return np.maximum(2.0, 0.01 * sides)
+
+
+def check_outlines(annotations: Sequence[Annotation], images: Sequence[Image], trained: np.ndarray, json_file: str) -> np.ndarray:
+    """Check the segmentations of annotations, and put those that rasterise in their place: polygons of three or more points,
+    compressed run lengths; an empty mask where no polygon has three.
+
+    Args:
+        images: that of each annotation.
+        trained: (N,) bool, those that have a box inside their image; the polygons of others may lie anywhere.
+
+    Returns:
+        (N,) bool, those whose polygons all had fewer than three points.
+
+    Raises:
+        UserError: a coordinate is not finite, polygons do not lie where their image is or are endless, points are pairs, or
+            run lengths are not those of a mask of the image; the message names the file and the annotation.
+    """
+    pointless = np.zeros(len(annotations), dtype=bool)
+    with_polygons = []
+    for index, (annotation, image) in enumerate(zip(annotations, images)):
+        segmentation = annotation.segmentation
+        if isinstance(segmentation, RunLengths):
+            annotation.segmentation = compressed(segmentation, image, f"{json_file}: annotation {annotation.id}")
+        elif segmentation:
+            if not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
+                _check_not_pairs(annotation, json_file)
+                segmentation = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
+                annotation.segmentation = segmentation or _empty_mask(image)
+                pointless[index] = not segmentation
+            if segmentation:
+                with_polygons.append(index)
+    for start in range(0, len(with_polygons), _AT_ONCE):
+        _check_polygons(with_polygons[start : start + _AT_ONCE], annotations, images, trained, json_file)
+    return pointless
+
+
+def _check_not_pairs(annotation: Annotation, json_file: str) -> None:
+    lengths = [len(polygon) for polygon in annotation.segmentation]
+    if len(lengths) >= 3 and set(lengths) == {2}:
+        raise UserError(
+            f"{json_file}: annotation {annotation.id}: segmentation holds points [[x0, y0], [x1, y1], ...]; COCO's format is a list of "
+            "polygons [[x0, y0, x1, y1, ...], ...]"
+        )
+
+
+def _check_polygons(indices: list[int], annotations: Sequence, images: Sequence, trained: np.ndarray, json_file: str) -> None:
+    segmentations = [annotations[index].segmentation for index in indices]
+    polygons = list(chain.from_iterable(segmentations))
+    points = np.fromiter(map(len, polygons), dtype=np.int64, count=len(polygons)) // 2
+    coordinates = np.fromiter(chain.from_iterable(polygons), dtype=np.float64, count=2 * points.sum()).reshape(-1, 2)
+    first_point = np.cumsum(points) - points
+    per_annotation = np.fromiter(map(len, segmentations), dtype=np.int64, count=len(segmentations))
+    first_polygon = np.cumsum(per_annotation) - per_annotation
+    begins = first_point[first_polygon]
+
+    sides = np.array([(images[index].width, images[index].height) for index in indices], dtype=np.float64)
+    low, high = np.minimum.reduceat(coordinates, begins), np.maximum.reduceat(coordinates, begins)
+    with np.errstate(invalid="ignore", over="ignore"):
+        extent = np.maximum(high - low, 1e-9)
+        within = np.minimum(high, sides + slack_of(sides)) - np.maximum(low, -slack_of(sides))
+        # The comparison is written so that it also fails where a coordinate is not a number.
+        fits = np.isfinite(extent).all(axis=1) & (within >= 0).all(axis=1)
+        fits &= np.prod(np.minimum(within / extent, 1.0), axis=1) >= 0.5
+        steps = np.abs(np.diff(coordinates, axis=0, append=coordinates[:1])).max(axis=1)
+        ends = first_point + points - 1
+        steps[ends] = np.abs(coordinates[first_point] - coordinates[ends]).max(axis=1)
+        lengths = np.add.reduceat(steps, begins)
+        finite = np.isfinite(lengths)
+    fits |= ~trained[indices] & finite
+    wrong = np.flatnonzero(~fits | ~(lengths <= _MAX_OUTLINE))
+    if not len(wrong):
+        return
+    at = int(wrong[0])
+    where = f"{json_file}: annotation {annotations[indices[at]].id}"
+    if not finite[at]:
+        raise UserError(f"{where}: segmentation has a coordinate that is not a finite number")
+    width, height = (int(side) for side in sides[at])
+    if not fits[at]:
+        raise UserError(
+            f"{where}: its polygons span x {low[at][0]:g} to {high[at][0]:g}, y {low[at][1]:g} to {high[at][1]:g}, which does not fit "
+            f"the image of {width} x {height} pixels (width x height); clip them to the image, or leave the object out"
+        )
+    raise UserError(
+        f"{where}: its polygons are {lengths[at]:.3g} pixels long, in an image of {width} x {height} pixels (width x height)"
+    )
+
+
+def compressed(run_lengths: RunLengths, image: Image, where: str) -> dict:
+    """Either run-length form, checked against the image and compressed, as pycocotools takes it.
+
+    Raises:
+        UserError: it is not a mask of the image; the message begins with `where`.
+    """
+    size, counts = run_lengths.size, run_lengths.counts
+    if size != [image.height, image.width]:
+        raise UserError(
+            f"{where}: the mask is {str(size)[:80]} (height, width), but image {image.id} is [{image.height}, {image.width}]"
+        )
+    lengths = _run_lengths(counts) if isinstance(counts, str) else _whole_numbers(counts)
+    if lengths is None or (lengths < 0).any():
+        raise UserError(f"{where}: run-length counts must be a string of COCO's encoding or a list of whole numbers")
+    # pycocotools fills the pixels that are missing with whatever memory held.
+    if lengths.sum() != size[0] * size[1]:
+        raise UserError(f"{where}: run-length counts sum to {lengths.sum()}, but the image has {size[0]} x {size[1]} pixels")
+    if isinstance(counts, str):
+        encoded = {"size": size, "counts": counts.encode()}
+    else:
+        encoded = mask_util.frPyObjects({"size": size, "counts": lengths.tolist()}, *size)
+    if (lengths[1:] == 0).any():
+        # Two such runs that meet end the comparison of masks early, in C.
+        encoded = mask_util.encode(mask_util.decode(encoded))
+    return {"size": size, "counts": encoded["counts"]}
+
+
+def _empty_mask(image: Image) -> dict:
+    size = [image.height, image.width]
+    return {"size": size, "counts": mask_util.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)["counts"]}
+
+
+def _whole_numbers(counts: list[int]) -> np.ndarray | None:
+    try:
+        lengths = np.array(counts, dtype=np.int64)
+    except OverflowError:
+        return None
+    # Each of them below 2 ** 32, so that no sum of them wraps around.
+    return lengths if len(lengths) and lengths.max() < 2**32 else None
+
+
+def _run_lengths(counts: str) -> np.ndarray | None:
+    """Lengths of the runs in COCO's compressed string, (n,) int64, or None if it is no such string.
+
+    The format is that of pycocotools' maskApi.c (rleToString): groups of five bits, the lowest first, as characters from 48;
+    32 marks that another group follows, 16 in the last one a negative number; from the fourth number on, differences to
+    the number two before. Numbers of more than six groups are refused: C shifts them out of its integers.
+    """
+    codes = np.array([ord(character) for character in counts], dtype=np.int64) - 48
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        return None
+    ends = np.flatnonzero((codes & 32) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    if (ends - starts).max() > 5:
+        return None
+    place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
+    numbers = np.add.reduceat((codes & 31) << (5 * place), starts)
+    numbers -= ((codes[ends] & 16) >> 4) << (5 * (ends - starts + 1))
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
