@@ -21,14 +21,14 @@ from resnest_det.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SPLITS = {"train": 400, "val": 100}
+SPLITS = {"train": 1000, "val": 200}
 THINGS = ("circle", "square", "triangle", "star")
 STUFF = ("stripes", "checks", "speckles")
 
-_SIDES = (128, 136, 144, 152, 160)
-_RADII = (10.0, 34.0)
+_SIDES = (80, 88, 96)
+_RADII = (10.0, 24.0)
 # What others leave of an object must be enough to tell it by.
-_LEAST_VISIBLE = 0.45
+_LEAST_VISIBLE = 0.6
 
 
 def instances_json(split: str) -> str:
@@ -162,7 +162,7 @@ def draw_scene(generator: np.random.Generator) -> tuple[np.ndarray, list[tuple[i
     polygons: list[np.ndarray] = []
     whole: list[np.ndarray] = []
     visible: list[np.ndarray] = []
-    wanted = int(generator.integers(1, 7))
+    wanted = int(generator.integers(3, 7))
     for _ in range(4 * wanted):
         if len(categories) == wanted:
             break
@@ -198,7 +198,7 @@ def _draw_background(size: tuple[int, int], generator: np.random.Generator) -> t
     for kind, where in zip(kinds, (np.ones(size, dtype=bool), beyond)):
         light = _texture(STUFF[kind], size, generator)[:, :, None]
         first = generator.uniform(40, 215, 3)
-        second = first + generator.choice([-1, 1]) * generator.uniform(50, 90, 3)
+        second = first + generator.choice([-1, 1]) * generator.uniform(30, 55, 3)
         pixels[where] = (first * (1 - light) + second * light)[where]
         stuff[where] = kind
     return pixels, stuff
@@ -237,7 +237,7 @@ def _paint(pixels: np.ndarray, mask: np.ndarray, generator: np.random.Generator)
     """Fill a mask with a shaded colour that stands out from what was there."""
     behind = pixels[mask].mean(axis=0)
     color = behind
-    while np.linalg.norm(color - behind) < 70:
+    while np.linalg.norm(color - behind) < 90:
         color = generator.uniform(10, 245, 3)
     y, x = np.nonzero(mask)
     angle = generator.uniform(0, 2 * np.pi)
