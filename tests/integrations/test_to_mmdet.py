@@ -29,7 +29,7 @@ MODELS = {
     "mask, plain ResNet": ("mask_rcnn_ResNet50_FPN", ["DATASETS.TEST", "('shapes_val',)", "MODEL.ROI_HEADS.NUM_CLASSES", "4"]),
     "cascade, deformable": (CASCADE, []),
     "panoptic": (PANOPTIC, []),
-    "panoptic cascade": (PANOPTIC, ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads",
+    "panoptic cascade": (PANOPTIC, ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.5]",
                                     "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]),
 }
 
@@ -166,7 +166,7 @@ def test_training_keys():
     ("MODEL.ROI_HEADS.IN_FEATURES", "['p3', 'p4']"), ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", "True"),
     ("MODEL.RPN.CONV_DIMS", "[-1, 32]"),
     ("MODEL.ANCHOR_GENERATOR.SIZES", "[[16, 20], [32, 48], [64, 80], [128, 160], [256, 320]]"),
-    ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5], [1.0], [1.0], [1.0], [1.0]]"), ("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+    ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5], [1.0], [1.0], [1.0], [1.0]]"), ("MODEL.RESNETS.RES2_OUT_CHANNELS", "96"),
     ("MODEL.RESNETS.DEEP_STEM", "False"), ("SOLVER.BIAS_LR_FACTOR", "2.0"), ("SOLVER.WEIGHT_DECAY_BIAS", "0.0"),
     ("SOLVER.RESCALE_INTERVAL", "True"), ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
     ("INPUT.MIN_SIZE_TRAIN", "(0,)"),
