@@ -69,6 +69,8 @@ def test_rooms_below_the_border_know_no_configuration():
     below = [room for level in FLOORS[: LEVEL["configuration"]] for room in level]
     files = [path for room in below for path in (PACKAGE / room).glob("*.py")]
     assert [path.name for path in files if re.search(r"\bCfgNode\b|\bcfg\.[A-Z]", path.read_text())] == []
+    key = r"\b(MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER)\.[A-Z]"
+    assert [path.name for path in files if re.search(key, path.read_text())] == []
 
 
 @pytest.fixture(scope="module")

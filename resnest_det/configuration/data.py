@@ -44,8 +44,8 @@ class TrainingImages:
 class RunData:
     """The datasets of a run, each read once: the training images, if it trains, and the datasets of DATASETS.TEST.
 
-    `trained_on` is what a checkpoint keeps of them: {"thing_classes", "stuff_classes": names, "thing_ids", "stuff_ids": ids in the
-    first dataset's file, in the order of the classes, as far as the model tells them apart; "input_format": INPUT.FORMAT}.
+    `trained_on` is what a checkpoint keeps of them: {"thing_classes", "stuff_classes": names, "thing_ids", "stuff_ids": ids in
+    the first dataset's file, in the order of the classes, if the model tells them apart; "input_format": INPUT.FORMAT}.
     """
 
     train: TrainingImages | None
@@ -101,7 +101,7 @@ def hold_against_checkpoint(cfg, data: RunData, trained_on: object, checkpoint: 
         return data
     if trained_on.get("input_format", cfg.INPUT.FORMAT) != cfg.INPUT.FORMAT:
         raise UserError(
-            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but checkpoint {checkpoint} was trained on images in {trained_on['input_format']}"
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but checkpoint {checkpoint} was trained on {trained_on['input_format']} images"
         )
     own = {name: trained_on[name] for name in lists if name in data.trained_on and name in trained_on}
     for dataset in data.test:

@@ -211,7 +211,7 @@ def _boxes_inside(annotations: list[Annotation], images: list[Image], json_file:
             meant = "of images of another size, or width and height of the images are exchanged"
         first = annotations[int(np.flatnonzero(wrong)[0])]
         raise UserError(
-            f"{json_file}: {wrong.sum()} of {len(boxes)} boxes [x, y, width, height] {what}, the first that of annotation {first.id}, "
+            f"{json_file}: {wrong.sum()} of {len(boxes)} boxes [x, y, width, height] {what}, first annotation {first.id}, "
             f"{list(first.bbox)} in an image of {images[annotations.index(first)].width} x "
             f"{images[annotations.index(first)].height} pixels (width x height); they may be {meant}"
         )

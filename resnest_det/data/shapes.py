@@ -21,14 +21,14 @@ from resnest_det.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SPLITS = {"train": 400, "val": 100}
+SPLITS = {"train": 1000, "val": 200}
 THINGS = ("circle", "square", "triangle", "star")
 STUFF = ("stripes", "checks", "speckles")
 
-_SIDES = (128, 136, 144, 152, 160)
-_RADII = (10.0, 34.0)
-# Enough of an object must stay visible to recognise it.
-_LEAST_VISIBLE = 0.45
+_SIDES = (80, 88, 96)
+_RADII = (10.0, 24.0)
+# What others leave of an object must be enough to tell it by.
+_LEAST_VISIBLE = 0.6
 
 
 def instances_json(split: str) -> str:
@@ -42,7 +42,7 @@ def panoptic_json(split: str) -> str:
 
 
 def ensure_shapes(root: Path) -> Path:
-    """The dataset's folder below `root`, generated if absent.
+    """The dataset's folder below `root`, generated if it is not there.
 
     It appears complete or not at all: an interrupted run leaves nothing under its name, and of several processes that
     generate at once one wins with the same bytes.
@@ -69,13 +69,13 @@ def ensure_shapes(root: Path) -> Path:
     except OSError as error:
         raise UserError(
             f"cannot write the shapes dataset to {folder.absolute()}: {error.strerror or error}; "
-            f"set DETECTRON2_DATASETS to a writable folder"
+            f"set DETECTRON2_DATASETS to a folder that can be written"
         ) from error
     return folder
 
 
 def write_shapes(folder: Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> None:
-    """Write images, instance and panoptic annotations into a new folder; equal arguments give equal bytes.
+    """Write images, instance and panoptic annotations into a new folder; the same bytes for the same arguments.
 
     Args:
         splits: number of images of each split.
@@ -162,7 +162,7 @@ def draw_scene(generator: np.random.Generator) -> tuple[np.ndarray, list[tuple[i
     polygons: list[np.ndarray] = []
     whole: list[np.ndarray] = []
     visible: list[np.ndarray] = []
-    wanted = int(generator.integers(1, 7))
+    wanted = int(generator.integers(3, 7))
     for _ in range(4 * wanted):
         if len(categories) == wanted:
             break
@@ -198,7 +198,7 @@ def _draw_background(size: tuple[int, int], generator: np.random.Generator) -> t
     for kind, where in zip(kinds, (np.ones(size, dtype=bool), beyond)):
         light = _texture(STUFF[kind], size, generator)[:, :, None]
         first = generator.uniform(40, 215, 3)
-        second = first + generator.choice([-1, 1]) * generator.uniform(50, 90, 3)
+        second = first + generator.choice([-1, 1]) * generator.uniform(30, 55, 3)
         pixels[where] = (first * (1 - light) + second * light)[where]
         stuff[where] = kind
     return pixels, stuff
@@ -228,16 +228,16 @@ def _place(category: int, size: tuple[int, int], generator: np.random.Generator)
     if THINGS[category] == "star":
         distance[1::2] *= 0.45
     polygon = center + distance[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    # Two decimals, as in COCO, also keep the last bits of a machine's cosine out of the files.
+    # Two decimals, as COCO's own polygons; and the last bits of a machine's cosine don't reach the files.
     pieces = clip_polygon(np.round(polygon, 2), size)
     return np.round(max(pieces, key=len), 2)
 
 
 def _paint(pixels: np.ndarray, mask: np.ndarray, generator: np.random.Generator) -> None:
-    """Fill a mask with a shaded color that stands out from the background."""
+    """Fill a mask with a shaded colour that stands out from what was there."""
     behind = pixels[mask].mean(axis=0)
     color = behind
-    while np.linalg.norm(color - behind) < 70:
+    while np.linalg.norm(color - behind) < 90:
         color = generator.uniform(10, 245, 3)
     y, x = np.nonzero(mask)
     angle = generator.uniform(0, 2 * np.pi)

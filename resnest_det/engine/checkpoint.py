@@ -78,7 +78,7 @@ class DetectionCheckpointer(Checkpointer):
         if missing:
             raise UserError(
                 f"checkpoint {path} has no {' and no '.join(missing)}, so training cannot go on from it; "
-                "to start a new training from its weights, give it as MODEL.WEIGHTS without --resume"
+                "a new training can start from its weights, without resuming"
             )
         iteration, seed = checkpoint["iteration"], checkpoint.get("seed")
         if not _is_count(iteration):
@@ -203,7 +203,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     if sizes != saved_sizes:
         raise UserError(
             f"cannot resume: the optimizer has parameter groups of {sizes} parameters, the checkpoint of {saved_sizes}; "
-            "freezing, norms and the SOLVER.WEIGHT_DECAY*, BIAS_LR_FACTOR keys must stay as they were"
+            "freezing, norms, weight decay and the learning rate of biases must stay as they were"
         )
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in state.items():

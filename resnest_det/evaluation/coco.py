@@ -71,14 +71,14 @@ class COCOEvaluator:
 
     def _check(self, image_id, output: dict) -> None:
         if "segm" in self.tasks and "masks" not in output:
-            raise UserError("mask AP was asked for, but the model predicts no masks (MODEL.MASK_ON)")
+            raise UserError("mask AP was asked for, but the model predicts no masks")
         if not (torch.isfinite(output["boxes"]).all() and torch.isfinite(output["scores"]).all()):
             raise UserError(f"image {image_id} of {self.dataset_name}: a predicted box or score is not finite")
         unknown = set(output["classes"].tolist()) - set(self.category_ids)
         if unknown:
             raise UserError(
                 f"image {image_id} of {self.dataset_name}: predicted class {min(unknown)}, "
-                f"but {self.dataset_name} has {len(self.category_ids)} classes (MODEL.ROI_HEADS.NUM_CLASSES)"
+                f"but {self.dataset_name} has {len(self.category_ids)} classes"
             )
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:

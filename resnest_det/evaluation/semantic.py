@@ -44,10 +44,7 @@ class SemSegEvaluator:
             if image_id not in self.records:
                 raise UserError(f"{self.dataset_name} has no image {image_id}, but semantic classes were predicted for it")
             if len(scores) != classes:
-                raise UserError(
-                    f"the model predicts {len(scores)} semantic classes, {self.dataset_name} has {classes} "
-                    f"(MODEL.SEM_SEG_HEAD.NUM_CLASSES)"
-                )
+                raise UserError(f"the model predicts {len(scores)} semantic classes, {self.dataset_name} has {classes}")
             truth = read_semantic_labels(self.records[image_id])
             predicted = scores.argmax(dim=0).cpu().numpy()
             if truth.shape != predicted.shape:

@@ -64,7 +64,7 @@ def flatten_results(results: Mapping, prefix: str = "") -> dict[str, float]:
 
 
 def verify_results(expected: Sequence[Sequence], results: Mapping[str, Mapping[str, float]]) -> None:
-    """Compare results with TEST.EXPECTED_RESULTS.
+    """Compare results with those that were expected.
 
     Args:
         expected: lists of task, metric, value and allowed difference.
@@ -79,6 +79,6 @@ def verify_results(expected: Sequence[Sequence], results: Mapping[str, Mapping[s
         if not abs(actual - value) <= tolerance:
             wrong.append(f"{task} {metric} is {actual:.4f}, expected {value} within {tolerance}")
     if wrong:
-        raise UserError(f"results differ from TEST.EXPECTED_RESULTS: {'; '.join(wrong)}")
+        raise UserError(f"results differ from the expected ones: {'; '.join(wrong)}")
     if expected:
-        logger.info("results agree with TEST.EXPECTED_RESULTS")
+        logger.info("results agree with the expected ones")

@@ -94,7 +94,7 @@ OPTIONS = ["MODEL.RPN.POST_NMS_TOPK_TEST", "30", "TEST.DETECTIONS_PER_IMAGE", "1
 
 
 def test_a_detector_part_by_part(tmp_path, capsys):
-    config = "mask_rcnn_ResNeSt14_FPN_shapes"
+    config = "mask_rcnn_ResNeSt14_FPN_overfit"
     result = analyze(tmp_path, "--config-file", config, "--size", "64x128", *OPTIONS)
     parts = result["parts"]
     assert list(parts) == ["stem", "res2", "res3", "res4", "res5", "fpn", "rpn", "box head", "mask head"]
@@ -105,7 +105,7 @@ def test_a_detector_part_by_part(tmp_path, capsys):
     assert result["total"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
 
     cells = [64 * 128 // stride**2 for stride in (4, 8, 16, 32)]  # of p2 to p5
-    channels, classes = 64, 4
+    channels, classes = 64, 80
     lateral_and_output = [cell * channels * (width + 9 * channels) for cell, width in zip(cells, (128, 256, 512, 1024))]
     assert parts["fpn"]["multiply_adds"] == sum(lateral_and_output)
     cells_of_rpn = sum(cells) + 2  # and p6
@@ -120,13 +120,13 @@ def test_a_detector_part_by_part(tmp_path, capsys):
 def test_cascade_and_deformable_convolutions_are_counted(tmp_path):
     cascade = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
     deformable = ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[False, False, False, True]", "MODEL.RESNETS.DEFORM_MODULATED", "True"]
-    arguments = ["--config-file", "mask_rcnn_ResNeSt14_FPN_shapes", "--size", "64", *OPTIONS, "MODEL.MASK_ON", "False"]
+    arguments = ["--config-file", "mask_rcnn_ResNeSt14_FPN_overfit", "--size", "64", *OPTIONS, "MODEL.MASK_ON", "False"]
     plain = analyze(tmp_path, *arguments)["parts"]
     both = analyze(tmp_path, *arguments, *cascade, *deformable)["parts"]
     assert "mask head" not in plain
     # The offsets' convolution has 27 outputs and runs, like the deformable one, before the stride.
     assert both["res5"]["multiply_adds"] - plain["res5"]["multiply_adds"] == 4 * 4 * 27 * 9 * 256
-    stage = 49 * 9 * 64**2 + 49 * 64 * 256 + 256 * (5 + 4)
+    stage = 49 * 9 * 64**2 + 49 * 64 * 256 + 256 * (81 + 4)
     assert both["box head"]["multiply_adds"] == 3 * 30 * stage
 
 

@@ -79,7 +79,7 @@ def test_last_checkpoint_that_names_an_absent_file(tmp_path):
 def test_weights_alone_cannot_be_resumed_from(tmp_path):
     model, _ = _trained()
     DetectionCheckpointer(model, str(tmp_path)).save("model_final")
-    with pytest.raises(UserError, match="has no optimizer and no iteration.*MODEL.WEIGHTS"):
+    with pytest.raises(UserError, match="has no optimizer and no iteration.*can start from its weights"):
         DetectionCheckpointer(model, str(tmp_path)).resume()
 
 

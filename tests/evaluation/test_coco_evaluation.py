@@ -452,7 +452,7 @@ def test_impossible_outputs_are_named(tmp_path):
         evaluator.process([{"image_id": 3}], [{**good, "classes": torch.tensor([4])}])
     with pytest.raises(UserError, match="image 3 of invented: a predicted box or score is not finite"):
         evaluator.process([{"image_id": 3}], [{**good, "scores": torch.tensor([math.nan])}])
-    with pytest.raises(UserError, match="MASK_ON"):
+    with pytest.raises(UserError, match="the model predicts no masks"):
         evaluator.process([{"image_id": 3}], [{k: v for k, v in good.items() if k != "masks"}])
 
 

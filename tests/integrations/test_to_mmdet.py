@@ -43,7 +43,14 @@ MODELS = {
     "panoptic": (PANOPTIC, []),
     "panoptic cascade": (
         PANOPTIC,
-        ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"],
+        [
+            "MODEL.ROI_HEADS.NAME",
+            "CascadeROIHeads",
+            "MODEL.ROI_HEADS.IOU_THRESHOLDS",
+            "[0.5]",
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+            "True",
+        ],
     ),
 }
 
@@ -210,7 +217,7 @@ def test_training_keys():
         ("MODEL.RPN.CONV_DIMS", "[-1, 32]"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", "[[16, 20], [32, 48], [64, 80], [128, 160], [256, 320]]"),
         ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5], [1.0], [1.0], [1.0], [1.0]]"),
-        ("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+        ("MODEL.RESNETS.RES2_OUT_CHANNELS", "96"),
         ("MODEL.RESNETS.DEEP_STEM", "False"),
         ("SOLVER.BIAS_LR_FACTOR", "2.0"),
         ("SOLVER.WEIGHT_DECAY_BIAS", "0.0"),

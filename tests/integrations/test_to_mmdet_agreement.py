@@ -34,7 +34,14 @@ from tests.helpers.mmdet_agreement import matched, own_results, panoptic_figures
 # The longer side of some images is what limits their size.
 TINY = typed(HERE | narrow(16, 64) | {"INPUT.MIN_SIZE_TEST": 100, "INPUT.MAX_SIZE_TEST": 118, "MODEL.FPN.OUT_CHANNELS": 32})
 MASK, PANOPTIC = "mask_rcnn_ResNeSt14_FPN_shapes", "panoptic_ResNeSt14_FPN_shapes"
-CASCADE = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
+CASCADE = [
+    "MODEL.ROI_HEADS.NAME",
+    "CascadeROIHeads",
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS",
+    "[0.5]",
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+    "True",
+]
 MODELS = {
     "faster": (MASK, ["MODEL.MASK_ON", "False"]),
     "mask": (MASK, []),

@@ -67,7 +67,7 @@ def test_a_run_from_the_command_line(finished, capsys):
     )
     assert "bbox per class" in capsys.readouterr().out
     assert (folder / "config.yaml").read_bytes() == before
-    with pytest.raises(UserError, match="TEST.EXPECTED_RESULTS: bbox AP50 is .*, expected 99"):
+    with pytest.raises(UserError, match="results differ from the expected ones: bbox AP50 is .*, expected 99"):
         main([*arguments[:2], "--eval-only", "--resume", "TEST.EXPECTED_RESULTS", "[['bbox', 'AP50', 99.0, 0.1]]"])
 
 
