@@ -42,6 +42,7 @@ setup(
         "pillow>=10.1",
         "pyyaml>=6.0",
         "tqdm>=4.60",
+        "tabulate>=0.8.10",
     ],
     extras_require={
         # A later minor version of ruff may format otherwise.

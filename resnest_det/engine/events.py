@@ -53,8 +53,11 @@ class TrainingLog:
         if "time" in self.histories:
             scalars["eta_seconds"] = self._seconds_left(iteration)
         self._write_line(iteration, scalars)
-        if (iteration + 1) % PERIOD == 0 or iteration == self.max_iter - 1:
+        due = (iteration + 1) % PERIOD == 0 or iteration == self.max_iter - 1
+        # The first line, with its estimate of the time left, comes as soon as an iteration was timed.
+        if due or iteration == self.start_iteration + TIMED_FROM:
             self._print(iteration, losses)
+        if due:
             for name, value in scalars.items():
                 smooth = name not in ("lr", "eta_seconds")
                 self.tensorboard.add_scalar(name, self.histories[name].median(PERIOD) if smooth else value, iteration)

@@ -2,6 +2,8 @@
 
 import math
 
+from tabulate import tabulate
+
 from resnest_det.errors import printable
 
 
@@ -57,10 +59,8 @@ def _class_table(per_class: dict[str, dict[str, float]]) -> str:
 
 
 def _table(rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    header, *others = rows
+    return tabulate(others, header, tablefmt="github", disable_numparse=True)
 
 
 def _number(value: float) -> str:

@@ -78,7 +78,20 @@ def run_builtin(cfg: CfgNode, options: RunOptions) -> dict:
         _write_config(cfg, keep=options.eval_only)
     if options.eval_only:
         return evaluate_only(cfg, last_checkpoint=options.resume)
-    return train(cfg, resume=options.resume)
+    results = train(cfg, resume=options.resume)
+    if is_main_process():
+        out, weights = Path(cfg.OUTPUT_DIR), Path(cfg.OUTPUT_DIR, "model_final.pth")
+        pictures = f"; pictures of predictions beside the truth in {out / 'inference'}" if cfg.DATASETS.TEST else ""
+        logger.info(
+            "Done: the model is %s%s. Next: tensorboard --logdir %s shows its curves; resnest-det train --config-file %s "
+            "--eval-only MODEL.WEIGHTS %s evaluates it, on another dataset with DATASETS.TEST",
+            weights,
+            pictures,
+            out,
+            options.config_file,
+            weights,
+        )
+    return results
 
 
 def _write_config(cfg: CfgNode, keep: bool) -> None:
