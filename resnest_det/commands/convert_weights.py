@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
     write(translated, options.out, options.to)
 
     variant = " or ".join(looks_like(weights.backbone)) or "a network that is none of the family"
-    print(f"{path}: {weights.layout} layout, {variant}")
+    print(f"{path}: {weights.layout} layout, {variant}" + (f", without {weights.taken_off}" if weights.taken_off else ""))
     left = sorted(weights.rest)
     if left:
         some = ", ".join(left[:3]) + (" ..." if len(left) > 3 else "")
