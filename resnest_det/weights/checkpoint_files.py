@@ -105,7 +105,8 @@ _STAND_INS = {
     "mmengine.logging.history_buffer.HistoryBuffer": _Inert,
     "builtins.getattr": _nothing,
     "argparse.Namespace": _Inert,
-    "pathlib.PosixPath": _nothing,  # among those flags
+    # Among those flags; Python 3.13 wrote the second pair.
+    **{f"{module}.{kind}Path": _nothing for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")},
 }
 
 _PLAIN_PICKLE = {

@@ -187,7 +187,8 @@ def test_several_networks_are_not_chosen_from(tmp_path, by_timm, other, wrap, na
 
 
 def test_flags_are_read_as_nothing(tmp_path):
-    torch.save({"args": argparse.Namespace(lr=0.1), "state_dict": {"x": torch.ones(1)}}, tmp_path / "x.pth")
+    flags = argparse.Namespace(lr=0.1, output=pathlib.Path("runs"), data=argparse.Namespace(folders=[pathlib.Path("x")]))
+    torch.save({"args": flags, "state_dict": {"x": torch.ones(1)}}, tmp_path / "x.pth")
     flags = read_checkpoint(tmp_path / "x.pth")["args"]
     assert not isinstance(flags, argparse.Namespace) and not vars(flags)
 
@@ -229,7 +230,8 @@ def test_a_file_without_a_head_is_no_classifiers(tmp_path, classifier, kind):
 def test_a_new_head_for_a_file_without_one(tmp_path, classifier, caplog):
     path = tmp_path / "x.pth"
     torch.save(headless(classifier, **{"fc.1.weight": classifier["fc.weight"]}), path)
-    model = create_model("resnest14", num_classes=CLASSES, checkpoint_path=path, new_head=True)
+    with caplog.at_level(logging.INFO):
+        model = create_model("resnest14", num_classes=CLASSES, checkpoint_path=path, new_head=True)
     assert "have no head, the model 10: its head is freshly initialised" in caplog.text
     assert torch.equal(model.res5[0].conv3.weight, classifier["layer4.0.conv3.weight"])
     assert 0.005 < model.linear.weight.std() < 0.02 and model.linear.bias.count_nonzero() == 0
