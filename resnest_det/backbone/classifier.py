@@ -359,7 +359,8 @@ def _load(
         classes = len(found["linear.weight"]) if found.keys() == head.keys() else None
         if new_head or (new_head is None and classes is not None and classes != model.num_classes):
             has = f"a head of {classes} classes" if classes else "no head"
-            logger.warning("weights %s have %s, the model %d: its head is freshly initialised", path, has, model.num_classes)
+            level = logging.INFO if new_head else logging.WARNING  # asked for in so many words, or inferred
+            logger.log(level, "weights %s have %s, the model %d: its head is freshly initialised", path, has, model.num_classes)
         elif classes is not None:
             backbone |= found  # whose shapes the report below names
         else:

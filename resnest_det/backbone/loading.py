@@ -70,9 +70,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike, *, allow_mismatch: b
     """Load a checkpoint into a classifier, a feature extractor, a backbone or a detector.
 
     The file's layout (the authors' and timm's, Detectron2's, MMDetection's) is recognised by its parameter names, under whatever
-    key and prefix training code put them. A file
-    without detector heads sets a detector's backbone; a file of a detector sets all of it. Either everything that has to
-    fit is copied, or nothing is.
+    key and prefix training code put them. A file without detector heads sets a detector's backbone; a file of a detector sets
+    all of it. Either everything that has to fit is copied, a classifier's head included, or nothing is.
 
     Args:
         model: on any device.

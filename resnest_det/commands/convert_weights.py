@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> None:
     write(translated, options.out, options.to)
 
     variant = " or ".join(looks_like(weights.backbone)) or "a network outside the family"
-    print(printable(f"{path}: {weights.layout} layout, {variant}"))
+    without = f", without {weights.taken_off}" if weights.taken_off else ""
+    print(printable(f"{path}: {weights.layout} layout, {variant}{without}"))
     left = sorted(weights.rest)
     if left:
         some = ", ".join(left[:3]) + (" ..." if len(left) > 3 else "")

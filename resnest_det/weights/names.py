@@ -104,8 +104,8 @@ def state_dict_of(checkpoint: dict, use_ema: bool = True) -> tuple[dict[str, Ten
     networks = [(key, state, prefix) for key, state in candidates for prefix in _prefixes(state)]
     found = networks or [(key, state, "") for key, state in candidates]
 
-    averaged = [each for each in found if _is_averaged(each[0] + each[2])]
-    others = [each for each in found if not _is_averaged(each[0] + each[2])]
+    averaged = [each for each in found if _is_averaged(f"{each[0]}.{each[2]}")]
+    others = [each for each in found if not _is_averaged(f"{each[0]}.{each[2]}")]
     chosen = (averaged if use_ema else others) or found
     best = min(_rank(key) for key, *_ in chosen)
     chosen = [each for each in chosen if _rank(each[0]) == best]
@@ -145,17 +145,18 @@ def _is_averaged(name: str) -> bool:
 
 def _prefixes(state: dict[str, Tensor]) -> list[str]:
     """What stands before the names of each ResNeSt or ResNet, other than a prefix of `BACKBONE_PREFIXES`; "" for nothing."""
-    if find_backbone(state) is not None:
-        return [""]
     found = {}
     for name in state:
         first_block = re.fullmatch(r"((?:.*\.)?)(?:layer1|res2)\.0\.conv1\.weight", name)
         if first_block:
             prefix = first_block[1]
             if any(prefix + sign in state for signs in _SIGNS.values() for sign in signs if not sign.startswith("res2.")):
-                known = next(each for each in BACKBONE_PREFIXES if prefix.endswith("." + each) or each == "")
+                known = next(each for each in BACKBONE_PREFIXES if prefix == each or prefix.endswith("." + each))
                 found[prefix.removesuffix(known)] = None
-    return list(found)
+    if "" in found:
+        return [prefix for prefix in found if prefix == "" or _is_averaged(prefix)]
+    # A part of a network, or Detectron's names, are known only where nothing but a prefix of a backbone is before them.
+    return list(found) or ([""] if find_backbone(state) else [])
 
 
 def find_backbone(names) -> tuple[str, str] | None:

@@ -53,7 +53,8 @@ _STAND_INS = {
     "builtins.getattr": nothing,
     "__builtin__.getattr": nothing,
     "argparse.Namespace": inert(),
-    "pathlib.PosixPath": nothing,  # among those flags
+    # Among those flags; Python 3.13 wrote the second pair.
+    **{f"{module}.{kind}Path": nothing for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")},
 }
 _UNUSABLE = {
     "_rebuild_sparse_tensor": "that is sparse",

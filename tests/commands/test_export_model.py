@@ -67,6 +67,8 @@ def test_bad_input_is_refused_before_weights_are_fetched(tmp_path, monkeypatch):
     monkeypatch.setitem(main.__globals__, "create_model", no_model)
     with pytest.raises(UserError, match="its folder does not exist"):
         main(["--model", "resnest14", "--format", "torchscript", "--out", str(tmp_path / "none" / "m.pt")])
+    with pytest.raises(UserError, match="opset 13 is for onnx, the format is torchscript"):
+        main(["--model", "resnest14", "--format", "torchscript", "--opset", "13", "--out", str(tmp_path / "m.pt")])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install"):
         main(["--model", "resnest14", "--format", "onnx", "--out", str(tmp_path / "m.onnx")])

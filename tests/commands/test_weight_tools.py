@@ -98,6 +98,91 @@ def test_classify_names_the_five_most_probable(tmp_path, capsys, monkeypatch):
     assert "tiger cat" in lines[1] and "goldfish" in lines[2] and "toilet tissue" in lines[3] and "tench" in lines[4]
 
 
+def test_classify_with_classes_of_ones_own(tmp_path, capsys, checkpoint):
+    Image.fromarray(np.arange(60 * 80, dtype=np.uint16).reshape(60, 80) * 13).save(tmp_path / "deep.png")
+    (tmp_path / "names.txt").write_text("\ufeffoak\r\nash \n\nbeech\n", encoding="utf-8")
+    arguments = [tmp_path / "deep.png", "--model", "resnest14", "--checkpoint", checkpoint, "--num-classes", 3]
+    run("classify", *arguments, "--names", tmp_path / "names.txt")
+    named = [line.split("%  ") for line in capsys.readouterr().out.splitlines()[1:]]
+    run("classify", *arguments)
+    numbered = [line.split("%  ") for line in capsys.readouterr().out.splitlines()[1:]]
+    assert sorted(name for _, name in named) == ["ash", "beech", "oak"]
+    assert [["oak", "ash", "beech"][int(name.removeprefix("class "))] for _, name in numbered] == [name for _, name in named]
+    assert [share for share, _ in named] == [share for share, _ in numbered]
+
+
+@pytest.mark.parametrize(
+    "extra, reason",
+    [
+        (["--num-classes", 3], "--num-classes needs a --checkpoint"),
+        (["--num-classes", 0, "--checkpoint", "x.pth"], "--num-classes is 0, expected at least 1"),
+        (["--num-classes", 3, "--checkpoint", "x.pth", "--names", "{names}"], "names.txt has 2 names, expected 3"),
+        (["--names", "{names}"], "names.txt has 2 names, expected 1000"),
+        (["--names", "gone.txt"], "--names gone.txt cannot be read: No such file"),
+        (["--names", "{binary}"], "--names .*binary.txt cannot be read: it is no UTF-8 text"),
+    ],
+)
+def test_classify_refuses_before_it_reads(tmp_path, extra, reason):
+    (tmp_path / "names.txt").write_text("oak\nash\n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x80")
+    paths = {"{names}": tmp_path / "names.txt", "{binary}": tmp_path / "binary.txt"}
+    with pytest.raises(UserError, match=reason):
+        run("classify", tmp_path / "none.png", *(paths.get(each, each) for each in extra))
+
+
+def test_tools_refuse_a_file_whose_head_would_be_random(tmp_path, checkpoint):
+    state = read_checkpoint(checkpoint)["state_dict"]
+    torch.save({name: value for name, value in state.items() if not name.startswith("fc.")}, tmp_path / "headless.pth")
+    Image.new("RGB", (50, 70)).save(tmp_path / "x.png")
+    class_folders(tmp_path / "data", images_each=1)
+    weights = ["--model", "resnest14", "--num-classes", 3, "--checkpoint"]
+    jobs = {
+        "classify": [tmp_path / "x.png"],
+        "verify_imagenet": ["--data", tmp_path / "data"],
+        "export_model": ["--format", "torchscript", "--out", tmp_path / "m.pt"],
+    }
+    for tool, arguments in jobs.items():
+        with pytest.raises(UserError, match="headless.pth: they have no classification head"):
+            run(tool, *arguments, *weights, tmp_path / "headless.pth")
+    weights[3] = 4
+    (tmp_path / "data" / "n04").mkdir()
+    Image.new("RGB", (50, 70)).save(tmp_path / "data" / "n04" / "x.png")
+    for tool, arguments in jobs.items():
+        with pytest.raises(UserError, match=r"linear.weight \(3, 2048\) in the file, \(4, 2048\) in the model"):
+            run(tool, *arguments, *weights, checkpoint)
+    assert not (tmp_path / "m.pt").exists()
+    run(
+        "export_model",
+        *jobs["export_model"],
+        "--model",
+        "resnest14",
+        "--num-classes",
+        0,
+        "--checkpoint",
+        tmp_path / "headless.pth",
+    )
+    assert (tmp_path / "m.pt").exists()
+
+
+def test_convert_says_what_was_around_the_network(tmp_path, capsys, checkpoint):
+    state = {f"model.{name}": value for name, value in read_checkpoint(checkpoint)["state_dict"].items()}
+    torch.save({"state_dict": state}, tmp_path / "x.pth")
+    run("convert_weights", tmp_path / "x.pth", tmp_path / "y.pth", "--to", "timm")
+    assert "timm layout, resnest14, without the key 'state_dict' and the prefix 'model.'" in capsys.readouterr().out
+
+
+def test_verify_imagenet_reads_every_mode(tmp_path, checkpoint):
+    class_folders(tmp_path, images_each=1)
+    ramp = np.tile(np.arange(80, dtype=np.uint16) * 800, (60, 1))
+    for name, pixels in (("n01", ramp), ("n02", ramp.astype(np.float32) / 65535)):
+        Image.fromarray(pixels).save(tmp_path / name / "deep.tif")
+    arguments = ["--data", tmp_path, "--model", "resnest14", "--checkpoint", checkpoint, "--num-classes", 3, "--workers", 0]
+    run("verify_imagenet", *arguments)
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "n03" / "deep.tif")
+    with pytest.raises(UserError, match="n03/deep.tif: float pixels go from 0 to 63200"):
+        run("verify_imagenet", *arguments)
+
+
 def test_classify_image_that_cannot_be_read(tmp_path):
     (tmp_path / "x.jpg").write_text("no image")
     with pytest.raises(UserError, match="x.jpg cannot be read"):

@@ -123,6 +123,66 @@ def test_embeddings_of_other_channels_and_bgr_alone(tmp_path):
     assert_same(run(images.flip(1)), [model(images)])
 
 
+@pytest.mark.parametrize("opset", [11, 17, 21])
+@torch.no_grad()
+def test_onnx_of_older_and_newer_operators(tmp_path, opset):
+    for name in BACK_ENDS["onnx"]:
+        pytest.importorskip(name)
+    import onnx
+
+    model = small_model("resnest50_fast_1s2x40d", output_stride=8) if opset == 11 else small_model(global_pool="avgmax")
+    export_model(DeployedModel(model), tmp_path / "m.onnx", "onnx", opset=opset)
+    assert onnx.load(str(tmp_path / "m.onnx")).opset_import[0].version == opset
+    run, images = run_onnx(tmp_path / "m.onnx"), torch.randn(3, 3, 90, 131)
+    assert_same(run(images), [model(images)])
+
+
+@pytest.mark.parametrize("opset", [11])
+@torch.no_grad()
+def test_onnx_feature_maps_of_older_operators(tmp_path, opset):
+    for name in BACK_ENDS["onnx"]:
+        pytest.importorskip(name)
+    model, images = small_model(features_only=True), torch.randn(3, 3, 90, 131)
+    export_model(DeployedModel(model), tmp_path / "m.onnx", "onnx", opset=opset)
+    assert_same(run_onnx(tmp_path / "m.onnx")(images), model(images))
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda model: model.half(), r"takes float32 models, stem.conv1_1.weight is float16: call model.float\(\) first"),
+        (lambda model: model.bfloat16(), "is bfloat16: call"),
+        (lambda model: model.double(), "is float64: call"),
+        (lambda model: model.to("meta"), "is on the meta device and has none"),
+        (torch.nn.DataParallel, "not a DataParallel: give its .module"),
+        (torch.compile, "not a OptimizedModule: give its ._orig_mod"),
+        (lambda model: torch.jit.script(model.eval()), "not a RecursiveScriptModule"),
+        (lambda model: model.res2, "not a Sequential"),
+    ],
+)
+def test_models_of_other_types_are_named(change, reason):
+    with pytest.raises(UserError, match=reason) as error:
+        DeployedModel(change(small_model()))
+    assert "\n" not in str(error.value)
+
+
+def test_models_that_were_changed_later_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"is float16: call model.float\(\) first"):
+        export_model(DeployedModel(small_model()).half(), tmp_path / "m.pt", "torchscript")
+    with pytest.raises(UserError, match=r"takes a DeployedModel, not a Classifier: give it DeployedModel\(model\)"):
+        export_model(small_model(), tmp_path / "m.pt", "torchscript")
+    assert not list(tmp_path.iterdir())
+
+
+def test_opsets_that_are_not_written_are_named(tmp_path):
+    for opset in (10, 22):
+        with pytest.raises(UserError, match=f"opset {opset} is not supported; supported: 11 to 21"):
+            export.check_opset(opset, "onnx")
+    with pytest.raises(UserError, match="opset 13 is for onnx, the format is torchscript"):
+        export_model(DeployedModel(small_model()), tmp_path / "m.pt", "torchscript", opset=13)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_with_other_numbers_is_refused_and_what_was_there_stays(tmp_path, monkeypatch):
     path, model = tmp_path / "m.pt", DeployedModel(small_model())
     path.write_bytes(b"the last good one")
