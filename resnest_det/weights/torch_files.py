@@ -11,6 +11,7 @@ import struct
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +23,8 @@ from torch import Tensor
 from resnest_det.errors import UserError
 from resnest_det.weights.pickles import DataUnpickler, Refused, Unusable, inert, nothing
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18  # bytes that are read and counted at a time: they fit into a processor's cache
+_HEADER = 30  # bytes before a record's name
 _MOST_DIMENSIONS = 32
 _DTYPES = {
     str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype) and not str(dtype).startswith("torch.q")
@@ -123,11 +125,8 @@ class _TorchUnpickler(DataUnpickler):
         if metadata:
             return Unusable("that is a conjugate or negative view")
         numbers = (offset, *shape, *strides)
-        if (
-            len(shape) != len(strides)
-            or len(shape) > _MOST_DIMENSIONS
-            or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
-        ):
+        odd = set(map(type, numbers)) != {int} or min(numbers) < 0 or max(numbers) >= 1 << 62
+        if odd or len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
             raise pickle.UnpicklingError(f"a tensor has the shape {str(shape)[:80]} and the strides {str(strides)[:80]}")
         dtype = dtype or storage.dtype
         count = math.prod(shape)
@@ -195,13 +194,13 @@ def read_archive(path: Path, crcs: dict[int, int]):
             if record.file_size != count or left < 0:
                 raise pickle.UnpicklingError(f"record {key[:40]} has {record.file_size} bytes, and {count} are asked for")
             content = torch.empty(count, dtype=torch.uint8)
-            crcs[content.data_ptr()] = _read_record(file, size, record, memoryview(content.numpy()))
+            crcs[content.data_ptr()] = _read_record(file.fileno(), size, record, memoryview(content.numpy()))
             return content
 
         def small(name: str, most: int) -> bytes:
             record = archive[folder + name]
             content = bytearray(min(record.file_size, most))
-            _read_record(file, size, record, memoryview(content))
+            _read_record(file.fileno(), size, record, memoryview(content))
             return bytes(content)
 
         if f"{folder}byteorder" in archive and small("byteorder", 10).decode() != sys.byteorder:
@@ -210,36 +209,37 @@ def read_archive(path: Path, crcs: dict[int, int]):
         return _TorchUnpickler(BytesIO(program), size, storage).load()
 
 
-def _read_record(file: IO[bytes], size: int, record: zipfile.ZipInfo, into: memoryview) -> int:
-    """Fill `into` with a record of the archive; its CRC-32, counted meanwhile."""
-    name = record.orig_filename
+def _read_record(handle: int, size: int, record: zipfile.ZipInfo, into: memoryview) -> int:
+    """Fill `into` with a record of the archive that is open at `handle`; its CRC-32, counted meanwhile."""
+    shown = record.orig_filename[:80]
     if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
-        raise pickle.UnpicklingError(f"record {name[:80]} is compressed, which torch.save never does")
-    file.seek(record.header_offset)
-    header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise pickle.UnpicklingError(f"record {name[:80]} is not where the archive's table of contents says")
-    lengths = struct.unpack("<HH", header[26:])
-    if file.read(lengths[0]) != name.encode("utf-8" if record.flag_bits & 0x800 else "cp437"):
-        raise pickle.UnpicklingError(f"record {name[:80]} has another name in the archive's table of contents")
-    file.seek(lengths[1], os.SEEK_CUR)
-    if len(into) != record.file_size or file.tell() + len(into) > size:
-        raise pickle.UnpicklingError(f"record {name[:80]} of {record.file_size} bytes does not fit into the file")
-    crc = _fill(file, into)
+        raise pickle.UnpicklingError(f"record {shown} is compressed, which torch.save never does")
+    name = record.orig_filename.encode("utf-8" if record.flag_bits & 0x800 else "cp437")
+    header = os.pread(handle, _HEADER + len(name), record.header_offset)
+    if len(header) < _HEADER + len(name) or header[:4] != b"PK\x03\x04":
+        raise pickle.UnpicklingError(f"record {shown} is not where the archive's table of contents says")
+    name_length, extra_length = struct.unpack("<HH", header[26:_HEADER])
+    if header[_HEADER:] != name or name_length != len(name):
+        raise pickle.UnpicklingError(f"record {shown} has another name in the archive's table of contents")
+    start = record.header_offset + _HEADER + name_length + extra_length
+    if len(into) != record.file_size or start + len(into) > size:
+        raise pickle.UnpicklingError(f"record {shown} of {record.file_size} bytes does not fit into the file")
+    crc = _fill(into, lambda view, done: os.preadv(handle, [view], start + done))
     if crc != record.CRC:
-        raise pickle.UnpicklingError(f"record {name[:80]} is not what was written (its CRC differs)")
+        raise pickle.UnpicklingError(f"record {shown} is not what was written (its CRC differs)")
     return crc
 
 
-def _fill(file: IO[bytes], into: memoryview) -> int:
-    """Read as many bytes as `into` has; their CRC-32."""
+def _fill(into: memoryview, read: Callable[[memoryview, int], int]) -> int:
+    """Have `read` fill all of `into`, told each time how much is done; the CRC-32 of it."""
     crc = done = 0
     while done < len(into):
-        got = file.readinto(into[done : done + _CHUNK])
-        if not got:
+        part = into[done : done + _CHUNK]
+        count = read(part, done)
+        if not count:
             raise EOFError("it ends before its last byte")
-        crc = zlib.crc32(into[done : done + got], crc)
-        done += got
+        crc = zlib.crc32(part[:count], crc)
+        done += count
     return crc
 
 
@@ -280,5 +280,5 @@ def read_stream(path: Path, crcs: dict[int, int]):
             (numbers,) = struct.unpack("<q", file.read(8))
             if numbers <= 0 < count or (numbers and count % numbers) or (numbers and count // numbers not in (1, 2, 4, 8, 16)):
                 raise pickle.UnpicklingError(f"storage {key[:40]} of {count} bytes has {numbers} numbers")
-            crcs[content.data_ptr()] = _fill(file, memoryview(content.numpy()))
+            crcs[content.data_ptr()] = _fill(memoryview(content.numpy()), lambda view, _: file.readinto(view))
     return content_of_file
