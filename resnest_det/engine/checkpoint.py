@@ -81,7 +81,7 @@ class DetectionCheckpointer(Checkpointer):
                 "to start a new training from its weights, give it as MODEL.WEIGHTS without --resume"
             )
         iteration, seed = checkpoint["iteration"], checkpoint.get("seed")
-        if not _is_count(iteration):
+        if type(iteration) is not int or not -1 <= iteration < _MOST_ITERATIONS:  # -1: none is done
             raise UserError(f"checkpoint {path}: 'iteration' is {repr(iteration)[:80]}, expected a number of iterations")
         if seed is not None and not _is_count(seed, 1 << 128):
             raise UserError(f"checkpoint {path}: 'seed' is {repr(seed)[:80]}, expected a number that is not negative")
@@ -138,7 +138,7 @@ def _check_model(saved: dict, wanted: dict[str, torch.Tensor]) -> None:
     check_numbers(saved)
 
 
-def _is_count(value, below: int = _MOST_ITERATIONS) -> bool:
+def _is_count(value, below: int) -> bool:
     return type(value) is int and 0 <= value < below
 
 

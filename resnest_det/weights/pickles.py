@@ -162,7 +162,7 @@ class DataUnpickler(pickle._Unpickler):
         try:
             return self._functions[f"{module}.{name}"]
         except KeyError:
-            raise Refused(f"{module}.{name}") from None
+            raise Refused(ascii(f"{module}.{name}")[1:-1][:100]) from None
 
     def take(self, count: int) -> None:
         """Account for `count` bytes that are made.

@@ -2,9 +2,9 @@
 
     python -m tests.fuzz.checkpoints --count 10000 --seed 0
 
-reads that many damaged files of each kind, under a limit of memory, and prints those that ended in anything else: other content, an
-error that is not `UserError`, a message of several lines, more than `SECONDS`. The file that was read last stays in the folder of
---keep, for a damage that ends the interpreter. A short run of it is in the suite.
+reads that many damaged files of each kind, under a limit of memory, and prints those that ended in anything else: other content,
+an error that is not `UserError`, a message of several lines, more than `SECONDS`. The file that was read last stays in the folder
+of --keep, for a damage that ends the interpreter. A short run of it is in the suite.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, printable
 from resnest_det.weights.checkpoint_files import read_checkpoint, save_safetensors, with_digests
 
 SECONDS = 15  # to refuse a file
@@ -101,7 +101,7 @@ def problem_of(path: Path, expected) -> str:
     except UserError as error:
         problem = (
             ""
-            if str(error).isprintable() and len(str(error)) < 1000
+            if printable(str(error)) == str(error) and len(str(error)) < 600
             else f"a message of {len(str(error))} characters: {error!s:.200}"
         )
     except BaseException as error:  # a MemoryError, a RecursionError and an exit are findings too
