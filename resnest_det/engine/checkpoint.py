@@ -214,7 +214,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
         for name, value in values.items():
             if problem := _optimizer_problem(value, parameters[index]):
                 raise UserError(f"cannot resume: the optimizer's {str(name)[:80]} of parameter {index} {problem}")
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    # Copied, since the tensors may lie in a map of the file, which can be overwritten while the run goes on.
+    copies = {
+        index: {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+        for index, values in state.items()
+    }
+    optimizer.load_state_dict({"state": copies, "param_groups": groups})
 
 
 def _optimizer_problem(value, parameter: torch.Tensor) -> str:

@@ -5,13 +5,13 @@ a record's CRC is counted while it is read, and every length is held against the
 """
 
 import math
+import mmap
 import os
 import pickle
 import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +24,7 @@ from resnest_det.errors import UserError
 from resnest_det.weights.pickles import DataUnpickler, Refused, Unusable, inert, nothing
 
 _CHUNK = 1 << 18  # bytes that are read and counted at a time: they fit into a processor's cache
+_ALIGNMENT = 16  # bytes, the largest number; torch.save has records begin at multiples of 64
 _HEADER = 30  # bytes before a record's name
 _MOST_DIMENSIONS = 32
 _DTYPES = {
@@ -162,6 +163,8 @@ def _called(function, kind, arguments, state):
 def read_archive(path: Path, crcs: dict[int, int]):
     """The content of a zip archive that `torch.save` wrote.
 
+    The tensors lie in a map of the file, not in copies: copy what is to be kept for longer than a moment.
+
     Args:
         crcs: is given the CRC-32 of each storage by the address of its bytes.
 
@@ -184,58 +187,64 @@ def read_archive(path: Path, crcs: dict[int, int]):
         if len(archive) < len(members) or len(programs) > 1:
             raise pickle.UnpicklingError("its archive has two records of one name")
         size = os.fstat(file.fileno()).st_size
-        folder = programs[0].removesuffix("data.pkl")
-        left = size
+        # Private: what is written to a tensor stays in memory. The map lives as long as a tensor in it.
+        content_of_file = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+    folder = programs[0].removesuffix("data.pkl")
+    left = size
 
-        def storage(key: str, count: int) -> Tensor:
-            nonlocal left
-            record = archive[f"{folder}data/{key}"]
-            left -= count  # records may lie over each other
-            if record.file_size != count or left < 0:
-                raise pickle.UnpicklingError(f"record {key[:40]} has {record.file_size} bytes, and {count} are asked for")
-            content = torch.empty(count, dtype=torch.uint8)
-            crcs[content.data_ptr()] = _read_record(file.fileno(), size, record, memoryview(content.numpy()))
-            return content
+    def storage(key: str, count: int) -> Tensor:
+        nonlocal left
+        record = archive[f"{folder}data/{key}"]
+        left -= count  # records may lie over each other
+        if record.file_size != count or left < 0:
+            raise pickle.UnpicklingError(f"record {key[:40]} has {record.file_size} bytes, and {count} are asked for")
+        start = _checked_start(content_of_file, record)
+        content = (
+            torch.frombuffer(content_of_file, dtype=torch.uint8, offset=start, count=count)
+            if count
+            else torch.empty(0, dtype=torch.uint8)
+        )
+        content = content if start % _ALIGNMENT == 0 else content.clone()
+        crcs[content.data_ptr()] = record.CRC
+        return content
 
-        def small(name: str, most: int) -> bytes:
-            record = archive[folder + name]
-            content = bytearray(min(record.file_size, most))
-            _read_record(file.fileno(), size, record, memoryview(content))
-            return bytes(content)
+    def small(name: str) -> bytes:
+        record = archive[folder + name]
+        start = _checked_start(content_of_file, record)
+        return content_of_file[start : start + record.file_size]
 
-        if f"{folder}byteorder" in archive and small("byteorder", 10).decode() != sys.byteorder:
-            raise pickle.UnpicklingError("it was written on a machine of another byte order")
-        program = small("data.pkl", size)
-        return _TorchUnpickler(BytesIO(program), size, storage).load()
+    if f"{folder}byteorder" in archive and small("byteorder").decode() != sys.byteorder:
+        raise pickle.UnpicklingError("it was written on a machine of another byte order")
+    return _TorchUnpickler(BytesIO(small("data.pkl")), size, storage).load()
 
 
-def _read_record(handle: int, size: int, record: zipfile.ZipInfo, into: memoryview) -> int:
-    """Fill `into` with a record of the archive that is open at `handle`; its CRC-32, counted meanwhile."""
+def _checked_start(content: mmap.mmap, record: zipfile.ZipInfo) -> int:
+    """Where the bytes of a record begin in the archive's `content`, compared with its CRC-32."""
     shown = record.orig_filename[:80]
     if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
         raise pickle.UnpicklingError(f"record {shown} is compressed, which torch.save never does")
     name = record.orig_filename.encode("utf-8" if record.flag_bits & 0x800 else "cp437")
-    header = os.pread(handle, _HEADER + len(name), record.header_offset)
+    header = content[record.header_offset : record.header_offset + _HEADER + len(name)]
     if len(header) < _HEADER + len(name) or header[:4] != b"PK\x03\x04":
         raise pickle.UnpicklingError(f"record {shown} is not where the archive's table of contents says")
     name_length, extra_length = struct.unpack("<HH", header[26:_HEADER])
     if header[_HEADER:] != name or name_length != len(name):
         raise pickle.UnpicklingError(f"record {shown} has another name in the archive's table of contents")
     start = record.header_offset + _HEADER + name_length + extra_length
-    if len(into) != record.file_size or start + len(into) > size:
+    if start + record.file_size > len(content):
         raise pickle.UnpicklingError(f"record {shown} of {record.file_size} bytes does not fit into the file")
-    crc = _fill(into, lambda view, done: os.preadv(handle, [view], start + done))
-    if crc != record.CRC:
-        raise pickle.UnpicklingError(f"record {shown} is not what was written (its CRC differs)")
-    return crc
+    with memoryview(content) as whole, whole[start : start + record.file_size] as part:
+        if zlib.crc32(part) != record.CRC:
+            raise pickle.UnpicklingError(f"record {shown} is not what was written (its CRC differs)")
+    return start
 
 
-def _fill(into: memoryview, read: Callable[[memoryview, int], int]) -> int:
-    """Have `read` fill all of `into`, told each time how much is done; the CRC-32 of it."""
+def _fill(into: memoryview, file: IO[bytes]) -> int:
+    """Read as many bytes of `file` as `into` has; the CRC-32 of them."""
     crc = done = 0
     while done < len(into):
         part = into[done : done + _CHUNK]
-        count = read(part, done)
+        count = file.readinto(part)
         if not count:
             raise EOFError("it ends before its last byte")
         crc = zlib.crc32(part[:count], crc)
@@ -280,5 +289,5 @@ def read_stream(path: Path, crcs: dict[int, int]):
             (numbers,) = struct.unpack("<q", file.read(8))
             if numbers <= 0 < count or (numbers and count % numbers) or (numbers and count // numbers not in (1, 2, 4, 8, 16)):
                 raise pickle.UnpicklingError(f"storage {key[:40]} of {count} bytes has {numbers} numbers")
-            crcs[content.data_ptr()] = _fill(memoryview(content.numpy()), lambda view, _: file.readinto(view))
+            crcs[content.data_ptr()] = _fill(memoryview(content.numpy()), file)
     return content_of_file

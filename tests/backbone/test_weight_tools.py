@@ -190,7 +190,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path):
 @pytest.mark.parametrize("suffix", ["safetensors", "pkl"])
 def test_converted_file_tells_that_it_was_damaged(tmp_path, checkpoint, suffix):
     out = tmp_path / f"x.{suffix}"
-    convert_weights.main([str(checkpoint), str(out), "--to", "detectron2"])
+    run("convert_weights", checkpoint, out, "--to", "detectron2")
     whole = bytearray(out.read_bytes())
     middle = len(whole) // 2
     at = next(index for index in range(middle, len(whole)) if whole[index] < 64)  # in a pickle's text, one that stays a byte
