@@ -109,10 +109,17 @@ def _read_safetensors(path: Path) -> dict:
 
     with safe_open(path, "pt") as file:
         checkpoint = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-        metadata = file.metadata() or {}
+        metadata = {key: _from_json(text) for key, text in (file.metadata() or {}).items()}
     if key := digests.key_of_digests(metadata):
-        checkpoint[digests.KEY] = json.loads(metadata[key])
+        checkpoint[digests.KEY] = metadata[key]
     return checkpoint
+
+
+def _from_json(text: str):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # a file's metadata may be any text
 
 
 def save_safetensors(state: dict[str, Tensor]) -> bytes:
