@@ -81,7 +81,7 @@ class DetectionCheckpointer(Checkpointer):
                 "a new training can start from its weights, without resuming"
             )
         iteration, seed = checkpoint["iteration"], checkpoint.get("seed")
-        if not _is_count(iteration):
+        if type(iteration) is not int or not -1 <= iteration < _MOST_ITERATIONS:  # -1: none is done
             raise UserError(f"checkpoint {path}: 'iteration' is {repr(iteration)[:80]}, expected a number of iterations")
         if seed is not None and not _is_count(seed, 1 << 128):
             raise UserError(f"checkpoint {path}: 'seed' is {repr(seed)[:80]}, expected a number that is not negative")
@@ -138,7 +138,7 @@ def _check_model(saved: dict, wanted: dict[str, torch.Tensor]) -> None:
     check_numbers(saved)
 
 
-def _is_count(value, below: int = _MOST_ITERATIONS) -> bool:
+def _is_count(value, below: int) -> bool:
     return type(value) is int and 0 <= value < below
 
 
@@ -214,7 +214,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
         for name, value in values.items():
             if problem := _optimizer_problem(value, parameters[index]):
                 raise UserError(f"cannot resume: the optimizer's {str(name)[:80]} of parameter {index} {problem}")
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    # Copied, since the tensors may lie in a map of the file, which can be overwritten while the run goes on.
+    copies = {
+        index: {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+        for index, values in state.items()
+    }
+    optimizer.load_state_dict({"state": copies, "param_groups": groups})
 
 
 def _optimizer_problem(value, parameter: torch.Tensor) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from resnest_det.errors import UserError, nearest
+from resnest_det.errors import UserError
 from resnest_det.weights import digests
 from resnest_det.weights.pickles import DataUnpickler, Refused, UnusableTensor, plain
 from resnest_det.weights.torch_files import read_archive, read_stream
@@ -81,16 +81,13 @@ def _read(path: Path, head: bytes) -> dict:
     checkpoint = plain(checkpoint)
     if not isinstance(checkpoint, dict):
         raise UserError(f"checkpoint {path} holds a {type(checkpoint).__name__}, expected a dictionary of parameters")
-    # A name that is nearly this one is this one, damaged.
-    if found := nearest(digests.KEY, filter(_is_text, checkpoint), count=1, cutoff=0.75):
-        stored = checkpoint.pop(found[0])
+    if (key := digests.key_of_digests(checkpoint)) is not None:
+        stored = checkpoint.pop(key)
         if problem := digests.difference(stored, digests.digests_of(checkpoint, crcs)):
-            raise UserError(f"checkpoint {path} is damaged: {problem}")
+            raise UserError(
+                f"checkpoint {path} is damaged: {problem} (if it was changed on purpose, save it without {digests.KEY!r})"
+            )
     return checkpoint
-
-
-def _is_text(key) -> bool:
-    return isinstance(key, str)
 
 
 def _what_else(head: bytes) -> str:
@@ -112,10 +109,17 @@ def _read_safetensors(path: Path) -> dict:
 
     with safe_open(path, "pt") as file:
         checkpoint = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-        metadata = file.metadata() or {}
-    if found := nearest(digests.KEY, metadata, count=1, cutoff=0.75):
-        checkpoint[digests.KEY] = json.loads(metadata[found[0]])
+        metadata = {key: _from_json(text) for key, text in (file.metadata() or {}).items()}
+    if key := digests.key_of_digests(metadata):
+        checkpoint[digests.KEY] = metadata[key]
     return checkpoint
+
+
+def _from_json(text: str):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # a file's metadata may be any text
 
 
 def save_safetensors(state: dict[str, Tensor]) -> bytes:

@@ -8,6 +8,8 @@ import zlib
 import torch
 from torch import Tensor
 
+from resnest_det.errors import nearest
+
 KEY = "resnest_det_digests"
 _REST = ""  # the digest of everything that is no tensor: names, types, shapes and plain values
 _MOST_VALUES = 2_000_000
@@ -50,6 +52,16 @@ def digests_of(content, known: dict[int, int] | None = None) -> dict[str, int]:
     visit(content, ())
     digests[_REST] = zlib.crc32("\0".join(rest).encode("utf-8", "surrogatepass"))
     return digests
+
+
+def key_of_digests(content: dict) -> str | None:
+    """The key that digests are under in `content`, also where the key itself is damaged; None if there are none."""
+    if KEY in content:
+        return KEY
+    for key, value in content.items():
+        if isinstance(value, dict) and _REST in value and all(type(digest) is int for digest in value.values()):
+            return key
+    return next(iter(nearest(KEY, [key for key in content if isinstance(key, str)], count=1, cutoff=0.75)), None)
 
 
 def _digest(tensor: Tensor, known: dict[int, int]) -> int:

@@ -9,6 +9,7 @@ import collections
 import math
 import pickle
 import re
+from io import BytesIO
 from typing import IO
 
 import numpy as np
@@ -116,7 +117,9 @@ class DataUnpickler(pickle._Unpickler):
     """
 
     def __init__(self, file: IO[bytes], size: int):
-        super().__init__(_Bounded(file, size), encoding="latin1")
+        # A file in memory gives no more than it has by itself.
+        self._file = file if isinstance(file, BytesIO) else _Bounded(file, size)
+        super().__init__(self._file, encoding="latin1")
         # What is made from a file may be larger than the file, as views of one tensor are, within reason.
         self._left = 8 * size + (1 << 20)
         self._functions = {
@@ -132,8 +135,7 @@ class DataUnpickler(pickle._Unpickler):
             self._functions |= {f"{builtins}.bytes": bytes_of, f"{builtins}.set": self._set, f"{builtins}.complex": _complex}
 
     def load(self):
-        self._unframer = pickle._Unframer(self._file_read, self._file_readline)
-        self.read, self.readline = self._unframer.read, self._unframer.readline
+        self.read, self.readline = self._file.read, self._file.readline
         self.metastack, self.stack = [], []
         self.append = self.stack.append
         self.proto = 0
@@ -150,13 +152,17 @@ class DataUnpickler(pickle._Unpickler):
             if self.stack or self.metastack:
                 raise pickle.UnpicklingError("it ends in the middle") from None
             return stop.value
+        finally:
+            # They hold this object, and it the tensors: a circle that would keep them until somebody collects garbage.
+            self._functions.clear()
+            self.memo.clear()
         raise pickle.UnpicklingError(f"it has more than {_MOST_STEPS} instructions")
 
     def find_class(self, module, name):
         try:
             return self._functions[f"{module}.{name}"]
         except KeyError:
-            raise Refused(f"{module}.{name}") from None
+            raise Refused(ascii(f"{module}.{name}")[1:-1][:100]) from None
 
     def take(self, count: int) -> None:
         """Account for `count` bytes that are made.
@@ -233,6 +239,9 @@ class DataUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("what is given members is no set")
         self.stack[-1].update(map(_key, items))
 
+    def _frame(self):
+        self.read(8)  # frames only say how much could be read at once
+
     def _append(self):
         value = self.stack.pop()
         self._list().append(value)
@@ -259,6 +268,7 @@ class DataUnpickler(pickle._Unpickler):
             *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
         )
     } | {
+        pickle.FRAME[0]: _frame,
         pickle.BUILD[0]: _build,
         pickle.NEWOBJ[0]: _new_object,
         pickle.SETITEM[0]: _set_item,

@@ -5,6 +5,7 @@ a record's CRC is counted while it is read, and every length is held against the
 """
 
 import math
+import mmap
 import os
 import pickle
 import struct
@@ -22,7 +23,9 @@ from torch import Tensor
 from resnest_det.errors import UserError
 from resnest_det.weights.pickles import DataUnpickler, Refused, Unusable, inert, nothing
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18  # bytes that are read and counted at a time: they fit into a processor's cache
+_ALIGNMENT = 16  # bytes, the largest number; torch.save has records begin at multiples of 64
+_HEADER = 30  # bytes before a record's name
 _MOST_DIMENSIONS = 32
 _DTYPES = {
     str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype) and not str(dtype).startswith("torch.q")
@@ -127,11 +130,8 @@ class _TorchUnpickler(DataUnpickler):
         if metadata:
             return Unusable("that is a conjugate or negative view")
         numbers = (offset, *shape, *strides)
-        if (
-            len(shape) != len(strides)
-            or len(shape) > _MOST_DIMENSIONS
-            or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
-        ):
+        odd = set(map(type, numbers)) != {int} or min(numbers) < 0 or max(numbers) >= 1 << 62
+        if odd or len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
             raise pickle.UnpicklingError(f"a tensor has the shape {str(shape)[:80]} and the strides {str(strides)[:80]}")
         dtype = dtype or storage.dtype
         count = math.prod(shape)
@@ -167,6 +167,8 @@ def _called(function, kind, arguments, state):
 def read_archive(path: Path, crcs: dict[int, int]):
     """The content of a zip archive that `torch.save` wrote.
 
+    The tensors lie in a map of the file, not in copies: copy what is to be kept for longer than a moment.
+
     Args:
         crcs: is given the CRC-32 of each storage by the address of its bytes.
 
@@ -189,61 +191,68 @@ def read_archive(path: Path, crcs: dict[int, int]):
         if len(archive) < len(members) or len(programs) > 1:
             raise pickle.UnpicklingError("its archive has two records of one name")
         size = os.fstat(file.fileno()).st_size
-        folder = programs[0].removesuffix("data.pkl")
-        left = size
+        # Private: what is written to a tensor stays in memory. The map lives as long as a tensor in it.
+        content_of_file = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+    folder = programs[0].removesuffix("data.pkl")
+    left = size
 
-        def storage(key: str, count: int) -> Tensor:
-            nonlocal left
-            record = archive[f"{folder}data/{key}"]
-            left -= count  # records may lie over each other
-            if record.file_size != count or left < 0:
-                raise pickle.UnpicklingError(f"record {key[:40]} has {record.file_size} bytes, and {count} are asked for")
-            content = torch.empty(count, dtype=torch.uint8)
-            crcs[content.data_ptr()] = _read_record(file, size, record, memoryview(content.numpy()))
-            return content
+    def storage(key: str, count: int) -> Tensor:
+        nonlocal left
+        record = archive[f"{folder}data/{key}"]
+        left -= count  # records may lie over each other
+        if record.file_size != count or left < 0:
+            raise pickle.UnpicklingError(f"record {key[:40]} has {record.file_size} bytes, and {count} are asked for")
+        start = _checked_start(content_of_file, record)
+        content = (
+            torch.frombuffer(content_of_file, dtype=torch.uint8, offset=start, count=count)
+            if count
+            else torch.empty(0, dtype=torch.uint8)
+        )
+        content = content if start % _ALIGNMENT == 0 else content.clone()
+        crcs[content.data_ptr()] = record.CRC
+        return content
 
-        def small(name: str, most: int) -> bytes:
-            record = archive[folder + name]
-            content = bytearray(min(record.file_size, most))
-            _read_record(file, size, record, memoryview(content))
-            return bytes(content)
+    def small(name: str) -> bytes:
+        record = archive[folder + name]
+        start = _checked_start(content_of_file, record)
+        return content_of_file[start : start + record.file_size]
 
-        if f"{folder}byteorder" in archive and small("byteorder", 10).decode() != sys.byteorder:
-            raise pickle.UnpicklingError("it was written on a machine of another byte order")
-        program = small("data.pkl", size)
-        return _TorchUnpickler(BytesIO(program), size, storage).load()
+    if f"{folder}byteorder" in archive and small("byteorder").decode() != sys.byteorder:
+        raise pickle.UnpicklingError("it was written on a machine of another byte order")
+    return _TorchUnpickler(BytesIO(small("data.pkl")), size, storage).load()
 
 
-def _read_record(file: IO[bytes], size: int, record: zipfile.ZipInfo, into: memoryview) -> int:
-    """Fill `into` with a record of the archive; its CRC-32, counted meanwhile."""
-    name = record.orig_filename
+def _checked_start(content: mmap.mmap, record: zipfile.ZipInfo) -> int:
+    """Where the bytes of a record begin in the archive's `content`, compared with its CRC-32."""
+    shown = record.orig_filename[:80]
     if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
-        raise pickle.UnpicklingError(f"record {name[:80]} is compressed, which torch.save never does")
-    file.seek(record.header_offset)
-    header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise pickle.UnpicklingError(f"record {name[:80]} is not where the archive's table of contents says")
-    lengths = struct.unpack("<HH", header[26:])
-    if file.read(lengths[0]) != name.encode("utf-8" if record.flag_bits & 0x800 else "cp437"):
-        raise pickle.UnpicklingError(f"record {name[:80]} has another name in the archive's table of contents")
-    file.seek(lengths[1], os.SEEK_CUR)
-    if len(into) != record.file_size or file.tell() + len(into) > size:
-        raise pickle.UnpicklingError(f"record {name[:80]} of {record.file_size} bytes does not fit into the file")
-    crc = _fill(file, into)
-    if crc != record.CRC:
-        raise pickle.UnpicklingError(f"record {name[:80]} is not what was written (its CRC differs)")
-    return crc
+        raise pickle.UnpicklingError(f"record {shown} is compressed, which torch.save never does")
+    name = record.orig_filename.encode("utf-8" if record.flag_bits & 0x800 else "cp437")
+    header = content[record.header_offset : record.header_offset + _HEADER + len(name)]
+    if len(header) < _HEADER + len(name) or header[:4] != b"PK\x03\x04":
+        raise pickle.UnpicklingError(f"record {shown} is not where the archive's table of contents says")
+    name_length, extra_length = struct.unpack("<HH", header[26:_HEADER])
+    if header[_HEADER:] != name or name_length != len(name):
+        raise pickle.UnpicklingError(f"record {shown} has another name in the archive's table of contents")
+    start = record.header_offset + _HEADER + name_length + extra_length
+    if start + record.file_size > len(content):
+        raise pickle.UnpicklingError(f"record {shown} of {record.file_size} bytes does not fit into the file")
+    with memoryview(content) as whole, whole[start : start + record.file_size] as part:
+        if zlib.crc32(part) != record.CRC:
+            raise pickle.UnpicklingError(f"record {shown} is not what was written (its CRC differs)")
+    return start
 
 
-def _fill(file: IO[bytes], into: memoryview) -> int:
-    """Read as many bytes as `into` has; their CRC-32."""
+def _fill(into: memoryview, file: IO[bytes]) -> int:
+    """Read as many bytes of `file` as `into` has; the CRC-32 of them."""
     crc = done = 0
     while done < len(into):
-        got = file.readinto(into[done : done + _CHUNK])
-        if not got:
+        part = into[done : done + _CHUNK]
+        count = file.readinto(part)
+        if not count:
             raise EOFError("it ends before its last byte")
-        crc = zlib.crc32(into[done : done + got], crc)
-        done += got
+        crc = zlib.crc32(part[:count], crc)
+        done += count
     return crc
 
 
@@ -284,5 +293,5 @@ def read_stream(path: Path, crcs: dict[int, int]):
             (numbers,) = struct.unpack("<q", file.read(8))
             if numbers <= 0 < count or (numbers and count % numbers) or (numbers and count // numbers not in (1, 2, 4, 8, 16)):
                 raise pickle.UnpicklingError(f"storage {key[:40]} of {count} bytes has {numbers} numbers")
-            crcs[content.data_ptr()] = _fill(file, memoryview(content.numpy()))
+            crcs[content.data_ptr()] = _fill(memoryview(content.numpy()), file)
     return content_of_file

@@ -13,6 +13,9 @@ from resnest_det.errors import UserError
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.names import state_dict_of, to_own_names
 
+_LARGEST = 1e30  # what a bit turned in the exponent of an ordinary weight makes larger; squares are infinite soon after
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -79,18 +82,19 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def check_numbers(state: dict[str, Tensor]) -> None:
-    """Raises `UserError` for the first tensor with numbers that are complex, not a number or infinite."""
+    """Raises `UserError` for the first tensor with numbers that are complex, of 8 bits or fewer, not finite or absurd."""
     for name, value in state.items():
-        if value.is_complex():
-            raise UserError(f"{name} has complex numbers")
-        if value.is_floating_point() and value.numel() and not _finite(value):
-            raise UserError(f"{name} has values that are not finite (NaN or infinite)")
-
-
-def _finite(value: Tensor) -> bool:
-    # Least and largest are found in a thirtieth of the time of `isfinite`, and NaN is both of them.
-    least, largest = torch.aminmax(value if value.itemsize > 1 else value.float())
-    return math.isfinite(least) and math.isfinite(largest)
+        if value.is_complex() or (value.is_floating_point() and value.dtype not in _FLOATS):
+            raise UserError(f"{name} has numbers of type {value.dtype}, expected {', '.join(map(str, _FLOATS))} or integers")
+        if value.is_floating_point() and value.numel():
+            # Found in a thirtieth of the time of `isfinite`; NaN is both of them.
+            least, largest = map(float, torch.aminmax(value))
+            if not math.isfinite(least) or not math.isfinite(largest):
+                raise UserError(f"{name} has values that are not finite (NaN or infinite)")
+            if max(-least, largest) > _LARGEST:
+                raise UserError(
+                    f"{name} has a value of {max(-least, largest):.3g}, as a damaged file has: no parameter is so large"
+                )
 
 
 def other_kind(value: Tensor, target: Tensor) -> str:

@@ -259,3 +259,16 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, resnest_det_command):
         f"error: checkpoint {tmp_path}/x.pth is a web page, not a checkpoint: its address has moved"
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pkl"])
+def test_converted_file_tells_that_it_was_damaged(tmp_path, checkpoint, suffix):
+    out = tmp_path / f"x.{suffix}"
+    run("convert_weights", checkpoint, out, "--to", "detectron2")
+    whole = bytearray(out.read_bytes())
+    middle = len(whole) // 2
+    at = next(index for index in range(middle, len(whole)) if whole[index] < 64)  # in a pickle's text, one that stays a byte
+    whole[at] ^= 1
+    out.write_bytes(whole)
+    with pytest.raises(UserError, match=f"x.{suffix} is damaged: .* not the numbers that were written"):
+        read_checkpoint(out)

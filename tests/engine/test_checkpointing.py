@@ -122,3 +122,101 @@ def test_other_parameter_groups_are_refused():
     other = torch.optim.SGD([{"params": layers[0].parameters()}, {"params": layers[1].parameters()}], lr=0.1)
     with pytest.raises(UserError, match=r"groups of \[2, 2\] parameters, the checkpoint of \[6\]"):
         restore_optimizer(other, saved)
+
+
+def _saved(tmp_path, **changes):
+    """A checkpoint of an earlier version, without digests, with other content in some places."""
+    model, optimizer = _trained()
+    content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": 4, "seed": 7}
+    torch.save({**content, **changes}, tmp_path / "model_final.pth")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    return DetectionCheckpointer(model, str(tmp_path)), optimizer
+
+
+def test_checkpoint_of_an_earlier_version(tmp_path):
+    checkpointer, optimizer = _saved(tmp_path)
+    saved = checkpointer.resume()
+    restore_optimizer(optimizer, saved["optimizer"])
+    assert (saved["iteration"], saved["seed"]) == (4, 7)
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"iteration": "x"}, "'iteration' is 'x'"),
+        ({"iteration": -5}, "'iteration' is -5"),
+        ({"iteration": 2**70}, "'iteration' is"),
+        ({"iteration": True}, "'iteration' is True"),
+        ({"iteration": torch.ones(3)}, "'iteration' is tensor"),
+        ({"seed": "x"}, "'seed' is 'x'"),
+        ({"seed": -1}, "'seed' is -1"),
+        ({"grad_scaler": [1]}, "'grad_scaler' is a list"),
+        ({"grad_scaler": {"scale": float("inf")}}, "'grad_scaler' has inf for scale"),
+        ({"model": {"0.weight": "text"}}, "0.weight is a str"),
+        ({"model": {"0.weight": torch.ones(4, 3, dtype=torch.int8)}}, "0.weight is torch.int8 in the file"),
+        ({"model": {"0.weight": torch.full((4, 3), float("nan"))}}, "0.weight has values that are not finite"),
+        ({"model": {5: torch.ones(1)}}, "5 is a Tensor"),
+    ],
+)
+def test_values_that_a_run_cannot_go_on_with(tmp_path, changes, reason):
+    checkpointer, _ = _saved(tmp_path, **changes)
+    with pytest.raises(UserError, match=f"model_final.pth: {reason}") as caught:
+        checkpointer.resume()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda saved: [], "not what an optimizer saves"),
+        (lambda saved: {}, "not what an optimizer saves"),
+        (lambda saved: {**saved, "state": "x"}, "not what an optimizer saves"),
+        (lambda saved: {**saved, "param_groups": 5}, "not what an optimizer saves"),
+        (lambda saved: {**saved, "state": {99: {}}}, "state of parameter 99"),
+        (lambda saved: {**saved, "state": {0: 5}}, "state of parameter 0"),
+        (
+            lambda saved: {**saved, "state": {0: {"momentum_buffer": torch.zeros(3)}}},
+            r"momentum_buffer of parameter 0 is \(3,\) in",
+        ),
+        (lambda saved: {**saved, "state": {0: {"momentum_buffer": "x"}}}, "momentum_buffer of parameter 0 is a str"),
+        (
+            lambda saved: {**saved, "state": {0: {"momentum_buffer": torch.full((4, 3), torch.nan)}}},
+            "has values that are not finite",
+        ),
+        (
+            lambda saved: {**saved, "state": {0: {"momentum_buffer": torch.zeros(4, 3, dtype=torch.int8)}}},
+            "torch.int8 in the file",
+        ),
+    ],
+)
+def test_state_that_is_of_no_optimizer(change, reason):
+    _, optimizer = _trained()
+    before = optimizer.state_dict()
+    with pytest.raises(UserError, match=f"cannot resume: .*{reason}"):
+        restore_optimizer(optimizer, change(optimizer.state_dict()))
+    assert str(optimizer.state_dict()) == str(before)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b" \n", b"model_00", b"\0" * 17, b"\xff\xfe", b"../model_final.pth", b"a" * 5000, b".", b".."]
+)
+def test_last_checkpoint_that_is_damaged(tmp_path, content):
+    checkpointer, _ = _saved(tmp_path)
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    for use in (checkpointer.get_checkpoint_file, checkpointer.resume):
+        with pytest.raises(UserError, match="last_checkpoint (is damaged|names)") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    checkpointer.save("model_0000009", iteration=9)
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000009.pth")
+
+
+def test_one_bit_of_a_checkpoint(tmp_path):
+    model, optimizer = _trained()
+    checkpointer = DetectionCheckpointer(model, str(tmp_path), optimizer=optimizer)
+    checkpointer.save("model_final", iteration=4)
+    whole = bytearray((tmp_path / "model_final.pth").read_bytes())
+    whole[whole.index(model[0].weight.detach().numpy().tobytes()) + 5] ^= 1
+    (tmp_path / "model_final.pth").write_bytes(whole)
+    with pytest.raises(UserError, match="CRC differs"):
+        checkpointer.resume()
