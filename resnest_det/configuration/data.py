@@ -42,8 +42,8 @@ class TrainingImages:
 class RunData:
     """The datasets of a run, each read once: what it trains on, if it trains, and the datasets of DATASETS.TEST.
 
-    `trained_on` is what a checkpoint keeps of them: {"thing_classes", "stuff_classes": names, "thing_ids", "stuff_ids": ids in the
-    first dataset's file, in the order of the classes, as far as the model tells them apart; "input_format": INPUT.FORMAT}.
+    `trained_on` is what a checkpoint keeps of them: {"thing_classes", "stuff_classes": names, "thing_ids", "stuff_ids": ids in
+    the first dataset's file, in the order of the classes, as far as the model tells them apart; "input_format": INPUT.FORMAT}.
     """
 
     train: TrainingImages | None
@@ -60,8 +60,8 @@ def read_run_data(cfg, *, train: bool, trained_on: Mapping | None = None) -> Run
         trained_on: of the checkpoint that the data is for; its classes come in its order. None: in the first dataset's.
 
     Raises:
-        UserError: a dataset cannot be read, has nothing to train on, fewer images than there are processes, other classes than the
-            model or another dataset, or lacks a mask that MODEL.MASK_ON needs.
+        UserError: a dataset cannot be read, has nothing to train on, fewer images than there are processes, other classes than
+            the model or another dataset, or lacks a mask that MODEL.MASK_ON needs.
     """
     if train and not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty; name the dataset to train on, for instance ('coco_2017_train',)")
@@ -99,7 +99,8 @@ def hold_against_checkpoint(cfg, data: RunData, trained_on: object, checkpoint: 
         return data
     if trained_on.get("input_format", cfg.INPUT.FORMAT) != cfg.INPUT.FORMAT:
         raise UserError(
-            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but checkpoint {checkpoint} was trained on images in {trained_on['input_format']}"
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but checkpoint {checkpoint} was trained on images in "
+            f"{trained_on['input_format']}"
         )
     own = {name: trained_on[name] for name in lists if name in data.trained_on and name in trained_on}
     for dataset in data.test:

@@ -1,7 +1,7 @@
 """Annotation files as typed documents: the one place where their JSON becomes numbers and names.
 
-A number may be written as text ("12", "0.5"), a whole number as a float (640.0); null is as if the key were absent; everything else
-that is not of its type is refused with the file, the entry and the field (docs/data.md has the rules in one table).
+A number may be written as text ("12", "0.5"), a whole number as a float (640.0); null is as if the key were absent; everything
+else that is not of its type is refused with the file, the entry and the field (docs/data.md has the rules in one table).
 """
 
 import contextlib
@@ -138,7 +138,7 @@ def read_annotation_file(json_file: str, kind: type[_Document]) -> _Document:
     """Read a file as a document of `kind`, plain or compressed with gzip.
 
     Raises:
-        UserError: it cannot be read, is not JSON, lacks a list, or an entry is not what it should be; names file, entry and field.
+        UserError: it cannot be read, is not JSON, lacks a list, or an entry is not what it should be; names file, entry, field.
     """
     content = read_bytes(json_file)
     # The parser checks types as it goes, but its errors name no ids, and it does not know the NaN that Python writes. Whatever it
@@ -302,8 +302,8 @@ def check_names_differ(names: dict[int, str], json_file: str) -> None:
     for category_id, name in names.items():
         if ids.setdefault(name, category_id) != category_id:
             raise UserError(
-                f"{json_file}: categories {ids[name]} and {category_id} are both named {name!r}; remove one if it has no annotation, "
-                "or give them names of their own"
+                f"{json_file}: categories {ids[name]} and {category_id} are both named {name!r}; remove one if it has no "
+                "annotation, or give them names of their own"
             )
 
 

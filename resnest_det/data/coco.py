@@ -209,10 +209,10 @@ def _boxes_inside(annotations: list[Annotation], images: list[Image], json_file:
             meant = "corners x0, y0, x1, y1; write width and height in the place of x1 and y1"
         else:
             meant = "of images of another size, or width and height of the images are exchanged"
-        first = annotations[int(np.flatnonzero(wrong)[0])]
+        first = int(np.flatnonzero(wrong)[0])
         raise UserError(
-            f"{json_file}: {wrong.sum()} of {len(boxes)} boxes [x, y, width, height] {what}, the first that of annotation {first.id}, "
-            f"{list(first.bbox)} in an image of {images[annotations.index(first)].width} x "
-            f"{images[annotations.index(first)].height} pixels (width x height); they may be {meant}"
+            f"{json_file}: {wrong.sum()} of {len(boxes)} boxes [x, y, width, height] {what}, the first that of annotation "
+            f"{annotations[first].id}, {list(annotations[first].bbox)} in an image of {images[first].width} x "
+            f"{images[first].height} pixels (width x height); they may be {meant}"
         )
     return inside

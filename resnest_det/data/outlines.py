@@ -58,8 +58,8 @@ def _check_not_pairs(annotation: Annotation, json_file: str) -> None:
     lengths = [len(polygon) for polygon in annotation.segmentation]
     if len(lengths) >= 3 and set(lengths) == {2}:
         raise UserError(
-            f"{json_file}: annotation {annotation.id}: segmentation holds points [[x0, y0], [x1, y1], ...]; COCO's format is a list of "
-            "polygons [[x0, y0, x1, y1, ...], ...]"
+            f"{json_file}: annotation {annotation.id}: segmentation holds points [[x0, y0], [x1, y1], ...]; COCO's format is "
+            "a list of polygons [[x0, y0, x1, y1, ...], ...]"
         )
 
 
@@ -97,8 +97,8 @@ def _check_polygons(indices: list[int], annotations: Sequence, images: Sequence,
     width, height = (int(side) for side in sides[at])
     if not fits[at]:
         raise UserError(
-            f"{where}: its polygons span x {low[at][0]:g} to {high[at][0]:g}, y {low[at][1]:g} to {high[at][1]:g}, which does not fit "
-            f"the image of {width} x {height} pixels (width x height); clip them to the image, or leave the object out"
+            f"{where}: its polygons span x {low[at][0]:g} to {high[at][0]:g}, y {low[at][1]:g} to {high[at][1]:g}, which does "
+            f"not fit the image of {width} x {height} pixels (width x height); clip them to the image, or leave the object out"
         )
     raise UserError(
         f"{where}: its polygons are {lengths[at]:.3g} pixels long, in an image of {width} x {height} pixels (width x height)"

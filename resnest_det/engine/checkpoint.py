@@ -22,7 +22,8 @@ class DetectionCheckpointer(Checkpointer):
     """Saves the model and what else is needed to go on exactly, and reads it back.
 
     A file has the keys `model`, those of the checkpointables (`optimizer`, `scheduler`, `grad_scaler`),
-    `iteration` (the last one done), `seed` and `trained_on` (see `resnest_det.configuration.data.RunData`). The text file `last_checkpoint` names the newest.
+    `iteration` (the last one done), `seed` and `trained_on` (classes and input format, see
+    `resnest_det.configuration.data.RunData`). The text file `last_checkpoint` names the newest.
     """
 
     def __init__(self, model: nn.Module, save_dir: str, **checkpointables: Any):

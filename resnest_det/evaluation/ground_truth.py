@@ -23,8 +23,8 @@ def check_can_be_evaluated(dataset: Dataset, tasks: tuple[str, ...]) -> None:
     for annotation in (truth.annotations or ()) if "segm" in tasks else ():
         if not annotation.segmentation:
             raise UserError(
-                f"{json_file}: annotation {annotation.id} has no segmentation, which mask AP needs (MODEL.MASK_ON False evaluates "
-                "boxes alone)"
+                f"{json_file}: annotation {annotation.id} has no segmentation, which mask AP needs (MODEL.MASK_ON False "
+                "evaluates boxes alone)"
             )
 
 

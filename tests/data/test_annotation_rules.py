@@ -74,7 +74,9 @@ def test_a_crowd_is_one_to_training_and_evaluation(read, value, crowd):
         ("bbox", [1, 1, 4]), ("bbox", "1 1 4 4"), ("bbox", [[1, 1], [4, 4]]), ("bbox", [1, 1, 4, True]),
         ("category_id", "cat"), ("category_id", [3]), ("category_id", 2.5),
         ("segmentation", [[1, 1, 5, 1, float("nan"), 5]]), ("segmentation", [[1, 1, 5, 1, float("inf"), 5]]),
-        ("segmentation", [[1, 1, 5, 1, HUGE, 5]]), ("segmentation", [[1, 1, 5, 1, 5, None]]), ("segmentation", [[1, 1, 5, 1, 5, "b"]]),
+        ("segmentation", [[1, 1, 5, 1, HUGE, 5]]),
+        ("segmentation", [[1, 1, 5, 1, 5, None]]),
+        ("segmentation", [[1, 1, 5, 5, 5, "b"]]),
         ("segmentation", [[[1, 1], [5, 1], [5, 5]]]), ("segmentation", [1, 1, 5, 1, 5, 5]), ("segmentation", True),
     ],
 )  # fmt: skip

@@ -161,6 +161,20 @@ def test_quality_equals_the_definition_to_the_last_digit(seed, images):
     assert_same_quality(ours, quality_by_definition(*case))
 
 
+def test_quality_is_that_of_the_panoptic_api(tmp_path):
+    """Where it can be imported (github.com/cocodataset/panopticapi); it has no release."""
+    evaluation = pytest.importorskip("panopticapi.evaluation")
+    truth, prediction, maps = random_case(11, images=60)
+    paths = write_case(tmp_path, truth, prediction, maps)
+    categories = {category["id"]: category for category in CATEGORIES}
+    pairs = list(zip(truth["annotations"], prediction["annotations"]))
+    counts = evaluation.pq_compute_single_core(0, pairs, paths[1], paths[3], categories)
+    ours = quality_of_files(*paths)
+    for part, isthing in (("All", None), ("Things", True), ("Stuff", False)):
+        theirs, _ = counts.pq_average(categories, isthing=isthing)
+        assert ours[part] == pytest.approx({name: float(value) for name, value in theirs.items()}, abs=1e-15)
+
+
 def two_segments():
     """One image: left half a thing, right half stuff, predicted perfectly."""
     ids = np.zeros((4, 8), dtype=np.uint32)
