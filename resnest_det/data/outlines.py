@@ -86,7 +86,7 @@ def _check_polygons(indices: list[int], annotations: Sequence, images: Sequence,
         steps[ends] = np.abs(coordinates[first_point] - coordinates[ends]).max(axis=1)
         lengths = np.add.reduceat(steps, begins)
         finite = np.isfinite(lengths)
-    fits |= ~trained[indices] & finite
+    fits |= ~trained[indices]
     wrong = np.flatnonzero(~fits | ~(lengths <= _MAX_OUTLINE))
     if not len(wrong):
         return

@@ -172,6 +172,7 @@ def test_a_few_boxes_may_leave_their_image(read):
         ({"image": {"height": None}}, 'image 7: the key "height" is missing'),
         ({"image": {"width": True}}, "image 7: width must be a positive integer .*, not True"),
         ({"image": {"file_name": ["7.png"]}}, r"image 7: file_name must be text, not \['7.png'\]"),
+        ({"image": {"width": [20]}}, r"image 7: width must be a positive integer up to 1000000, not \[20\]"),
         ({"image": {"id": True}}, "image at position 0: id must be an integer, not True"),
         ({"annotation": {"id": None}}, 'annotation at position 0: the key "id" is missing'),
         ({"annotation": {"id": "f81d4fae-7dec"}}, "annotation at position 0: id must be an integer, not 'f81d4fae-7dec'"),

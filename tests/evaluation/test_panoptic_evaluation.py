@@ -357,6 +357,10 @@ def test_evaluator_refuses_broken_outputs(tmp_path):
     output["panoptic_seg"][1][0]["category_id"] = 3
     with pytest.raises(UserError, match="segment 7 has thing class 3, of which the data set has 3"):
         evaluate(output)
+    with pytest.raises(UserError, match="image 1 of invented: a predicted segment is listed twice, so segments overlap"):
+        evaluate(output_of(ids, [*segments, segments[0]]))
+    with pytest.raises(UserError, match="truth.json: there is no image 9, of which segments were predicted"):
+        evaluator.process([{"image_id": 9}], [output_of(ids, segments)])
     evaluator.reset()
     with pytest.raises(UserError, match="no prediction for image 1"):
         evaluator.evaluate()
