@@ -69,7 +69,7 @@ def load_coco_instances(name: str, json_file: str, image_root: str, *, keep_trut
 
     Args:
         keep_truth: keep what the file says as `Dataset.truth`, to evaluate against; it may then be a file that only lists images.
-            AP counts what is left out here, too, but for annotations of images that the file does not list.
+            AP counts what is left out here, too, except annotations of images that the file does not list.
 
     Raises:
         UserError: the file cannot be read, is not JSON, lacks a key, repeats an id or a name, refers to a category it does not

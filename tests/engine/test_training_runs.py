@@ -142,6 +142,24 @@ def test_resumed_runs_equal_the_uninterrupted_one(finished, tmp_path):
             assert torch.equal(state["momentum_buffer"], expected["momentum_buffer"])
 
 
+def test_a_run_is_resumed_on_classes_of_other_ids(finished, tmp_path):
+    """The same data set, whose categories have exchanged their ids meanwhile: the losses go on as if nothing had happened."""
+    arguments, folder = finished
+    content = json.loads((folder.parent / "tiny.json").read_text())
+    content["categories"] = [{"id": 1, "name": "blue"}, {"id": 2, "name": "red"}]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 3 - annotation["category_id"]
+    name = f"exchanged_{folder.parent.name}"
+    (tmp_path / "exchanged.json").write_text(json.dumps(content))
+    _interrupted(folder, tmp_path / "out", "model_0000003.pth")
+    register = ["--register", f"{name}={tmp_path / 'exchanged.json'},{folder.parent / 'images'}"]
+    keys = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)", "OUTPUT_DIR", str(tmp_path / "out")]
+    main([*arguments[:2], "--resume", *register, *keys])
+    assert losses_of(tmp_path / "out") == losses_of(folder)
+    assert read_metrics(tmp_path / "out")[-1]["bbox/AP-red"] == read_metrics(folder)[-1]["bbox/AP-red"]
+    assert read_checkpoint(tmp_path / "out" / "model_final.pth")["trained_on"]["thing_ids"] == [2, 1]
+
+
 def test_killed_between_the_last_two_checkpoints(finished, tmp_path, capsys):
     arguments, folder = finished
     _interrupted(folder, tmp_path / "other", "model_0000005.pth")
