@@ -230,7 +230,7 @@ def _problem(raw: Any, error: str) -> str:
     for step in steps:
         value = value[int(step) if isinstance(value, (list, tuple)) else step]
     names = [step for step in steps if not step.isdigit()]
-    if absent or (value is None and path.strip("`.") == "".join(names[-1:])):
+    if absent or (names and value is None and path.strip("`.") == "".join(names[-1:])):
         return (
             "".join(f"{name}: " for name in (names if absent else [])) + f'the key "{(absent or [0, names[-1]])[1]}" is missing'
         )

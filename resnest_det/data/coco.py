@@ -69,7 +69,7 @@ def load_coco_instances(name: str, json_file: str, image_root: str, *, keep_trut
 
     Args:
         keep_truth: keep what the file says as `Dataset.truth`, to evaluate against; it may then be a file that only lists images.
-            AP counts what is left out here, too, but for annotations of images that the file does not list.
+            AP counts what is left out here, too, except annotations of images that the file does not list.
 
     Raises:
         UserError: the file cannot be read, is not JSON, lacks a key, repeats an id or a name, refers to a category it does not
@@ -209,10 +209,10 @@ def _boxes_inside(annotations: list[Annotation], images: list[Image], json_file:
             meant = "corners x0, y0, x1, y1; write width and height in the place of x1 and y1"
         else:
             meant = "of images of another size, or width and height of the images are exchanged"
-        first = annotations[int(np.flatnonzero(wrong)[0])]
+        first = int(np.flatnonzero(wrong)[0])
         raise UserError(
-            f"{json_file}: {wrong.sum()} of {len(boxes)} boxes [x, y, width, height] {what}, first annotation {first.id}, "
-            f"{list(first.bbox)} in an image of {images[annotations.index(first)].width} x "
-            f"{images[annotations.index(first)].height} pixels (width x height); they may be {meant}"
+            f"{json_file}: {wrong.sum()} of {len(boxes)} boxes [x, y, width, height] {what}, the first that of annotation "
+            f"{annotations[first].id}, {list(annotations[first].bbox)} in an image of {images[first].width} x "
+            f"{images[first].height} pixels (width x height); they may be {meant}"
         )
     return inside

@@ -86,7 +86,7 @@ def _check_polygons(indices: list[int], annotations: Sequence, images: Sequence,
         steps[ends] = np.abs(coordinates[first_point] - coordinates[ends]).max(axis=1)
         lengths = np.add.reduceat(steps, begins)
         finite = np.isfinite(lengths)
-    fits |= ~trained[indices] & finite
+    fits |= ~trained[indices]
     wrong = np.flatnonzero(~fits | ~(lengths <= _MAX_OUTLINE))
     if not len(wrong):
         return
@@ -97,8 +97,8 @@ def _check_polygons(indices: list[int], annotations: Sequence, images: Sequence,
     width, height = (int(side) for side in sides[at])
     if not fits[at]:
         raise UserError(
-            f"{where}: its polygons span x {low[at][0]:g} to {high[at][0]:g}, y {low[at][1]:g} to {high[at][1]:g}, which does not "
-            f"fit the image of {width} x {height} pixels (width x height); clip them to the image, or leave the object out"
+            f"{where}: its polygons span x {low[at][0]:g} to {high[at][0]:g}, y {low[at][1]:g} to {high[at][1]:g}, which does "
+            f"not fit the image of {width} x {height} pixels (width x height); clip them to the image, or leave the object out"
         )
     raise UserError(
         f"{where}: its polygons are {lengths[at]:.3g} pixels long, in an image of {width} x {height} pixels (width x height)"

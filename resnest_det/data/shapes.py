@@ -234,7 +234,7 @@ def _place(category: int, size: tuple[int, int], generator: np.random.Generator)
 
 
 def _paint(pixels: np.ndarray, mask: np.ndarray, generator: np.random.Generator) -> None:
-    """Fill a mask with a shaded colour that stands out from what was there."""
+    """Fill a mask with a shaded color that stands out from what was there."""
     behind = pixels[mask].mean(axis=0)
     color = behind
     while np.linalg.norm(color - behind) < 90:

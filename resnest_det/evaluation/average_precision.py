@@ -1,5 +1,8 @@
 """The twelve COCO figures of detections against ground truth; hotcoco counts, and its arrays are pycocotools' to the last bit."""
 
+from itertools import chain
+from operator import itemgetter
+
 import hotcoco
 import numpy as np
 
@@ -94,4 +97,5 @@ def _numbers(entries: list[dict]) -> dict[int, int]:
 
 
 def _boxes(entries: list[dict]) -> np.ndarray:
-    return np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(-1, 4)
+    numbers = chain.from_iterable(map(itemgetter("bbox"), entries))
+    return np.fromiter(numbers, dtype=np.float64, count=4 * len(entries)).reshape(-1, 4)

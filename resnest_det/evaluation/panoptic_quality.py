@@ -2,7 +2,8 @@
 
 Definition: Kirillov et al., Panoptic Segmentation (arXiv:1801.00868), section 4.1: a predicted and a true segment of one class
 match where their IoU is over 0.5; PQ = sum of IoU / (TP + FP / 2 + FN / 2) = SQ * RQ. Void and crowd regions are treated as the
-panoptic API of COCO (github.com/cocodataset/panopticapi) treats them, and the figures are the API's to the last digit.
+panoptic API of COCO (github.com/cocodataset/panopticapi) treats them, and the figures are the API's, but for the rounding of the
+sums of IoU (1e-15): they are added up image by image here, segment by segment or process by process there.
 """
 
 import math

@@ -40,7 +40,8 @@ def register_datasets(cfg: CfgNode, registered: list[str], *, only_test: bool = 
             if name in registered and name not in _ours:
                 raise UserError(f"Detectron2 already has a dataset named {name}; register yours under another name")
             continue
-        dataset = get_dataset(name)
+        # What is only tested on may be a list of images: Detectron2 writes results for it, too, and counts nothing.
+        dataset = get_dataset(name, keep_truth=name not in cfg.DATASETS.TRAIN)
         first = first or dataset
         dataset = match_classes(dataset, class_names(cfg, first), first.name)
         check_classes([dataset], cfg)

@@ -201,8 +201,9 @@ class Trainer(DefaultTrainer):
         # Detectron2's other architectures all find objects.
         row = ARCHITECTURES.get(architecture, Architecture(objects=True, pixels=False))
         if kind in ("coco", "coco_sem_seg", "coco_panoptic_seg") and row.objects:
-            limit = None if cfg.TEST.AP_MAX_DETECTIONS == 100 else cfg.TEST.AP_MAX_DETECTIONS
-            evaluators.append(COCOEvaluator(dataset_name, output_dir=folder, max_dets_per_image=limit))
+            # A configuration of Detectron2 alone does not have the key.
+            limit = cfg.TEST.get("AP_MAX_DETECTIONS", 100)
+            evaluators.append(COCOEvaluator(dataset_name, output_dir=folder, max_dets_per_image=None if limit == 100 else limit))
         if kind in ("sem_seg", "coco_sem_seg", "coco_panoptic_seg") and row.pixels and not only_objects:
             evaluators.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=folder))
         fuses = row.objects and row.pixels and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED

@@ -9,6 +9,7 @@ import torch
 from resnest_det.configuration import data as build_data
 from resnest_det.configuration.data import build_test_loader, build_train_loader, hold_against_checkpoint, read_run_data
 from resnest_det.configuration.defaults import default_config
+from resnest_det.configuration.evaluation import build_evaluation_sets
 from resnest_det.data import catalog
 from resnest_det.errors import UserError
 
@@ -220,6 +221,14 @@ def test_the_number_of_classes_is_that_of_the_model(make_cfg):
     cfg = make_cfg(IMAGES, EACH, ["MODEL.ROI_HEADS.NUM_CLASSES", 3])
     with pytest.raises(UserError, match="dataset made has 2 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 3"):
         inference_loader(cfg)
+
+
+def test_the_limit_of_ap_is_a_key_of_its_own(make_cfg):
+    cfg = make_cfg(IMAGES, EACH, ["DATASETS.TEST", ("made",), "TEST.DETECTIONS_PER_IMAGE", 300])
+    datasets = read_run_data(cfg, train=False).test
+    assert build_evaluation_sets(cfg, datasets)[0].evaluators[0].max_detections == 100
+    cfg.TEST.AP_MAX_DETECTIONS = 300
+    assert build_evaluation_sets(cfg, datasets)[0].evaluators[0].max_detections == 300
 
 
 def test_data_is_held_against_what_a_checkpoint_was_trained_on(make_cfg):

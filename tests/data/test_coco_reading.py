@@ -127,6 +127,8 @@ def test_faulty_annotations_are_named(write_coco, annotation, expected):
         ("annotations", {"id": 2, "image_id": 1, "bbox": [0, 0, 1, 1]}, 'annotation 2: the key "category_id" is missing'),
         ("annotations", {"id": 2, "image_id": 1, "category_id": 1}, 'annotation 2: the key "bbox" is missing'),
         ("annotations", [], "annotation at position 1: not an object"),
+        ("annotations", None, "annotation at position 1: not an object"),
+        ("images", None, "image at position 1: not an object"),
         ("categories", {"id": 2}, 'category 2: the key "name" is missing'),
     ],
 )

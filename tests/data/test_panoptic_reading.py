@@ -20,6 +20,7 @@ from resnest_det.data.panoptic import (
     read_record_segments,
     read_semantic_labels,
     semantic_labels,
+    with_panoptic_classes,
     with_truth,
 )
 from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
@@ -155,6 +156,31 @@ def test_stuff_only(made):
     assert dataset.metadata.thing_classes == [] and dataset.metadata.stuff_classes == ["things", "sky", "wall"]
     assert all(record["annotations"] == [] for record in dataset.records)
     assert (read_semantic_labels(dataset.records[0]) == expected_labels(segment_map(20, 26))).all()
+
+
+def test_classes_of_other_ids_are_matched_by_name(made, tmp_path):
+    """Of two datasets of the same classes, one counts them the other way round; labels and objects come out the same."""
+    first = made.load()
+    exchanged = {92: 40, 40: 92, 3: 1, 1: 3}
+    for category in made.content["categories"]:
+        category["id"] = exchanged[category["id"]]
+    for annotation in made.content["annotations"]:
+        for info in annotation["segments_info"]:
+            info["category_id"] = exchanged[info["category_id"]]
+    second = made.load(keep_truth=True)
+    assert second.metadata.thing_classes == ["dog", "cat"] and second.metadata.stuff_classes == ["things", "wall", "sky"]
+    assert (read_semantic_labels(second.records[0]) != read_semantic_labels(first.records[0])).any()
+
+    matched = with_panoptic_classes(second, first.metadata.thing_classes, first.metadata.stuff_classes)
+    for name in ("thing_classes", "stuff_classes"):
+        assert getattr(matched.metadata, name) == getattr(first.metadata, name)
+    assert matched.metadata.stuff_dataset_id_to_contiguous_id == {40: 2, 92: 1}
+    assert matched.metadata.stuff_colors[2] == first.metadata.stuff_colors[2] == (1, 2, 3)
+    assert matched.metadata.thing_colors[0] == (250, 0, 9)
+    for ours, theirs in zip(matched.records, first.records):
+        assert read_semantic_labels(ours).tolist() == read_semantic_labels(theirs).tolist()
+        assert with_truth(ours)[0]["annotations"] == with_truth(theirs)[0]["annotations"]
+    assert with_panoptic_classes(first, first.metadata.thing_classes, first.metadata.stuff_classes) is first
 
 
 def test_a_crowd_is_a_thing_to_the_labels_and_no_target(made):

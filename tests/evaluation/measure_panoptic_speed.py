@@ -1,6 +1,6 @@
 """How long panoptic evaluation takes, and a direct loop in one process beside it, on generated PNG files of COCO's size.
 
-    python tests/evaluation/measure_panoptic_speed.py --images 5000 --processes 2 FOLDER
+    python tests/evaluation/measure_panoptic_speed.py --images 5000 FOLDER
 
 The files are generated in FOLDER on the first run, which takes some minutes, and used again on later ones. Where the panoptic API
 (github.com/cocodataset/panopticapi) can be imported, its own loop in one process is measured too.
@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from resnest_det.data.annotation_files import PanopticFile, read_annotation_file, read_json
 from resnest_det.data.panoptic_png import encode_segment_ids
 from resnest_det.evaluation.panoptic_quality import panoptic_quality
 
@@ -34,7 +35,7 @@ def generate(folder, images, processes):
         for image_id, annotations in enumerate(pool.map(partial(generate_image, folder), range(images), chunksize=16)):
             height, width = SIZES[image_id % 3]
             for content, annotation in zip(contents, annotations):
-                content["images"].append({"id": image_id, "height": height, "width": width})
+                content["images"].append({"id": image_id, "height": height, "width": width, "file_name": f"{image_id}.jpg"})
                 content["annotations"].append(annotation)
     for name, content in zip(("truth", "prediction"), contents):
         with open(f"{folder}/{name}.json", "w") as file:
@@ -120,22 +121,22 @@ def panoptic_api_loop(folder):
     return float(counts.pq_average(categories, isthing=None)[0]["pq"])
 
 
+def by_this_package(folder):
+    truth = read_annotation_file(f"{folder}/truth.json", PanopticFile)
+    predictions = {annotation["image_id"]: annotation for annotation in read_json(f"{folder}/prediction.json")["annotations"]}
+    return panoptic_quality(truth, f"{folder}/truth", predictions, f"{folder}/prediction")["All"]["pq"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER")
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     folder = options.folder
     if not os.path.exists(f"{folder}/prediction.json"):
-        generate(folder, options.images, options.processes)
-    processes, direct = f"{options.processes} processes", "direct loop"
-    contenders = {
-        processes: lambda: panoptic_quality(
-            f"{folder}/truth.json", f"{folder}/truth", f"{folder}/prediction.json", f"{folder}/prediction", options.processes
-        )["All"]["pq"],
-        direct: partial(direct_loop, folder),
-    }
+        generate(folder, options.images, os.cpu_count() or 1)
+    own = "this package"
+    contenders = {own: partial(by_this_package, folder), "direct loop": partial(direct_loop, folder)}
     if importlib.util.find_spec("panopticapi"):
         contenders["panoptic API, one process"] = partial(panoptic_api_loop, folder)
     seconds = {}
@@ -145,7 +146,7 @@ def main():
         seconds[name] = time.perf_counter() - start
         print(f"{name}: {seconds[name]:.1f} s, of CPU {sum(os.times()[:4]) - cpu:.1f} s, PQ {100 * quality!r}", flush=True)
     for name in list(contenders)[1:]:
-        print(f"{processes} take {seconds[processes] / seconds[name]:.2f} of the time of {name}")
+        print(f"{own} takes {seconds[own] / seconds[name]:.2f} of the time of {name}")
     print(f"load {os.getloadavg()[0]:.1f}")
 
 

@@ -161,6 +161,20 @@ def test_quality_equals_the_definition_to_the_last_digit(seed, images):
     assert_same_quality(ours, quality_by_definition(*case))
 
 
+def test_quality_is_that_of_the_panoptic_api(tmp_path):
+    """Where it can be imported (github.com/cocodataset/panopticapi); it has no release."""
+    evaluation = pytest.importorskip("panopticapi.evaluation")
+    truth, prediction, maps = random_case(11, images=60)
+    paths = write_case(tmp_path, truth, prediction, maps)
+    categories = {category["id"]: category for category in CATEGORIES}
+    pairs = list(zip(truth["annotations"], prediction["annotations"]))
+    counts = evaluation.pq_compute_single_core(0, pairs, paths[1], paths[3], categories)
+    ours = quality_of_files(*paths)
+    for part, isthing in (("All", None), ("Things", True), ("Stuff", False)):
+        theirs, _ = counts.pq_average(categories, isthing=isthing)
+        assert ours[part] == pytest.approx({name: float(value) for name, value in theirs.items()}, abs=1e-15)
+
+
 def two_segments():
     """One image: left half a thing, right half stuff, predicted perfectly."""
     ids = np.zeros((4, 8), dtype=np.uint32)
@@ -343,6 +357,10 @@ def test_evaluator_refuses_broken_outputs(tmp_path):
     output["panoptic_seg"][1][0]["category_id"] = 3
     with pytest.raises(UserError, match="segment 7 has thing class 3, of which the dataset has 3"):
         evaluate(output)
+    with pytest.raises(UserError, match="image 1 of invented: a predicted segment is listed twice, so segments overlap"):
+        evaluate(output_of(ids, [*segments, segments[0]]))
+    with pytest.raises(UserError, match="truth.json: there is no image 9, of which segments were predicted"):
+        evaluator.process([{"image_id": 9}], [output_of(ids, segments)])
     evaluator.reset()
     with pytest.raises(UserError, match="no prediction for image 1"):
         evaluator.evaluate()

@@ -1,5 +1,6 @@
 """Whole runs on a tiny dataset: files, exact resumption, evaluation, precise batch norm."""
 
+import json
 import shutil
 
 import pytest
@@ -71,6 +72,59 @@ def test_a_run_from_the_command_line(finished, capsys):
         main([*arguments[:2], "--eval-only", "--resume", "TEST.EXPECTED_RESULTS", "[['bbox', 'AP50', 99.0, 0.1]]"])
 
 
+def test_evaluation_holds_the_data_against_what_the_checkpoint_was_trained_on(finished, tmp_path):
+    arguments, folder = finished
+    final = {key: value for key, value in read_metrics(folder)[-1].items() if key != "iteration"}
+    weights = str(folder / "model_final.pth")
+    assert read_checkpoint(weights)["trained_on"] == {
+        "thing_classes": ["red", "blue"],
+        "thing_ids": [1, 2],
+        "input_format": "RGB",
+    }
+    content = json.loads((folder.parent / "tiny.json").read_text())
+    expected = f"[['bbox', 'AP50', {final['bbox/AP50']}, 1e-9], ['bbox', 'AP-red', {final['bbox/AP-red']}, 1e-9]]"
+
+    def evaluate(name, *keys):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        register = ["--register", f"{name}_{folder.parent.name}={tmp_path / name}.json,{folder.parent / 'images'}"]
+        keys = (
+            "DATASETS.TEST",
+            (f"{name}_{folder.parent.name}",),
+            "OUTPUT_DIR",
+            str(tmp_path / name),
+            "MODEL.WEIGHTS",
+            weights,
+            *keys,
+        )
+        return main([*arguments[:2], "--eval-only", *register, *map(str, keys)])
+
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 3 - annotation["category_id"]
+    content["categories"] = [{"id": 1, "name": "blue"}, {"id": 2, "name": "red"}]
+    evaluate("swapped", "TEST.EXPECTED_RESULTS", expected)
+    results = json.loads((tmp_path / "swapped" / "inference" / "coco_instances_results.json").read_text())
+    theirs = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
+    assert [3 - each["category_id"] for each in results] == [each["category_id"] for each in theirs]
+    with pytest.raises(UserError, match="INPUT.FORMAT is BGR, but checkpoint .*model_final.pth was trained on images in RGB"):
+        evaluate("swapped", "INPUT.FORMAT", "BGR")
+
+    old = read_checkpoint(weights)
+    del old["trained_on"]
+    torch.save(old, tmp_path / "old.pth")
+    evaluate("swapped", "MODEL.WEIGHTS", tmp_path / "old.pth")
+
+    content["categories"][0]["name"] = "green"
+    with pytest.raises(
+        UserError, match="classes of checkpoint .*model_final.pth and others.* are not the same: only one has blue, green"
+    ):
+        evaluate("others")
+
+    content["categories"][0]["name"] = "blue"
+    del content["annotations"]
+    evaluate("images")
+    assert len(json.loads((tmp_path / "images" / "inference" / "coco_instances_results.json").read_text())) == len(results)
+
+
 def test_resumed_runs_equal_the_uninterrupted_one(finished, tmp_path):
     arguments, folder = finished
     final = read_checkpoint(folder / "model_final.pth")
@@ -83,6 +137,24 @@ def test_resumed_runs_equal_the_uninterrupted_one(finished, tmp_path):
         assert _same_state(resumed["model"], final["model"]) and resumed["iteration"] == final["iteration"] == 5
         for state, expected in zip(*(each["optimizer"]["state"].values() for each in (resumed, final)), strict=True):
             assert torch.equal(state["momentum_buffer"], expected["momentum_buffer"])
+
+
+def test_a_run_is_resumed_on_classes_of_other_ids(finished, tmp_path):
+    """The same dataset, whose categories have exchanged their ids meanwhile: the losses go on as if nothing had happened."""
+    arguments, folder = finished
+    content = json.loads((folder.parent / "tiny.json").read_text())
+    content["categories"] = [{"id": 1, "name": "blue"}, {"id": 2, "name": "red"}]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 3 - annotation["category_id"]
+    name = f"exchanged_{folder.parent.name}"
+    (tmp_path / "exchanged.json").write_text(json.dumps(content))
+    _interrupted(folder, tmp_path / "out", "model_0000003.pth")
+    register = ["--register", f"{name}={tmp_path / 'exchanged.json'},{folder.parent / 'images'}"]
+    keys = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)", "OUTPUT_DIR", str(tmp_path / "out")]
+    main([*arguments[:2], "--resume", *register, *keys])
+    assert losses_of(tmp_path / "out") == losses_of(folder)
+    assert read_metrics(tmp_path / "out")[-1]["bbox/AP-red"] == read_metrics(folder)[-1]["bbox/AP-red"]
+    assert read_checkpoint(tmp_path / "out" / "model_final.pth")["trained_on"]["thing_ids"] == [2, 1]
 
 
 def test_killed_between_the_last_two_checkpoints(finished, tmp_path, capsys):
