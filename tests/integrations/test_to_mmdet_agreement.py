@@ -144,7 +144,7 @@ def test_detections_are_the_same(pair):
     least = 0.5 if kind.startswith("panoptic") else 0.3
     for one, other in ((own, their), (their, own)):
         count, found = matched(one, other, least)
-        assert count > 50 and found >= 0.99 * count, (count, found)
+        assert count > 40 and found >= 0.99 * count, (count, found)
 
 
 def test_panoptic_maps_are_the_same(pair):
@@ -200,7 +200,9 @@ def test_cascades_give_raw_outputs(kind, tmp_path):
     regions = [len(each) for each in deltas]
     assert [tuple(each.shape) for each in logits] == [(count, cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1) for count in regions]
     torch.testing.assert_close(logits[0].exp().sum(1), torch.ones(regions[0]))  # logarithms of mean probabilities
-    assert [tuple(each.shape) for each in masks] == [(100, cfg.MODEL.ROI_HEADS.NUM_CLASSES, 28, 28)] * cfg.MODEL.MASK_ON
+    mask = cfg.MODEL.ROI_MASK_HEAD
+    side, kinds = 2 * mask.POOLER_RESOLUTION, 1 if mask.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    assert [tuple(each.shape) for each in masks] == [(100, kinds, side, side)] * cfg.MODEL.MASK_ON
 
 
 @pytest.mark.parametrize("kind", ["mask", "cascade mask, deformable"])
