@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torchvision.ops import FrozenBatchNorm2d
 
 from resnest_det.distributed import get_world_size
@@ -71,30 +72,16 @@ class GlooSyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training or get_world_size() == 1:
             return super().forward(x)
         count = x.new_full((1,), x.numel() / x.shape[1])
-        total = _SumOverProcesses.apply(torch.cat([x.sum((0, 2, 3)), count]))
+        total = all_reduce(torch.cat([x.sum((0, 2, 3)), count]))
         mean, count = total[:-1] / total[-1], total[-1].detach()
         centred = x - mean[:, None, None]
-        variance = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return centred * scale[:, None, None] + self.bias[:, None, None]
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """All-reduce; each process's input counts in every process's loss, so gradients are summed over them too."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return _SumOverProcesses.forward(ctx, gradient)
 
 
 class Conv2d(nn.Conv2d):

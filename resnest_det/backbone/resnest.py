@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from resnest_det.backbone.layers import Conv2d, Norm, freeze, get_norm
-from resnest_det.backbone.split_attention import DeformConv2d, SplitAttentionConv2d, offset_channels
+from resnest_det.backbone.split_attention import Deformable, SplitAttentionConv2d, make_conv
 from resnest_det.distributed import get_world_size
 from resnest_det.errors import UserError
 
@@ -32,6 +32,7 @@ BLOCKS_PER_STAGE = {
 STEM_WIDTH = {14: 32, 26: 32, 50: 32, 101: 64, 152: 64, 200: 64, 269: 64}
 STAGES = ("res2", "res3", "res4", "res5")
 DILATION_STYLES = ("detectron2", "timm")
+PLAIN_OFFSETS = Deformable(modulated=False)
 
 
 def _conv_norm_relu(in_channels: int, channels: int, kernel_size: int, *, norm: Norm, **arguments) -> Conv2d:
@@ -89,7 +90,7 @@ class Bottleneck(nn.Module):
         avg_down: the shortcut's stride is an average pool before its 1x1 convolution.
         pool_shortcut: average 2x2 pixels without stride in the shortcut, as timm does where dilation replaces a stride.
         stride_in_1x1: the stride is the first 1x1 convolution's, as in the first ResNet models.
-        deform_modulated, deform_groups: deformable 3x3 convolution, DCNv1 (False) or DCNv2 (True); None is plain.
+        deformable: the 3x3 convolution; None is plain.
         drop_path_rate: probability that an image skips the block in training (stochastic depth, arXiv:1603.09382).
     """
 
@@ -110,8 +111,7 @@ class Bottleneck(nn.Module):
         avg_down: bool = True,
         pool_shortcut: bool = False,
         stride_in_1x1: bool = False,
-        deform_modulated: bool | None = None,
-        deform_groups: int = 1,
+        deformable: Deformable | None = None,
         drop_path_rate: float = 0.0,
     ):
         super().__init__()
@@ -130,16 +130,16 @@ class Bottleneck(nn.Module):
             )
         self.conv1 = _conv_norm_relu(in_channels, width, 1, stride=stride_1x1, norm=norm)
         self.conv2_offset = None
-        if deform_modulated is not None:
+        if deformable is not None:
             # Not even the first offsets are learned from noise: DCN starts as the plain convolution.
             self.conv2_offset = Conv2d(
                 width,
-                offset_channels(3, deform_modulated, deform_groups),
+                deformable.offset_channels(3),
                 3,
                 stride=stride_3x3,
                 padding=dilation,
                 dilation=dilation,
-                groups=deform_groups,
+                groups=deformable.groups,
             )
             nn.init.zeros_(self.conv2_offset.weight)
             nn.init.zeros_(self.conv2_offset.bias)
@@ -153,7 +153,7 @@ class Bottleneck(nn.Module):
                 radix=radix,
                 reduction_factor=reduction_factor,
                 norm=norm,
-                deform_modulated=deform_modulated,
+                deformable=deformable,
             )
         else:
             arguments = dict(
@@ -166,10 +166,7 @@ class Bottleneck(nn.Module):
                 norm=get_norm(norm, width),
                 activation=nn.ReLU(),
             )
-            if deform_modulated is None:
-                self.conv2 = Conv2d(width, width, **arguments)
-            else:
-                self.conv2 = DeformConv2d(width, width, modulated=deform_modulated, **arguments)
+            self.conv2 = make_conv(width, width, deformable, **arguments)
             c2_msra_fill(self.conv2)
         self.conv3 = Conv2d(width, out_channels, 1, bias=False, norm=get_norm(norm, out_channels))
         self.drop_path = StochasticDepth(drop_path_rate, "row") if drop_path_rate else None
@@ -236,7 +233,7 @@ class ResNeSt(nn.Module):
         output_stride: 32, or 16 or 8 with dilation in place of the last strides.
         dilation_style: "detectron2": every block of a dilated stage is dilated; "timm": its first block keeps the dilation
             of the stage before and its shortcut pools 2x2 pixels.
-        deform_on_per_stage, deform_modulated, deform_groups: deformable 3x3 convolutions in res2, res3, res4, res5.
+        deform_on_per_stage: whether 3x3 convolutions are `deformable` in res2, res3, res4, res5.
         freeze_at: this many of (stem, res2, ..., res5) are not trained and their batch norm is fixed.
         checkpoint_stages: stages whose activations are computed again in the backward pass instead of being kept.
         drop_path_rate: of the last block's stochastic depth; it grows linearly from none in the first.
@@ -273,8 +270,7 @@ class ResNeSt(nn.Module):
         output_stride: int = 32,
         dilation_style: str = "detectron2",
         deform_on_per_stage: tuple[bool, ...] = (False,) * 4,
-        deform_modulated: bool = False,
-        deform_groups: int = 1,
+        deformable: Deformable = PLAIN_OFFSETS,
         freeze_at: int = 0,
         checkpoint_stages: tuple[str, ...] = (),
         drop_path_rate: float = 0.0,
@@ -311,7 +307,7 @@ class ResNeSt(nn.Module):
             if dilation_style == "detectron2":
                 first_dilation = dilation
             width, out_channels = base_width * groups * 2**index, res2_out_channels * 2**index
-            self._check_groups(width, groups, radix, deform_groups if deform_on_per_stage[index] else 1)
+            self._check_groups(width, groups, radix, deformable.groups if deform_on_per_stage[index] else 1)
             stage = nn.Sequential(
                 *(
                     Bottleneck(
@@ -329,8 +325,7 @@ class ResNeSt(nn.Module):
                         avg_down=avg_down,
                         stride_in_1x1=stride_in_1x1,
                         pool_shortcut=dilation_style == "timm" and block == 0 and dilation > 1,
-                        deform_modulated=deform_modulated if deform_on_per_stage[index] else None,
-                        deform_groups=deform_groups,
+                        deformable=deformable if deform_on_per_stage[index] else None,
                         drop_path_rate=drop_path_rate * (sum(blocks[:index]) + block) / max(sum(blocks) - 1, 1),
                     )
                     for block in range(blocks[index])

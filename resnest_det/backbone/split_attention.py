@@ -1,5 +1,6 @@
 """The split-attention convolution of ResNeSt (arXiv:2004.08955, section 3), plain and deformable."""
 
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -9,6 +10,23 @@ from torchvision.ops import deform_conv2d
 from resnest_det.backbone.layers import Conv2d, Norm, get_norm
 
 MIN_ATTENTION_CHANNELS = 32  # of the attention's hidden layer, however much it is reduced
+
+
+@dataclass(frozen=True)
+class Deformable:
+    """How a convolution is deformable.
+
+    Args:
+        modulated: DCNv2 (arXiv:1811.11168), which weights its sampling points, rather than DCN (arXiv:1703.06211).
+        groups: parts of the channels that have offsets of their own.
+    """
+
+    modulated: bool = True
+    groups: int = 1
+
+    def offset_channels(self, kernel_size: int) -> int:
+        """Channels of the map of offsets that `DeformConv2d` takes."""
+        return (3 if self.modulated else 2) * kernel_size * kernel_size * self.groups
 
 
 class DeformConv2d(Conv2d):
@@ -36,9 +54,11 @@ class DeformConv2d(Conv2d):
         return x
 
 
-def offset_channels(kernel_size: int, modulated: bool, deformable_groups: int) -> int:
-    """Channels of the map of offsets that `DeformConv2d` takes."""
-    return (3 if modulated else 2) * kernel_size * kernel_size * deformable_groups
+def make_conv(in_channels: int, channels: int, deformable: Deformable | None, **arguments) -> Conv2d:
+    """A `DeformConv2d`, or where `deformable` is None a `Conv2d`."""
+    if deformable is None:
+        return Conv2d(in_channels, channels, **arguments)
+    return DeformConv2d(in_channels, channels, modulated=deformable.modulated, **arguments)
 
 
 class SplitAttentionConv2d(nn.Module):
@@ -55,8 +75,7 @@ class SplitAttentionConv2d(nn.Module):
         radix: the number of splits R, at least 1.
         reduction_factor: the attention's hidden layer has in_channels * radix / reduction_factor channels.
         norm: see `get_norm`.
-        deform_modulated: None for a plain convolution, else deformable: DCNv1 (False) or DCNv2 (True). `forward` then
-            takes the map of offsets too.
+        deformable: None for a plain convolution; otherwise `forward` takes the map of offsets too.
 
     Shapes: (N, in_channels, H, W) to (N, channels, H / stride, W / stride).
     """
@@ -74,21 +93,18 @@ class SplitAttentionConv2d(nn.Module):
         radix: int = 2,
         reduction_factor: int = 4,
         norm: Norm = "BN",
-        deform_modulated: bool | None = None,
+        deformable: Deformable | None = None,
     ):
         super().__init__()
         self.channels = channels
         self.radix = radix
-        self.deformable = deform_modulated is not None
+        self.deformable = deformable is not None
         self.cardinality = groups
         attention_channels = max(in_channels * radix // reduction_factor, MIN_ATTENTION_CHANNELS)
         conv_arguments = dict(
             kernel_size=3, stride=stride, padding=dilation, dilation=dilation, groups=groups * radix, bias=False
         )
-        if deform_modulated is None:
-            self.conv = Conv2d(in_channels, channels * radix, **conv_arguments)
-        else:
-            self.conv = DeformConv2d(in_channels, channels * radix, modulated=deform_modulated, **conv_arguments)
+        self.conv = make_conv(in_channels, channels * radix, deformable, **conv_arguments)
         self.bn0 = get_norm(norm, channels * radix) or nn.Identity()
         self.fc1 = Conv2d(channels, attention_channels, 1, groups=groups)
         self.bn1 = get_norm(norm, attention_channels) or nn.Identity()

@@ -8,7 +8,7 @@ from torch import nn
 
 from resnest_det.backbone.layers import GlooSyncBatchNorm2d
 from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, STEM_WIDTH, ResNeSt
-from resnest_det.backbone.split_attention import SplitAttentionConv2d
+from resnest_det.backbone.split_attention import Deformable, SplitAttentionConv2d
 from resnest_det.configuration.tables import BACKBONES, tasks_of
 from resnest_det.detector.anchors import AnchorGenerator
 from resnest_det.detector.box_head import BoxPredictor, FastRCNNConvFCHead
@@ -113,8 +113,7 @@ def resnest_arguments(cfg: CfgNode) -> dict:
         norm=resnets.NORM,
         output_stride=OUTPUT_STRIDES[dilations],
         deform_on_per_stage=tuple(resnets.DEFORM_ON_PER_STAGE),
-        deform_modulated=resnets.DEFORM_MODULATED,
-        deform_groups=resnets.DEFORM_NUM_GROUPS,
+        deformable=Deformable(resnets.DEFORM_MODULATED, resnets.DEFORM_NUM_GROUPS),
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         checkpoint_stages=tuple(resnets.CHECKPOINT_STAGES),
         out_features=tuple(resnets.OUT_FEATURES),

@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # noqa: E402
 
 from resnest_det.backbone.loading import LoadReport, load_weights  # noqa: E402
 from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, STAGES, ResNeSt  # noqa: E402
+from resnest_det.backbone.split_attention import Deformable  # noqa: E402
 from resnest_det.distributed import get_world_size  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.weights.downloads import resolve_weights  # noqa: E402
@@ -258,6 +259,5 @@ def _deformable(dcn: dict | None, stage_with_dcn: Sequence[bool], num_stages: in
         raise UserError(f"stage_with_dcn {tuple(stage_with_dcn)} needs one value for each of {num_stages} stages (num_stages)")
     return {
         "deform_on_per_stage": tuple(stage_with_dcn) + (False,) * (len(STAGES) - num_stages),
-        "deform_modulated": dcn["type"] == "DCNv2",
-        "deform_groups": dcn.get("deform_groups", 1),
+        "deformable": Deformable(dcn["type"] == "DCNv2", dcn.get("deform_groups", 1)),
     }

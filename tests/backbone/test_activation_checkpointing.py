@@ -7,6 +7,7 @@ import torch
 
 from resnest_det.backbone.layers import GlooSyncBatchNorm2d
 from resnest_det.backbone.resnest import ResNeSt, _fixed_statistics
+from resnest_det.backbone.split_attention import Deformable
 from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.reading import load_config
 
@@ -35,7 +36,7 @@ def step(model: ResNeSt, images: torch.Tensor) -> torch.Tensor:
         dict(norm="BN"),
         dict(norm="SyncBN", freeze_at=2),
         dict(norm="GN", bottleneck_channels=32, stem_width=32),
-        dict(norm="BN", deform_on_per_stage=(False, True, True, True), deform_modulated=True, deform_groups=2),
+        dict(norm="BN", deform_on_per_stage=(False, True, True, True), deformable=Deformable(True, 2)),
     ],
     ids=["BN", "SyncBN, frozen", "GN", "deformable"],
 )
@@ -75,7 +76,7 @@ def test_less_is_kept_for_the_backward_pass():
 def test_norms_over_processes_count_a_batch_once(monkeypatch):
     """Their statistics are kept by code of this package, not by torch's."""
     monkeypatch.setattr("resnest_det.backbone.layers.get_world_size", lambda: 2)
-    monkeypatch.setattr("resnest_det.backbone.layers.dist.all_reduce", lambda tensor: tensor.mul_(2))
+    monkeypatch.setattr("resnest_det.backbone.layers.all_reduce", lambda tensor: tensor * 2)
     norm = GlooSyncBatchNorm2d(3)
     batch = torch.rand(2, 3, 4, 4)
     norm(batch)

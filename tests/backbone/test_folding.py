@@ -9,6 +9,7 @@ from torch import nn
 from resnest_det.backbone.folding import fold_norms
 from resnest_det.backbone.layers import Conv2d
 from resnest_det.backbone.resnest import ResNeSt
+from resnest_det.backbone.split_attention import Deformable
 from tests.helpers.networks import BATCH_NORMS, randomise_norms
 
 
@@ -18,7 +19,7 @@ from tests.helpers.networks import BATCH_NORMS, randomise_norms
         {"norm": "BN"},
         {"norm": "FrozenBN", "radix": 4, "groups": 2, "bottleneck_width": 40, "avd_first": True},
         {"norm": "BN", "radix": 0, "avd": False, "deep_stem": False, "freeze_at": 2},
-        {"norm": "BN", "deform_on_per_stage": (False, True, True, True), "deform_modulated": True},
+        {"norm": "BN", "deform_on_per_stage": (False, True, True, True), "deformable": Deformable(True)},
         {"norm": "GN"},
     ],
     ids=["resnest", "frozen-4s2x40d", "resnet", "deformable", "group-norm"],

@@ -10,6 +10,7 @@ from torch import nn
 
 from resnest_det import UserError, create_model, load_weights
 from resnest_det.backbone.resnest import ResNeSt
+from resnest_det.backbone.split_attention import Deformable
 from resnest_det.backbone.variants import looks_like
 from resnest_det.weights.names import from_own_names, to_own_names
 from tests.helpers.networks import SMALL, assert_same, small_backbone
@@ -126,7 +127,7 @@ def test_missing_and_unexpected_parameters(tmp_path):
 def test_deformable_fixed_and_shorter_models_take_plain_weights(tmp_path):
     source = small_backbone(seed=1)
     torch.save(source.state_dict(), tmp_path / "x.pth")
-    deformable = ResNeSt(**SMALL, deform_on_per_stage=(False, True, True, True), deform_modulated=True, deform_groups=2)
+    deformable = ResNeSt(**SMALL, deform_on_per_stage=(False, True, True, True), deformable=Deformable(True, 2))
     report = load_weights(deformable, tmp_path / "x.pth")
     assert len(report.fresh) == 6 and all("conv2_offset" in name for name in report.fresh)
     assert deformable.res3[0].conv2_offset.weight.count_nonzero() == 0

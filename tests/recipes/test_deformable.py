@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnest_det.backbone.split_attention import SplitAttentionConv2d
+from resnest_det.backbone.split_attention import Deformable, SplitAttentionConv2d
 from tests.helpers.fill import fill
 from tests.recipes.make_deformable_golden import CASES, CHANNELS, FILE, make_input
 
@@ -12,7 +12,7 @@ from tests.recipes.make_deformable_golden import CASES, CHANNELS, FILE, make_inp
 @pytest.mark.parametrize("case", CASES)
 def test_same_outputs(case):
     modulated, radix, groups, deformable_groups = case
-    module = SplitAttentionConv2d(CHANNELS, CHANNELS, groups=groups, radix=radix, deform_modulated=modulated).eval()
+    module = SplitAttentionConv2d(CHANNELS, CHANNELS, groups=groups, radix=radix, deformable=Deformable(modulated)).eval()
     fill(module)
     expected = torch.from_numpy(np.load(FILE)["-".join(map(str, (int(modulated), radix, groups, deformable_groups)))])
     with torch.no_grad():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from resnest_det import UserError, create_model
+from resnest_det.backbone.split_attention import Deformable
 from resnest_det.weights.names import from_own_names, state_dict_of, to_own_names
 from tests.helpers.networks import assert_same, small_backbone
 from tests.helpers.timm_reference import images, timm_model
@@ -13,7 +14,7 @@ from tests.helpers.timm_reference import images, timm_model
 @pytest.mark.parametrize("layout", ["timm", "mmdet", "detectron2"])
 @pytest.mark.parametrize("deformable", [False, True])
 def test_there_and_back_is_bit_for_bit_the_same(layout, deformable):
-    arguments = dict(deform_on_per_stage=(False, True, True, True), deform_modulated=True, deform_groups=2) if deformable else {}
+    arguments = dict(deform_on_per_stage=(False, True, True, True), deformable=Deformable(True, 2)) if deformable else {}
     head = {"linear.weight": torch.rand(5, 256), "linear.bias": torch.rand(5)}
     source = {**small_backbone(seed=1, **arguments).state_dict(), **head}
     source["stem.conv1_1.norm.num_batches_tracked"].fill_(12345)
@@ -81,7 +82,7 @@ def test_mmdetections_names_are_these():
 
 
 def test_grouped_offsets_compute_the_same_as_mmdetections_dense_ones():
-    source = small_backbone(seed=1, deform_on_per_stage=(False, True, False, False), deform_modulated=True, deform_groups=2)
+    source = small_backbone(seed=1, deform_on_per_stage=(False, True, False, False), deformable=Deformable(True, 2))
     offset = source.res3[0].conv2_offset
     dense = from_own_names(source.state_dict(), "mmdet")["layer2.0.conv2.conv.conv_offset.weight"]
     x = images(1, 8, channels=dense.shape[1])
