@@ -7,7 +7,6 @@ import pathlib
 import pytest
 import timm
 import torch
-from tests.backbone.timm_reference import randomise
 from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -17,6 +16,7 @@ from resnest_det.backbone.resnest import ResNeSt
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.names import from_own_names
 from resnest_det.weights.weights import read_weights
+from tests.helpers.timm_reference import randomise
 
 CLASSES = 10
 
