@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -14,13 +15,32 @@ from resnest_det.weights.checkpoint_files import read_checkpoint
 from tests.helpers.tiny_run import losses_of, read_metrics, write_tiny_run
 
 
+OPENED: list[str] = []  # files of the run of `finished`, while it ran
+_watching = []
+
+
+def _note(event: str, arguments: tuple) -> None:
+    if _watching and event == "open" and isinstance(arguments[0], str):
+        OPENED.append(arguments[0])
+
+
+sys.addaudithook(_note)  # for the whole process: hooks cannot be taken off
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run: its arguments and its folder, not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
     arguments = write_tiny_run(folder)
+    _watching.append(True)
     main([*arguments, "VIS_PERIOD", "4"])
+    _watching.clear()
     return arguments, folder / "out"
+
+
+def test_a_dataset_is_read_once(finished):
+    """Though the run trains and evaluates on it twice, takes precise statistics twice, and draws it."""
+    assert len([path for path in OPENED if path.endswith("tiny.json")]) == 1
 
 
 def _same_state(a, b):
