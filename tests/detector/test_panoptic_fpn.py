@@ -104,6 +104,7 @@ def test_without_fusion_the_branches_results_stay_apart():
 def test_combine_enabled_decides_over_fusion():
     config = "quick_schedules/panoptic_ResNeSt14_FPN_shapes.yaml"
     limits = ["MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH", "0.3", "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", "0.6"]
+    limits += ["MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", "256"]
     assert build_model(load_config(config, limits)).fusion == FusionLimits(overlap=0.3, stuff_area=256, score=0.6)
     assert build_model(load_config(config, ["MODEL.PANOPTIC_FPN.COMBINE.ENABLED", "False"])).fusion is None
 

@@ -14,7 +14,6 @@ from resnest_det.errors import UserError
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from tests.helpers.tiny_run import losses_of, read_metrics, write_tiny_run
 
-
 OPENED: list[str] = []  # files of the run of `finished`, while it ran
 _watching = []
 
@@ -125,7 +124,7 @@ def test_evaluation_holds_the_data_against_what_the_checkpoint_was_trained_on(fi
     results = json.loads((tmp_path / "swapped" / "inference" / "coco_instances_results.json").read_text())
     theirs = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
     assert [3 - each["category_id"] for each in results] == [each["category_id"] for each in theirs]
-    with pytest.raises(UserError, match="INPUT.FORMAT is BGR, but checkpoint .*model_final.pth was trained on images in RGB"):
+    with pytest.raises(UserError, match="INPUT.FORMAT is BGR, but checkpoint .*model_final.pth was trained on RGB images"):
         evaluate("swapped", "INPUT.FORMAT", "BGR")
 
     old = read_checkpoint(weights)
