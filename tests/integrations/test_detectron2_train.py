@@ -238,11 +238,11 @@ def test_data_that_the_model_cannot_be_measured_by():
         ([], ["MODEL.WEIGHTS", "absent.pth"], "weights absent.pth: no such file"),
         ([], ["MODEL.DEVICE", "tpu"], "MODEL.DEVICE 'tpu' is not supported"),
         (["--eval-only"], [], "--eval-only needs MODEL.WEIGHTS, or --resume"),
-        (["--num-processes", "2"], [], "Detectron2 trains with several processes on GPUs only"),
+        (["--num-processes", "2"], [], "Detectron2 runs several processes only on GPUs"),
         (
             ["--register", "lvis_v1_val=a.json,b"],
             ["DATASETS.TEST", "('lvis_v1_val',)"],
-            "Detectron2 has a dataset named lvis_v1_val",
+            "Detectron2 already has a dataset named lvis_v1_val",
         ),
     ],
 )
