@@ -506,3 +506,9 @@ def test_two_processes_give_what_one_gives(tmp_path):
     truth, _ = random_case(5, most_detections=30)
     for task in ("bbox", "segm"):
         assert same(by_rank[0][task], pycocotools_figures(truth, written, task))
+
+
+def test_a_dataset_without_its_truth_is_refused(tmp_path):
+    metadata = SimpleNamespace(json_file="a.json", thing_dataset_id_to_contiguous_id={1: 0})
+    with pytest.raises(UserError, match="dataset mine was read without its truth; read it with get_dataset"):
+        COCOEvaluator(SimpleNamespace(name="mine", metadata=metadata, truth=None))
