@@ -509,6 +509,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
 
 
 def test_a_dataset_without_its_truth_is_refused(tmp_path):
-    metadata = SimpleNamespace(json_file="a.json", thing_dataset_id_to_contiguous_id={1: 0})
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}))
     with pytest.raises(UserError, match="dataset mine was read without its truth; read it with get_dataset"):
-        COCOEvaluator(SimpleNamespace(name="mine", metadata=metadata, truth=None))
+        COCOEvaluator(load_coco_instances("mine", str(path), str(tmp_path)))
