@@ -294,7 +294,7 @@ def test_a_broken_json_is_named_with_the_entry(made, change, message):
     [
         (np.where(segment_map(20, 26) == 7, 8, segment_map(20, 26)), "4.png has a segment 8, which is not in .* of image 4"),
         (np.where(segment_map(20, 26) == 7, 5, segment_map(20, 26)), "4.png lacks segment 7, which is in .* of image 4"),
-        (segment_map(26, 20), r"4.png is 20 x 26 pixels \(width x height\), but image 4 is 26 x 20"),
+        (segment_map(26, 20), r"4.png is 20 x 26 pixels \(width x height\), but its image is 26 x 20 by its annotations"),
     ],
 )
 def test_a_png_that_disagrees_is_named_with_the_segment(made, ids, message):
