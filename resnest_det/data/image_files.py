@@ -64,8 +64,10 @@ def _likely_cause(path: str, root: str, none: bool) -> str:
     """What would find the file, beginning with "; ", or "" where nothing known does and `none` of the files is there."""
     name = path.removeprefix(os.path.join(root, ""))
     folder = _ImageFolder(root)
+    # Datasets often have the same names: what another folder has is meant only where this one has nothing.
+    known = [(text, correct) for text, correct in _MISTAKES.items() if none or correct is not _in_another_folder]
     for count in range(1, _MOST_MISTAKES + 1):
-        for mistakes in combinations(_MISTAKES.items(), count):
+        for mistakes in combinations(known, count):
             candidates = [name]
             for _, correct in mistakes:
                 candidates = [corrected for candidate in candidates for corrected in correct(candidate, folder)]

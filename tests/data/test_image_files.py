@@ -86,6 +86,13 @@ def test_a_folder_of_other_files_is_named(check):
         check([], ["1.jpg"], root="empty")
 
 
+def test_the_same_name_in_another_folder_is_of_another_image_if_some_are_there(check):
+    with pytest.raises(UserError, match="1 of 2 are absent$"):
+        check(["images/a.jpg", "others/b.jpg"], ["a.jpg", "b.jpg"])
+    with pytest.raises(UserError, match="2 of 2 are absent; there is .*others/b.jpg"):
+        check(["others/c.jpg"], ["b.jpg", "c.jpg"], root="empty")
+
+
 def test_links_that_lead_nowhere_and_folders_are_no_images(check, tmp_path):
     folder = tmp_path / "data" / "images"
     (folder / "b.jpg").mkdir(parents=True)
