@@ -74,6 +74,8 @@ def read_label_png(label: LabelPng, size: tuple[int, int]) -> np.ndarray:
     try:
         with open_image(label.file_name, ("PNG",)) as image:
             values = np.array(image)
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"label PNG {label.file_name} cannot be read: {' '.join(str(error).split())}") from error
     ignored = values == label.ignore_value

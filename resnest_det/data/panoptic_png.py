@@ -11,17 +11,25 @@ from resnest_det.errors import UserError
 MAX_SEGMENT_ID = 2**24 - 1
 
 
-def read_segment_ids(path: str) -> np.ndarray:
+def read_segment_ids(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
     """Segment ids of a panoptic PNG, (H, W) uint32: red + 256 green + 65536 blue; 0 is void.
 
+    Args:
+        size: (height, width) that it has to have. Looked at in the file's header, before anything is decoded.
+
     Raises:
-        UserError: the file is missing, damaged or not an RGB image.
+        UserError: the file is missing, damaged, not an RGB image or of another size.
     """
     try:
         with open_image(path, ("PNG",)) as image:
             if image.mode != "RGB":
                 raise UserError(f"{path} is not a panoptic PNG: its pixels are {image.mode}, but segment ids need RGB")
             width, height = image.size
+            if size is not None and (height, width) != size:
+                raise UserError(
+                    f"panoptic PNG {path} is {width} x {height} pixels (width x height), but its image is {size[1]} x {size[0]} "
+                    f"by its annotations"
+                )
             # Four bytes per pixel, as Pillow stores RGB, are twenty times faster than combining three planes.
             pixels = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<u4").reshape(height, width)
     except FileNotFoundError:

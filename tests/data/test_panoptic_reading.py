@@ -280,6 +280,10 @@ def change_info(**values):
         (lambda c: c["annotations"][0].update(segments_info=3), "image 12: segments_info must be a list of objects"),
         (lambda c: c["annotations"][0].pop("file_name"), 'image 12: the key "file_name" is missing'),
         (lambda c: c["annotations"][0].update(file_name="13.png"), "13.png of image 12 does not exist; 1 of 2 are absent"),
+        (
+            lambda c: c["annotations"][0].update(file_name="panoptic/12.png"),
+            "1 of 2 are absent; there is .*panoptic/12.png: the name in the annotations begins with folders too many",
+        ),
         (lambda c: c["images"][0].update(height=-1), "image 12: height must be a positive integer"),
     ],
 )
@@ -294,7 +298,7 @@ def test_a_broken_json_is_named_with_the_entry(made, change, message):
     [
         (np.where(segment_map(20, 26) == 7, 8, segment_map(20, 26)), "4.png has a segment 8, which is not in .* of image 4"),
         (np.where(segment_map(20, 26) == 7, 5, segment_map(20, 26)), "4.png lacks segment 7, which is in .* of image 4"),
-        (segment_map(26, 20), r"4.png is 20 x 26 pixels \(width x height\), but image 4 is 26 x 20"),
+        (segment_map(26, 20), r"4.png is 20 x 26 pixels \(width x height\), but its image is 26 x 20 by its annotations"),
     ],
 )
 def test_a_png_that_disagrees_is_named_with_the_segment(made, ids, message):
