@@ -32,6 +32,7 @@ class DetectionCheckpointer(Checkpointer):
     def __init__(self, model: nn.Module, save_dir: str, **checkpointables: Any):
         super().__init__(model, save_dir, **checkpointables)
         self.logger = logger
+        self.last_saved: int | None = None  # iteration
 
     def save(self, name: str, **extra: Any) -> None:
         """Write `name`.pth and point `last_checkpoint` at it.
@@ -48,6 +49,7 @@ class DetectionCheckpointer(Checkpointer):
             with atomic_write(path, "wb") as file:
                 torch.save(with_digests(content), file)
             self.tag_last_checkpoint(path.name)
+            self.last_saved = extra.get("iteration")
         # torch's archive writer hides the system's error in a RuntimeError.
         except (OSError, RuntimeError) as error:
             try:
