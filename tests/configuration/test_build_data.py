@@ -242,7 +242,7 @@ def test_data_is_held_against_what_a_checkpoint_was_trained_on(make_cfg):
     assert turned.test[0].truth.annotations[0].category_id == 1, "results and truth keep the file's ids"
     with pytest.raises(UserError, match="classes of checkpoint a.pth and made are not the same.*has dog, cow; made has cat, dog"):
         hold_against_checkpoint(cfg, data, {"thing_classes": ["dog", "cow"]}, "a.pth")
-    with pytest.raises(UserError, match="INPUT.FORMAT is BGR, but checkpoint a.pth was trained on images in RGB"):
+    with pytest.raises(UserError, match="INPUT.FORMAT is BGR, but checkpoint a.pth was trained on RGB images"):
         hold_against_checkpoint(cfg, data, data.trained_on | {"input_format": "RGB"}, "a.pth")
 
 
