@@ -1,6 +1,7 @@
 """Reading images as COCO's tools do: upright, in a given channel order, of the size the annotations say."""
 
 import os
+import struct
 
 import numpy as np
 from PIL import Image
@@ -72,6 +73,26 @@ def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS
         return Image.open(file_name, formats=[each for each in formats if each in Image.OPEN])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{file_name} has too many pixels; at most {MAX_PIXELS} are read ({error})") from error
+
+
+def png_header(file_name: str | os.PathLike, what: str) -> tuple[tuple[int, int], int, int]:
+    """Size (height, width), bits of a channel and color type (PNG specification, 11.2.2) of a PNG. Only its first bytes are read.
+
+    Args:
+        what: the file is, for the error.
+
+    Raises:
+        UserError: it cannot be read, or is not a PNG.
+    """
+    try:
+        with open(file_name, "rb") as file:
+            head = file.read(26)
+    except OSError as error:
+        raise UserError(f"{what} {file_name} cannot be read: {error.strerror or error}") from error
+    if len(head) < 26 or not head.startswith(b"\x89PNG\r\n\x1a\n") or head[12:16] != b"IHDR":
+        raise UserError(f"{what} {file_name} is not a PNG file")
+    width, height, bits, kind = struct.unpack(">IIBB", head[16:26])
+    return (height, width), bits, kind
 
 
 def read_image(

@@ -4,14 +4,14 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import combinations
+from itertools import chain, combinations
 from urllib.parse import quote, unquote
 
 from resnest_det.data.image import MAX_PIXELS
 from resnest_det.errors import UserError
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
-_MOST_FOLDERS = 30
+_MOST_FOLDERS = 30  # that are tried
 
 
 def check_image_files(name: str, records: Sequence[dict], image_root: str) -> None:
@@ -42,9 +42,8 @@ def check_files(records: Iterable[dict], key: str, root: str, what: str) -> None
     paths = {record[key]: record["image_id"] for record in records}
     # One listing instead of a hundred thousand questions to what may be a network disk. Only names that a listing lacks are
     # asked for: some systems find files under names that they don't list, of another case or Unicode form.
-    folders = {path: os.path.split(path) for path in paths}
-    present = {folder: _files_in(folder) for folder in {folder for folder, _ in folders.values()}}
-    absent = [path for path, (folder, file) in folders.items() if file not in present[folder] and not os.path.isfile(path)]
+    present = set(chain.from_iterable(map(_files_in, {os.path.dirname(path) for path in paths})))
+    absent = [path for path in paths if path not in present and not os.path.isfile(path)]
     if absent:
         raise UserError(
             f"{what} {absent[0]} of image {paths[absent[0]]} does not exist; {len(absent)} of {len(paths)} are absent"
@@ -52,12 +51,13 @@ def check_files(records: Iterable[dict], key: str, root: str, what: str) -> None
         )
 
 
-def _files_in(folder: str) -> set[str]:
+def _files_in(folder: str) -> list[str]:
+    """Paths that begin with the folder."""
     try:
         with os.scandir(folder or ".") as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except OSError:  # the folder, too, is a name that the annotations may have wrong
-        return set()
+            return [entry.path for entry in entries if entry.is_file()]
+    except (OSError, ValueError):  # the folder, too, is a name that the annotations may have wrong
+        return []
 
 
 def _likely_cause(path: str, root: str, none: bool) -> str:
@@ -77,8 +77,8 @@ def _likely_cause(path: str, root: str, none: bool) -> str:
                     return f"; there is {found}: the name in the annotations {' and '.join(text for text, _ in mistakes)}"
     if not none:
         return ""
-    example = min(_files_in(root), default=None)
-    return f"; {root} may be the wrong folder: " + ("it has no files" if example is None else f"it has files such as {example}")
+    example = os.path.basename(min(_files_in(root), default=""))
+    return f"; {root} may be the wrong folder: " + (f"it has files such as {example}" if example else "it has no files")
 
 
 def _plain(name: str) -> str:
@@ -100,7 +100,7 @@ class _ImageFolder:
             try:
                 for entry in os.listdir(os.path.join(self.root, folder)):
                     names.setdefault(_plain(entry), []).append(entry)
-            except OSError:
+            except (OSError, ValueError):
                 pass
         return self.known[folder].get(_plain(name), [])
 
@@ -129,8 +129,9 @@ def _unquoted(name: str, folder: _ImageFolder) -> Iterator[str]:
 
 
 def _quoted(name: str, folder: _ImageFolder) -> Iterator[str]:
-    if quote(name) != name:
-        yield quote(name)
+    quoted = quote(name, errors="replace")
+    if quoted != name:
+        yield quoted
 
 
 def _stripped(name: str, folder: _ImageFolder) -> Iterator[str]:
@@ -140,7 +141,7 @@ def _stripped(name: str, folder: _ImageFolder) -> Iterator[str]:
 
 def _with_fewer_folders(name: str, folder: _ImageFolder) -> Iterator[str]:
     parts = name.split("/")
-    yield from ("/".join(parts[first:]) for first in range(1, len(parts)))
+    yield from ("/".join(parts[first:]) for first in range(max(1, len(parts) - _MOST_FOLDERS), len(parts)))
 
 
 def _with_another_suffix(name: str, folder: _ImageFolder) -> Iterator[str]:

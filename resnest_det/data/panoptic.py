@@ -6,6 +6,7 @@ together, and 255 for pixels without a label.
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,9 +27,9 @@ from resnest_det.data.annotation_files import (
 from resnest_det.data.coco import Dataset, image_entry, load_coco_instances, with_classes
 from resnest_det.data.image_files import check_files
 from resnest_det.data.label_png import UNLABELLED, read_label_png
-from resnest_det.data.panoptic_png import MAX_SEGMENT_ID, read_segment_ids
+from resnest_det.data.panoptic_png import MAX_SEGMENT_ID, check_panoptic_png, read_segment_ids
 from resnest_det.data.records import Annotation, Record, SegmentInfo
-from resnest_det.data.semantic import SemanticMetadata, class_color
+from resnest_det.data.semantic import READERS, SemanticMetadata, class_color
 from resnest_det.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ def load_coco_panoptic(
         instances_json: instance annotations of the same images. Without it, `annotations` are the thing segments; records say
             so by `objects_in_png`.
         stuff_only: no instances at all: `annotations` are empty and `thing_classes` too.
-        keep_truth: keep what the files say as `Dataset.truth` and `Dataset.panoptic_truth`.
+        keep_truth: keep what the files say as `Dataset.truth` and `Dataset.panoptic_truth`; PNG files have to be of their images'
+            sizes then.
 
     Raises:
         UserError: see `resnest_det.data.coco.load_coco_instances`; also a category without "isthing", a segment id that is
@@ -89,6 +91,10 @@ def load_coco_panoptic(
             raise UserError(f'{panoptic_json}: annotation of image {image_id}: image {image_id} is not in the list "images"')
         records[image_id] = _record(images[image_id], annotation, metadata, f"{panoptic_json}: image {image_id}")
     check_files(records.values(), "pan_seg_file_name", panoptic_root, "panoptic PNG")
+    if keep_truth:
+        # Evaluation decodes a file before it asks for its size, and only after the training.
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(_check_png_size, records.values()))
     if len(records) < len(images):
         logger.warning("%s: left out %d images without annotation", panoptic_json, len(images) - len(records))
 
@@ -291,6 +297,10 @@ def _segment(info: Segment, metadata: PanopticMetadata, where: str) -> SegmentIn
         "isthing": isthing,
         "iscrowd": int(info.iscrowd or 0),
     }
+
+
+def _check_png_size(record: Record) -> None:
+    check_panoptic_png(record["pan_seg_file_name"], (record["height"], record["width"]))
 
 
 def _add_instances(records: dict[int, Record], metadata: PanopticMetadata, instances: Dataset) -> None:

@@ -93,6 +93,13 @@ def test_the_same_name_in_another_folder_is_of_another_image_if_some_are_there(c
         check(["others/c.jpg"], ["b.jpg", "c.jpg"], root="empty")
 
 
+@pytest.mark.parametrize("name", ["", "..", "/", "a\0b/c\0.jpg", "%00.jpg", "\ud800/a.jpg", "a" * 5000, "a/" * 100, "\n.jpg"])
+def test_whatever_the_name_is_the_error_is_one_line(check, name):
+    with pytest.raises(UserError, match="of image 7 does not exist; 1 of 2 are absent") as error:
+        check(["images/a.jpg"], [name, "a.jpg"])
+    assert str(error.value).isprintable()
+
+
 def test_links_that_lead_nowhere_and_folders_are_no_images(check, tmp_path):
     folder = tmp_path / "data" / "images"
     (folder / "b.jpg").mkdir(parents=True)

@@ -451,3 +451,15 @@ def test_data_that_does_not_fit_the_model_is_refused(made, write_coco, registry,
     catalog.register_coco("mine", *write_coco([(1, 20, 30)], [{"image_id": 1, "bbox": [1, 1, 4, 4]}]))
     with pytest.raises(UserError, match="dataset mine has no labels of pixels, which MODEL.META_ARCHITECTURE PanopticFPN needs"):
         read_run_data(panoptic_config("PanopticFPN"), train=train)
+
+
+def test_a_png_of_another_size_is_told_before_it_is_evaluated_against(made):
+    write_png(made.folder / "panoptic" / "4.png", segment_map(26, 20))
+    made.load()  # training tells when it comes to the image
+    with pytest.raises(
+        UserError, match=r"4.png is 20 x 26 pixels \(width x height\), but its image is 26 x 20 by its annotations"
+    ):
+        made.load(keep_truth=True)
+    (made.folder / "panoptic" / "4.png").write_bytes(b"no PNG at all")
+    with pytest.raises(UserError, match="panoptic PNG .*4.png is not a PNG file"):
+        made.load(keep_truth=True)
