@@ -13,6 +13,7 @@ from torch import nn
 from resnest_det.errors import UserError
 from resnest_det.files import atomic_write
 from resnest_det.weights.checkpoint_files import read_checkpoint, with_digests
+from resnest_det.weights.class_layers import other_counts
 from resnest_det.weights.weights import check_numbers, errors_naming, other_kind
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,9 @@ class DetectionCheckpointer(Checkpointer):
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         problems = describe_incompatible(incompatible.missing_keys, incompatible.unexpected_keys, incompatible.incorrect_shapes)
         if problems:
-            raise UserError(f"checkpoint {self._loaded_from} is of another model: {problems}")
+            in_file, in_model = ({each[0]: each[place] for each in incompatible.incorrect_shapes} for place in (1, 2))
+            counts = other_counts(in_file, in_model)
+            raise UserError(f"checkpoint {self._loaded_from} is of another model: {problems}" + (f"; {counts}" if counts else ""))
 
 
 def newest_checkpoint(folder: str | os.PathLike) -> str:

@@ -72,7 +72,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
             scaler.load_state_dict(saved["grad_scaler"])
         seed = resumed_seed(cfg.SEED, seed, saved.get("seed"))
     else:
-        load_initial_weights(cfg, model)
+        load_initial_weights(cfg, model, classes=data.trained_on)
     logger.info("Seed %d%s", seed, ", drawn at random because SEED is negative" if cfg.SEED < 0 and not start else "")
 
     log = None
