@@ -167,7 +167,7 @@ _MISTAKES: dict[str, Callable[[str, _ImageFolder], Iterator[str]]] = {
     "is quoted as in an address (%20)": _unquoted,
     "is not quoted as that of the file (%20)": _quoted,
     "has spaces around it": _stripped,
-    "begins with folders too many": _with_fewer_folders,
+    "begins with too many folders": _with_fewer_folders,
     "has another suffix": _with_another_suffix,
     "is in another case or Unicode form": _in_another_case,
     "begins in another folder than the one given for images": _in_another_folder,

@@ -282,7 +282,7 @@ def change_info(**values):
         (lambda c: c["annotations"][0].update(file_name="13.png"), "13.png of image 12 does not exist; 1 of 2 are absent"),
         (
             lambda c: c["annotations"][0].update(file_name="panoptic/12.png"),
-            "1 of 2 are absent; there is .*panoptic/12.png: the name in the annotations begins with folders too many",
+            "1 of 2 are absent; there is .*panoptic/12.png: the name in the annotations begins with too many folders",
         ),
         (lambda c: c["images"][0].update(height=-1), "image 12: height must be a positive integer"),
     ],

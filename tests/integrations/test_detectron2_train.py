@@ -16,7 +16,7 @@ from detectron2.config import get_cfg  # noqa: E402
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_detection_dataset_dicts  # noqa: E402
 
 from resnest_det.commands.train_net import main  # noqa: E402
-from resnest_det.data.catalog import register_semantic  # noqa: E402
+from resnest_det.data.catalog import register_coco, register_semantic  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.inference.evaluating import flatten_results  # noqa: E402
 from resnest_det.integrations.detectron2_data import have_run_length_masks, register_datasets  # noqa: E402
@@ -175,6 +175,20 @@ def test_label_pngs_reach_detectron2_as_it_reads_them(label_pngs, tmp_path):
     sample = DatasetMapper(True, augmentations=[], image_format="RGB")(record)
     np.testing.assert_array_equal(sample["sem_seg"].numpy(), labels)
     assert have_run_length_masks([name]) is False
+
+
+@pytest.mark.parametrize("split, annotations", [("train", True), ("test", True), ("test", False)])
+def test_images_are_looked_for_where_they_will_be_read(write_coco, tmp_path, split, annotations):
+    name = f"mine_{tmp_path.name}"
+    found = [{"image_id": 1, "bbox": [1, 1, 2, 2]}] + [{"image_id": 2, "bbox": [1, 1, 2, 2]}] * annotations
+    register_coco(name, *write_coco([(1, 4, 6), (2, 4, 6)], found, name="images"))
+    (tmp_path / "images" / "2.png").rename(tmp_path / "images" / "2.PNG")
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ((name,), ()) if split == "train" else ((), (name,))
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
+    with pytest.raises(UserError, match=f"dataset {name}: image .*/2.png of image 2 does not exist; 1 of 2 .*in another case"):
+        register_datasets(cfg, [name])
+    assert name not in DatasetCatalog.list()
 
 
 def test_detectron2_is_refused_another_value_for_pixels_without_a_label(label_pngs, tmp_path):
