@@ -28,7 +28,7 @@ from resnest_det.engine.loop import seed_everything, train_loop
 from resnest_det.engine.precise_bn import update_batch_norm_statistics
 from resnest_det.errors import UserError
 from resnest_det.files import remove_unfinished
-from resnest_det.inference.evaluating import evaluate, evaluate_augmented, flatten_results, verify_results
+from resnest_det.inference.evaluating import evaluate, evaluate_augmented, flatten_results, ready_for_inference, verify_results
 from resnest_det.stopping import allowed
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.downloads import resolve_weights
@@ -134,9 +134,11 @@ class Evaluation:
         self.sets = build_evaluation_sets(cfg, datasets)
         self.augmented_sets = build_evaluation_sets(cfg, datasets, augmented=True) if cfg.TEST.AUG.ENABLED else []
         self.augment = partial(build_test_time_augmentation, cfg)
+        self.fold_norms = cfg.TEST.FOLD_NORMS
 
     def run(self, model: nn.Module, *, last: bool) -> dict:
         """Evaluate `model`, and the `last` time also with test-time augmentation; see `evaluate`."""
+        model = ready_for_inference(model) if self.fold_norms else model
         results = evaluate(model, self.sets)
         if last and self.augmented_sets:
             results |= evaluate_augmented(model, self.augment, self.augmented_sets)

@@ -267,6 +267,36 @@ def test_bad_input_is_one_line_that_names_it(tmp_path, flags, keys, message):
     assert "\n" not in str(error.value)
 
 
+def test_other_classes_begin_anew_and_are_not_resumed(trained, tmp_path, capsys):
+    """Three where the checkpoint, of either engine, has two; then two of other names, which only the built-in one saves."""
+    engine, arguments, folder, _ = trained
+    content = json.loads((folder.parent / "tiny.json").read_text())
+    quick = ["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "TEST.EVAL_PERIOD", "0", "MODEL.DEVICE", "cpu"]
+    weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+    for names in (["red", "blue", "green"], ["red", "green"]):
+        content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+        name = f"other_{folder.parent.name}_{len(names)}"
+        (tmp_path / "other.json").write_text(json.dumps(content))
+        register = ["--register", f"{name}={tmp_path / 'other.json'},{folder.parent / 'images'}"]
+        keys = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)", "MODEL.ROI_HEADS.NUM_CLASSES", str(len(names))]
+
+        def tune(*flags, output, weights=(), register=register, keys=keys):
+            main(
+                [*arguments[:2], "--engine", "detectron2", *flags, *register, *quick, *keys, *weights, "OUTPUT_DIR", str(output)]
+            )
+
+        capsys.readouterr()
+        tune(output=tmp_path / str(len(names)), weights=weights)
+        anew = "freshly initialised for other classes (2 classes in the file" in capsys.readouterr().out
+        assert anew == (len(names) == 3 or engine == "builtin")
+        if len(names) == 3:
+            with pytest.raises(UserError, match="; 2 classes in the file, 3 in the model"):
+                tune("--eval-only", output=tmp_path / "evaluated", weights=weights)
+            if engine == "detectron2":
+                with pytest.raises(UserError, match="of another model: 2 classes in the file, 3 in the model"):
+                    tune("--resume", output=folder)
+
+
 def test_gpu_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments = write_tiny_run(tmp_path)

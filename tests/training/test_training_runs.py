@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from resnest_det.commands.train_net import main
 from resnest_det.configuration.reading import load_config
 from resnest_det.errors import UserError
+from resnest_det.inference import evaluating
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from tests.helpers.tiny_run import losses_of, read_metrics, write_tiny_run
 
@@ -89,6 +90,23 @@ def test_a_run_from_the_command_line(finished, capsys):
     assert (folder / "config.yaml").read_bytes() == before
     with pytest.raises(UserError, match="results differ from the expected ones: bbox AP50 is .*, expected 99"):
         main([*arguments[:2], "--eval-only", "--resume", "TEST.EXPECTED_RESULTS", "[['bbox', 'AP50', 99.0, 0.1]]"])
+
+
+def test_evaluating_the_model_as_it_is(finished, tmp_path, monkeypatch):
+    """TEST.FOLD_NORMS False: no copy is made, for which the figures are the same in so small a model."""
+    arguments, folder = finished
+    folded, fold_norms = [], evaluating.fold_norms
+    monkeypatch.setattr(evaluating, "fold_norms", lambda model: folded.append(model) or fold_norms(model))
+    detections = []
+    for fold in (True, False):
+        keys = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / str(fold))]
+        main([*arguments[:2], "--eval-only", *keys, "TEST.FOLD_NORMS", str(fold)])
+        detections.append(json.loads((tmp_path / str(fold) / "inference" / "coco_instances_results.json").read_text()))
+    assert len(folded) == 1
+    as_folded, as_it_is = detections
+    assert len(as_folded) == len(as_it_is) > 0
+    for one, other in zip(as_folded, as_it_is):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4) and one["bbox"] == pytest.approx(other["bbox"], abs=1e-2)
 
 
 def test_evaluation_holds_the_data_against_what_the_checkpoint_was_trained_on(finished, tmp_path):
