@@ -21,14 +21,27 @@ def printable(text: str, *, lines: bool = False) -> str:
     return (_CONTROL_IN_LINES if lines else _CONTROL_IN_LINE).sub(lambda found: ascii(found.group())[1:-1], text)
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value for a message, at most `most` characters of it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists within lists
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 class UserError(ValueError):
     """Bad input: a file, key, argument or dataset that cannot be used.
 
-    The message is one `printable` line that names the thing and says what would work. Command-line tools print it
-    without a traceback and exit with status 2; a traceback would bury it.
+    The message is one `printable` line that names the thing and says what would work; of a longer one than `MOST_CHARACTERS`
+    the middle is left out. Command-line tools print it without a traceback and exit with status 2; a traceback would bury it.
     """
 
+    MOST_CHARACTERS = 4000
+
     def __init__(self, message: str):
+        if len(message) > self.MOST_CHARACTERS:
+            message = f"{message[: self.MOST_CHARACTERS // 2]} ... {message[-self.MOST_CHARACTERS // 4 :]}"
         super().__init__(printable(message))
 
 
