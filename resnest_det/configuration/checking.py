@@ -108,6 +108,10 @@ AT_LEAST = {
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 1,
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1,
     "MODEL.RPN.POST_NMS_TOPK_TEST": 1,
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 0,
+    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": 0,
+    "MODEL.ANCHOR_GENERATOR.OFFSET": 0,
+    "SOLVER.WEIGHT_DECAY": 0,
     "SEED": -1,
 }
 
@@ -144,7 +148,11 @@ AT_MOST = {
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 2**16,
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 2**10,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 2**16,
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 1000,
+    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": 1000,
+    "MODEL.ANCHOR_GENERATOR.OFFSET": 1,
 }
+MOST_PIXELS = 10**6  # of a side
 MOST_PARAMETERS = 10**10  # 40 GB; a hundred times the largest recipe
 
 
@@ -187,10 +195,12 @@ def check_supported(cfg: CfgNode) -> None:
         )
     if cfg.TEST.AUG.ENABLED:
         sizes = cfg.TEST.AUG.MIN_SIZES
-        if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+        if not sizes or not all(isinstance(size, int) and 1 <= size <= MOST_PIXELS for size in sizes):
             raise UserError(f"TEST.AUG.MIN_SIZES is {shown(tuple(sizes))}; it must be one or more whole numbers of pixels")
     _check_expected_results(cfg)
     _check_features(cfg)
+    if architecture.objects:
+        _check_objects(cfg)
 
 
 def _not_among(key: str, value: object, choices: Iterable) -> UserError:
@@ -229,10 +239,37 @@ def _check_features(cfg: CfgNode) -> None:
         raise UserError(
             f"MODEL.PIXEL_MEAN has {len(model.PIXEL_MEAN)} values, which does not fit INPUT.FORMAT {cfg.INPUT.FORMAT!r}"
         )
+    if not all(value > 0 for value in model.PIXEL_STD):
+        raise UserError(f"MODEL.PIXEL_STD {shown(model.PIXEL_STD)} must be above 0: images are divided by it")
+    if max(cfg.INPUT.MIN_SIZE_TRAIN, default=0) > MOST_PIXELS:
+        raise UserError(
+            f"INPUT.MIN_SIZE_TRAIN {shown(cfg.INPUT.MIN_SIZE_TRAIN)} is too large; supported: up to {MOST_PIXELS} pixels"
+        )
     if len(model.RESNETS.DEFORM_ON_PER_STAGE) != 4:
         raise UserError(
             f"MODEL.RESNETS.DEFORM_ON_PER_STAGE {shown(model.RESNETS.DEFORM_ON_PER_STAGE)} needs 4 values, for res2 to res5"
         )
+
+
+def _check_objects(cfg: CfgNode) -> None:
+    """What the parts that find objects take for granted."""
+    dims = cfg.MODEL.RPN.CONV_DIMS
+    if not 1 <= len(dims) <= 100 or not all(dim == -1 or 1 <= dim <= 2**16 for dim in dims):
+        raise UserError(
+            f"MODEL.RPN.CONV_DIMS {shown(dims)} is not supported; supported: 1 to 100 numbers of channels up to {2**16}, -1 for "
+            "those of the pyramid"
+        )
+    for name in ("RPN", "ROI_HEADS"):
+        thresholds, labels = cfg.MODEL[name].IOU_THRESHOLDS, cfg.MODEL[name].IOU_LABELS
+        if not thresholds or list(thresholds) != sorted(thresholds) or thresholds[0] <= 0:
+            raise UserError(
+                f"MODEL.{name}.IOU_THRESHOLDS {shown(thresholds)} is not supported; supported: rising numbers above 0"
+            )
+        if len(labels) != len(thresholds) + 1 or not set(labels) <= {-1, 0, 1}:
+            raise UserError(
+                f"MODEL.{name}.IOU_LABELS {shown(labels)} is not supported; supported: {len(thresholds) + 1} of -1, 0, 1, one "
+                "more than IOU_THRESHOLDS"
+            )
 
 
 def check_buildable(cfg: CfgNode) -> None:
@@ -241,9 +278,14 @@ def check_buildable(cfg: CfgNode) -> None:
     Raises:
         UserError: a class refuses its arguments; the message names the key.
     """
-    with torch.device("meta"):
-        model = assemble_model(cfg)
-        build_optimizer(cfg, model)
+    try:
+        with torch.device("meta"):
+            model = assemble_model(cfg)
+            build_optimizer(cfg, model)
+    except UserError:
+        raise
+    except (ValueError, RuntimeError, OverflowError) as error:  # torch's own, of shapes that cannot be or cannot be counted
+        raise UserError(f"MODEL cannot be built of these values: {' '.join(str(error).split())[:300]}") from error
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if parameters > MOST_PARAMETERS:
         raise UserError(

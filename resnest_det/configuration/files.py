@@ -1,6 +1,6 @@
 """Configuration files as plain data: YAML with `_BASE_`, within limits that no recipe comes near.
 
-A few hundred bytes of YAML can stand for 10^9 values by aliases, and two files for 2^24 by `_BASE_`; both are refused by counting.
+Some hundred bytes of YAML stand for 10^9 values by aliases, and 24 files for 2^24 by `_BASE_`: both are refused by counting.
 """
 
 import os

@@ -53,7 +53,7 @@ def merge_file(cfg: CfgNode, config_file: str, overrides: Sequence[str] = ()) ->
     if len(overrides) % 2:
         raise UserError(f"overrides come in pairs KEY VALUE; {shown(overrides[-1])} has no value")
     merge(cfg, zip(overrides[::2], overrides[1::2]), "command line")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", cfg.MODEL.DEVICE):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", cfg.MODEL.DEVICE):
         raise UserError(f"MODEL.DEVICE {shown(cfg.MODEL.DEVICE)} is not supported; supported: 'auto', 'cpu', 'cuda', 'cuda:N'")
 
 

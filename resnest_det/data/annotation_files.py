@@ -215,7 +215,7 @@ def _entry(raw: Any, kind: type, position: int, json_file: str):
     except (msgspec.ValidationError, RecursionError, UnicodeEncodeError) as error:
         called, key = _CALLED[kind]
         where = f"{json_file}: {called} at position {position}"
-        with contextlib.suppress(msgspec.ValidationError):
+        with contextlib.suppress(msgspec.ValidationError, UnicodeEncodeError):
             entry_id = msgspec.convert(raw.get(key) if isinstance(raw, dict) else None, int, strict=False)
             where = f"{json_file}: {called} {entry_id}"
         if isinstance(error, UnicodeEncodeError):

@@ -2,12 +2,13 @@
 
     python -m tests.fuzz.configurations --count 10000 --seed 0
 
-loads that many changed files and as many changed overrides, under the limits of `tests/fuzz/limits.py`, and prints those that ended in
-anything else. A recipe gets one to four other values, keys or damaged bytes. A short run of it is in the suite.
+loads that many changed files and as many changed overrides, under the limits of `tests/fuzz/limits.py`, and prints those that
+ended in anything else. A recipe gets one to four other values, keys or damaged bytes. A short run of it is in the suite.
 """
 
 import argparse
 import copy
+import functools
 import logging
 import random
 import resource
@@ -181,15 +182,16 @@ TEXTS += (
 NUMBERS = [key for key, value in DEFAULT.items() if isinstance(value, (int, float, list, tuple)) and not isinstance(value, bool)]
 
 
-def recipes() -> list[str]:
-    """The texts of the recipes that are changed, whose `_BASE_` lies in the package."""
-    texts = []
+@functools.cache
+def recipes() -> list[dict]:
+    """The contents of the recipes that are changed, whose `_BASE_` lies in the package."""
+    contents = []
     for name in RECIPES:
         path = next(packaged("configs").rglob(f"{name}.yaml"))
         content = yaml.safe_load(path.read_text())
         content["_BASE_"] = str((path.parent / content["_BASE_"]).resolve())
-        texts.append(yaml.safe_dump(content))
-    return texts
+        contents.append(content)
+    return contents
 
 
 def similar(value: object, numbers: random.Random) -> object:
@@ -215,9 +217,9 @@ def similar(value: object, numbers: random.Random) -> object:
     return parts
 
 
-def changed(text: str, numbers: random.Random) -> bytes:
-    """The text of a configuration with one to four values put in, left out or exchanged."""
-    content = yaml.safe_load(text)
+def changed(whole: dict, numbers: random.Random) -> bytes:
+    """The file of a configuration with one to four values put in, left out or exchanged."""
+    content = copy.deepcopy(whole)
     stand_ins = {}
     for index in range(numbers.randint(1, 4)):
         value = f"@value{index}@"
@@ -256,8 +258,8 @@ def changed(text: str, numbers: random.Random) -> bytes:
 def file_of(seed: int, index: int) -> bytes:
     """The changed file of that number."""
     numbers = random.Random(f"file {seed} {index}")
-    text = numbers.choice(recipes())
-    return damaged(text.encode(), numbers) if index % 5 == 4 else changed(text, numbers)
+    whole = numbers.choice(recipes())
+    return damaged(yaml.safe_dump(whole).encode(), numbers) if index % 5 == 4 else changed(whole, numbers)
 
 
 def overrides_of(seed: int, index: int) -> list[str]:
