@@ -19,6 +19,7 @@ from resnest_det.errors import UserError, shown
 
 # COCO's run lengths have room for the pixels of no larger image, and outlines in such an image fit into memory.
 MAX_SIDE, MAX_PIXELS = 1_000_000, 2**29
+MOST_OF_A_NAME = 1000  # characters
 
 # What a field must be, as the error says it.
 _RULES = {
@@ -289,11 +290,13 @@ def category_names(categories: dict[int, Category], json_file: str) -> dict[int,
 
 
 def check_text(text: str, where: str) -> None:
-    """That a name has no control character, no line break and no half of a surrogate pair.
+    """That a name has no control character, line break or half of a surrogate pair, and at most `MOST_OF_A_NAME` characters.
 
     Raises:
         UserError: it has; the message begins with `where`.
     """
+    if len(text) > MOST_OF_A_NAME:
+        raise UserError(f"{where} {ascii(text)[:80]} has {len(text)} characters; supported: up to {MOST_OF_A_NAME}")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
         raise UserError(f"{where} {ascii(text)[:80]} has a control character, a line break or broken Unicode in it")
 
@@ -308,8 +311,8 @@ def check_names_differ(names: dict[int, str], json_file: str) -> None:
     for category_id, name in names.items():
         if ids.setdefault(name, category_id) != category_id:
             raise UserError(
-                f"{json_file}: categories {ids[name]} and {category_id} are both named {name!r}; remove one if it is unused, "
-                "or give them names of their own"
+                f"{json_file}: categories {ids[name]} and {category_id} are both named {shown(name)}; remove one if it is "
+                "unused, or give them names of their own"
             )
 
 

@@ -24,6 +24,8 @@ def test_random_changes_within_limits_of_memory():
         ("instances", 6, 1220),  # half a surrogate pair as an id
         ("instances", 6, 1297),
         ("panoptic", 6, 386),
+        ("panoptic", 11, 2365),  # thousands of characters in the message
+        ("both", 11, 3454),
     ],
 )
 def test_found_earlier(tmp_path, kind, seed, index):
