@@ -30,6 +30,10 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def _without_middle(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
+
+
 class UserError(ValueError):
     """Bad input: a file, key, argument or dataset that cannot be used.
 
@@ -40,9 +44,7 @@ class UserError(ValueError):
     MOST_CHARACTERS = 4000
 
     def __init__(self, message: str):
-        if len(message) > self.MOST_CHARACTERS:
-            message = f"{message[: self.MOST_CHARACTERS // 2]} ... {message[-self.MOST_CHARACTERS // 4 :]}"
-        super().__init__(printable(message))
+        super().__init__(printable(_without_middle(message, self.MOST_CHARACTERS)))
 
 
 class ArgumentError(UserError):
@@ -54,6 +56,7 @@ class ArgumentError(UserError):
     """
 
     def __init__(self, name: str, problem: str):
+        problem = _without_middle(problem, 600)  # it may show a value of any length
         super().__init__(f"{name} {problem}")
         self.name = name
         self.problem = problem
