@@ -21,15 +21,30 @@ def printable(text: str, *, lines: bool = False) -> str:
     return (_CONTROL_IN_LINES if lines else _CONTROL_IN_LINE).sub(lambda found: ascii(found.group())[1:-1], text)
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value for a message, at most `most` characters of it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists within lists
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _without_middle(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
+
+
 class UserError(ValueError):
     """Bad input: a file, key, argument or dataset that cannot be used.
 
-    The message is one `printable` line that names the thing and says what would work. Command-line tools print it
-    without a traceback and exit with status 2; a traceback would bury it.
+    The message is one `printable` line that names the thing and says what would work; of a longer one than `MOST_CHARACTERS`
+    the middle is left out. Command-line tools print it without a traceback and exit with status 2; a traceback would bury it.
     """
 
+    MOST_CHARACTERS = 4000
+
     def __init__(self, message: str):
-        super().__init__(printable(message))
+        super().__init__(printable(_without_middle(message, self.MOST_CHARACTERS)))
 
 
 class ArgumentError(UserError):
@@ -41,6 +56,7 @@ class ArgumentError(UserError):
     """
 
     def __init__(self, name: str, problem: str):
+        problem = _without_middle(problem, 600)  # it may show a value of any length
         super().__init__(f"{name} {problem}")
         self.name = name
         self.problem = problem

@@ -292,6 +292,8 @@ class ResNeSt(nn.Module):
         if not 0 <= freeze_at <= len(known):
             raise UserError(f"cannot freeze {freeze_at} of the backbone's stages; it has {len(known)}, the stem included")
         base_width = int(bottleneck_channels * bottleneck_width / 64)
+        if base_width < 1:
+            raise UserError(f"{bottleneck_channels} channels times {bottleneck_width} / 64, in a bottleneck, are less than one")
 
         self.stem = Stem(in_channels, stem_width, deep=deep_stem, norm=norm)
         self.checkpoint_stages = tuple(checkpoint_stages)

@@ -13,7 +13,7 @@ from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.nodes import leaves
 from resnest_det.configuration.solver import build_gradient_clipper, build_optimizer, build_schedule
 from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, tasks_of
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, shown
 
 # Keys with a closed set of values in the built-in detector.
 CHOICES = {
@@ -98,7 +98,62 @@ AT_LEAST = {
     "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 0,
     "VIS_PERIOD": 0,
     "TEST.AUG.MAX_SIZE": 1,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 2,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 1,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 1,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 1,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 1,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 1,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 1,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 1,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 1,
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 0,
+    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": 0,
+    "MODEL.ANCHOR_GENERATOR.OFFSET": 0,
+    "SOLVER.WEIGHT_DECAY": 0,
+    "SEED": -1,
 }
+
+# For numbers far beyond every use, whose memory or time nobody waits for.
+AT_MOST = {
+    "SOLVER.MAX_ITER": 10**9,
+    "SOLVER.IMS_PER_BATCH": 10**6,
+    "SOLVER.NUM_DECAYS": 10**4,
+    "DATALOADER.NUM_WORKERS": 10**4,
+    "INPUT.MIN_SIZE_TEST": 10**6,
+    "INPUT.MAX_SIZE_TEST": 10**6,
+    "INPUT.MAX_SIZE_TRAIN": 10**6,
+    "TEST.AUG.MAX_SIZE": 10**6,
+    "TEST.DETECTIONS_PER_IMAGE": 10**6,
+    "TEST.AP_MAX_DETECTIONS": 10**6,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 10**6,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 10**6,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 10**6,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 10**6,
+    "MODEL.RESNETS.RADIX": 64,
+    "MODEL.RESNETS.NUM_GROUPS": 2**16,
+    "MODEL.RESNETS.DEFORM_NUM_GROUPS": 2**16,
+    "MODEL.RESNETS.BOTTLENECK_WIDTH": 2**16,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 2**16,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 2**16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 2**16,
+    "MODEL.FPN.OUT_CHANNELS": 2**16,
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 100,
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 100,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 2**16,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 2**16,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 2**10,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 100,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 2**16,
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 2**10,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 2**16,
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 1000,
+    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": 1000,
+    "MODEL.ANCHOR_GENERATOR.OFFSET": 1,
+}
+MOST_PIXELS = 10**6  # of a side
+MOST_PARAMETERS = 10**10  # 40 GB; a hundred times the largest recipe
 
 
 def check_supported(cfg: CfgNode) -> None:
@@ -119,12 +174,15 @@ def check_supported(cfg: CfgNode) -> None:
         for key, value in values.items():
             if key.startswith(not_read) and value != defaults[key]:
                 raise UserError(
-                    f"{key} {value!r} is not supported: {reader} does not read this key; "
+                    f"{key} {shown(value)} is not supported: {reader} does not read this key; "
                     f"supported: {defaults[key]!r}, its default"
                 )
     for key, least in AT_LEAST.items():
         if values[key] < least:
-            raise UserError(f"{key} {values[key]!r} is too small; supported: {least} and more")
+            raise UserError(f"{key} {shown(values[key])} is too small; supported: {least} and more")
+    for key, most in AT_MOST.items():
+        if values[key] > most:
+            raise UserError(f"{key} {shown(values[key])} is too large; supported: up to {most}")
     if name == "PanopticFPN" and not cfg.MODEL.MASK_ON:
         raise UserError(
             "MODEL.MASK_ON False is not supported with MODEL.META_ARCHITECTURE PanopticFPN, which fuses masks; supported: True"
@@ -137,15 +195,18 @@ def check_supported(cfg: CfgNode) -> None:
         )
     if cfg.TEST.AUG.ENABLED:
         sizes = cfg.TEST.AUG.MIN_SIZES
-        if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
-            raise UserError(f"TEST.AUG.MIN_SIZES is {tuple(sizes)}; it must be one or more whole numbers of pixels")
+        if not sizes or not all(isinstance(size, int) and 1 <= size <= MOST_PIXELS for size in sizes):
+            raise UserError(f"TEST.AUG.MIN_SIZES is {shown(tuple(sizes))}; it must be one or more whole numbers of pixels")
     _check_expected_results(cfg)
     _check_features(cfg)
+    if architecture.objects:
+        _check_objects(cfg)
 
 
 def _not_among(key: str, value: object, choices: Iterable) -> UserError:
     return UserError(
-        f"{key} {value!r} is not supported by the built-in detector; supported: " + ", ".join(repr(choice) for choice in choices)
+        f"{key} {shown(value)} is not supported by the built-in detector; supported: "
+        + ", ".join(repr(choice) for choice in choices)
     )
 
 
@@ -155,11 +216,12 @@ def _check_expected_results(cfg: CfgNode) -> None:
     if cfg.TEST.AUG.ENABLED:
         tasks += [f"{task}_TTA" for task in tasks_of(cfg).of_objects]
     for expected in cfg.TEST.EXPECTED_RESULTS:
-        if not isinstance(expected, (list, tuple)) or len(expected) != 4:
-            raise UserError(f"TEST.EXPECTED_RESULTS has {expected!r}; each entry is [task, metric, value, tolerance]")
+        kinds = (str, str, (int, float), (int, float))
+        if not isinstance(expected, (list, tuple)) or len(expected) != 4 or not all(map(isinstance, expected, kinds)):
+            raise UserError(f"TEST.EXPECTED_RESULTS has {shown(expected)}; each entry is [task, metric, value, tolerance]")
         if expected[0] not in tasks:
             raise UserError(
-                f"TEST.EXPECTED_RESULTS asks for {expected[0]}, which this configuration (MODEL.META_ARCHITECTURE, "
+                f"TEST.EXPECTED_RESULTS asks for {expected[0][:80]}, which this configuration (MODEL.META_ARCHITECTURE, "
                 f"MODEL.MASK_ON, TEST.AUG.ENABLED) does not evaluate; it evaluates {', '.join(tasks)}"
             )
 
@@ -172,13 +234,42 @@ def _check_features(cfg: CfgNode) -> None:
         ("MODEL.RESNETS.CHECKPOINT_STAGES", model.RESNETS.CHECKPOINT_STAGES, ("stem", *STAGES)),
     ):
         if not set(names) <= set(known) or not (names or key.endswith("CHECKPOINT_STAGES")):
-            raise UserError(f"{key} {list(names)} is not supported; supported: some of {', '.join(known)}")
+            raise UserError(f"{key} {shown(list(names))} is not supported; supported: some of {', '.join(known)}")
     if len(model.PIXEL_MEAN) != (1 if cfg.INPUT.FORMAT == "L" else 3):
         raise UserError(
             f"MODEL.PIXEL_MEAN has {len(model.PIXEL_MEAN)} values, which does not fit INPUT.FORMAT {cfg.INPUT.FORMAT!r}"
         )
+    if not all(value > 0 for value in model.PIXEL_STD):
+        raise UserError(f"MODEL.PIXEL_STD {shown(model.PIXEL_STD)} must be above 0: images are divided by it")
+    if max(cfg.INPUT.MIN_SIZE_TRAIN, default=0) > MOST_PIXELS:
+        raise UserError(
+            f"INPUT.MIN_SIZE_TRAIN {shown(cfg.INPUT.MIN_SIZE_TRAIN)} is too large; supported: up to {MOST_PIXELS} pixels"
+        )
     if len(model.RESNETS.DEFORM_ON_PER_STAGE) != 4:
-        raise UserError(f"MODEL.RESNETS.DEFORM_ON_PER_STAGE {model.RESNETS.DEFORM_ON_PER_STAGE} needs 4 values, for res2 to res5")
+        raise UserError(
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE {shown(model.RESNETS.DEFORM_ON_PER_STAGE)} needs 4 values, for res2 to res5"
+        )
+
+
+def _check_objects(cfg: CfgNode) -> None:
+    """What the parts that find objects take for granted."""
+    dims = cfg.MODEL.RPN.CONV_DIMS
+    if not 1 <= len(dims) <= 100 or not all(dim == -1 or 1 <= dim <= 2**16 for dim in dims):
+        raise UserError(
+            f"MODEL.RPN.CONV_DIMS {shown(dims)} is not supported; supported: 1 to 100 numbers of channels up to {2**16}, -1 for "
+            "those of the pyramid"
+        )
+    for name in ("RPN", "ROI_HEADS"):
+        thresholds, labels = cfg.MODEL[name].IOU_THRESHOLDS, cfg.MODEL[name].IOU_LABELS
+        if not thresholds or list(thresholds) != sorted(thresholds) or thresholds[0] <= 0:
+            raise UserError(
+                f"MODEL.{name}.IOU_THRESHOLDS {shown(thresholds)} is not supported; supported: rising numbers above 0"
+            )
+        if len(labels) != len(thresholds) + 1 or not set(labels) <= {-1, 0, 1}:
+            raise UserError(
+                f"MODEL.{name}.IOU_LABELS {shown(labels)} is not supported; supported: {len(thresholds) + 1} of -1, 0, 1, one "
+                "more than IOU_THRESHOLDS"
+            )
 
 
 def check_buildable(cfg: CfgNode) -> None:
@@ -187,9 +278,20 @@ def check_buildable(cfg: CfgNode) -> None:
     Raises:
         UserError: a class refuses its arguments; the message names the key.
     """
-    with torch.device("meta"):
-        model = assemble_model(cfg)
-        build_optimizer(cfg, model)
+    try:
+        with torch.device("meta"):
+            model = assemble_model(cfg)
+            build_optimizer(cfg, model)
+    except UserError:
+        raise
+    except (ValueError, RuntimeError, OverflowError) as error:  # torch's own, of shapes that cannot be or cannot be counted
+        raise UserError(f"MODEL cannot be built of these values: {' '.join(str(error).split())[:300]}") from error
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if parameters > MOST_PARAMETERS:
+        raise UserError(
+            f"the model would have {parameters:.2g} parameters, of {4 * parameters / 1e9:.0f} GB; supported: up to "
+            f"{MOST_PARAMETERS:.0e}. Too large are widths, classes or POOLER_RESOLUTION under MODEL"
+        )
     if cfg.SOLVER.MAX_ITER > 0:
         build_schedule(cfg)
     build_gradient_clipper(cfg)

@@ -25,7 +25,7 @@ from resnest_det.detector.semantic_head import SemSegFPNHead
 from resnest_det.detector.semantic_segmentor import SemanticSegmentor
 from resnest_det.detector.test_time_augmentation import GeneralizedRCNNWithTTA
 from resnest_det.distributed import get_world_size
-from resnest_det.errors import UserError, naming
+from resnest_det.errors import UserError, naming, shown
 
 MODELS = {"GeneralizedRCNN": GeneralizedRCNN, "PanopticFPN": PanopticFPN, "SemanticSegmentor": SemanticSegmentor}
 
@@ -246,7 +246,9 @@ def _build_stage(cfg: CfgNode, box_weights: Sequence[float]) -> tuple[FastRCNNCo
 def _strides(backbone: FPN, names: Sequence[str], key: str) -> list[int]:
     unknown = [name for name in names if name not in backbone.out_feature_strides]
     if unknown or not names:
-        raise UserError(f"{key} {list(names)} is not supported; supported: some of {', '.join(backbone.out_feature_strides)}")
+        raise UserError(
+            f"{key} {shown(list(names))} is not supported; supported: some of {', '.join(backbone.out_feature_strides)}"
+        )
     return [backbone.out_feature_strides[name] for name in names]
 
 

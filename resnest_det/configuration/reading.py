@@ -1,16 +1,21 @@
 """Reading configurations: YAML files with `_BASE_` and Detectron2's keys, and overrides."""
 
+import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
-import yaml
 from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.checking import check_buildable, check_supported
 from resnest_det.configuration.defaults import default_config
+from resnest_det.configuration.files import MOST_FILES, read_with_bases
 from resnest_det.configuration.nodes import leaves
-from resnest_det.errors import UserError, nearest
+from resnest_det.configuration.values import MOST_CHARACTERS, check_value, wrong_type
+from resnest_det.errors import UserError, nearest, shown
 from resnest_det.files import packaged
 
 
@@ -41,13 +46,15 @@ def merge_file(cfg: CfgNode, config_file: str, overrides: Sequence[str] = ()) ->
     Raises:
         UserError: a file or key does not exist, or a value has the wrong type.
     """
-    path = find_config_file(config_file)
-    merge(cfg, leaves(_read_yaml(path)), str(path))
+    for number, (path, content) in enumerate(read_with_bases(find_config_file(config_file)), start=1):
+        if number > MOST_FILES:
+            raise UserError(f"{config_file}: its _BASE_ leads to more than {MOST_FILES} files")
+        merge(cfg, leaves(content), str(path))
     if len(overrides) % 2:
-        raise UserError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} has no value")
+        raise UserError(f"overrides come in pairs KEY VALUE; {shown(overrides[-1])} has no value")
     merge(cfg, zip(overrides[::2], overrides[1::2]), "command line")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", cfg.MODEL.DEVICE):
-        raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is not supported; supported: 'auto', 'cpu', 'cuda', 'cuda:N'")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", cfg.MODEL.DEVICE):
+        raise UserError(f"MODEL.DEVICE {shown(cfg.MODEL.DEVICE)} is not supported; supported: 'auto', 'cpu', 'cuda', 'cuda:N'")
 
 
 def find_config_file(name: str) -> Path:
@@ -59,7 +66,7 @@ def find_config_file(name: str) -> Path:
     Raises:
         UserError: there is none; the message names the nearest.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return Path(name)
     suffix = ".py" if name.endswith(".py") else ".yaml"
     bundled = {path.stem: path for path in sorted(packaged("configs").rglob(f"*{suffix}"))}
@@ -67,7 +74,7 @@ def find_config_file(name: str) -> Path:
     if wanted in bundled:
         return bundled[wanted]
     near = ", ".join(nearest(wanted, bundled, cutoff=0.3)) or "none"
-    raise UserError(f"there is no config file {name}, neither here nor in the package; nearest: {near}")
+    raise UserError(f"there is no config file {name[:300]}, neither here nor in the package; nearest: {near}")
 
 
 def merge(cfg: CfgNode, values: Iterable[tuple[str, object]], source: str) -> None:
@@ -81,33 +88,21 @@ def merge(cfg: CfgNode, values: Iterable[tuple[str, object]], source: str) -> No
         if key not in known:
             section = any(name.startswith(f"{key}.") for name in known)
             if section and value != {}:
-                raise UserError(f"{source}: {key} is a section of keys and takes no value, got {value!r}")
+                raise UserError(f"{source}: {key} is a section of keys and takes no value, got {shown(value)}")
             if not section:
-                raise UserError(f"{source}: unknown config key {key}{_nearest(key, known)}")
+                raise UserError(f"{source}: unknown config key {key[:200]}{_nearest(key[:200], known)}")
             continue
-        if isinstance(known[key], float) and re.fullmatch(r"[+-]?\d+", str(value)):
+        if isinstance(value, str) and len(value) > MOST_CHARACTERS:
+            raise UserError(f"{source}: {key} {shown(value)} is too long; supported: {MOST_CHARACTERS} characters")
+        if isinstance(known[key], float) and re.fullmatch(r"[+-]?\d{1,300}", shown(value, 300).strip("'")):
             value = float(value)
         try:
-            cfg.merge_from_list([key, value])
-        except (ValueError, SyntaxError) as error:
-            kind = type(known[key]).__name__
-            raise UserError(f"{source}: {key} takes a {kind} like {known[key]!r}, got {value!r}") from error
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        loaded = CfgNode.load_yaml_with_base(str(path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: its _BASE_ {error.filename} does not exist") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: its _BASE_ leads back to itself") from error
-    except (AssertionError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a configuration (sections of keys in YAML): {error}") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: not a configuration (sections of keys in YAML): found {type(loaded).__name__}")
-    return loaded
+            with warnings.catch_warnings():  # a value is tried as Python, and an odd text is warned of
+                warnings.simplefilter("ignore")
+                cfg.merge_from_list([key, value])
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+            raise wrong_type(key, value, known[key], source) from error
+        check_value(key, reduce(getitem, key.split("."), cfg), known[key], source)
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

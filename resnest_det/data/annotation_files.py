@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, shown
 
 # COCO's run lengths have room for the pixels of no larger image, and outlines in such an image fit into memory.
 MAX_SIDE, MAX_PIXELS = 1_000_000, 2**29
+MOST_OF_A_NAME = 1000  # characters
 
 # What a field must be, as the error says it.
 _RULES = {
@@ -212,12 +213,14 @@ def _parse(content: bytes, json_file: str) -> dict:
 def _entry(raw: Any, kind: type, position: int, json_file: str):
     try:
         return msgspec.convert(raw, kind, strict=False)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, RecursionError, UnicodeEncodeError) as error:
         called, key = _CALLED[kind]
         where = f"{json_file}: {called} at position {position}"
-        with contextlib.suppress(msgspec.ValidationError):
+        with contextlib.suppress(msgspec.ValidationError, UnicodeEncodeError):
             entry_id = msgspec.convert(raw.get(key) if isinstance(raw, dict) else None, int, strict=False)
             where = f"{json_file}: {called} {entry_id}"
+        if isinstance(error, UnicodeEncodeError):
+            raise UserError(f"{where}: has text of broken Unicode, half a surrogate pair") from None
         raise UserError(f"{where}: {_problem(raw, str(error))}") from None
 
 
@@ -253,11 +256,6 @@ def must_be(field: str, value: Any) -> str:
     return f"{field} must be {_RULES[field]}, not {shown(value)}"
 
 
-def shown(value: Any) -> str:
-    """A value for a message, at most 80 characters."""
-    return repr(value)[:80]
-
-
 def by_id(entries: list, kind: str, json_file: str) -> dict[int, Any]:
     """Typed entries of a list ("image", "category", ...) by their ids.
 
@@ -282,14 +280,25 @@ def category_names(categories: dict[int, Category], json_file: str) -> dict[int,
     names: dict[int, str] = {}
     for category_id in sorted(categories):
         name, where = categories[category_id].name, f"{json_file}: category {category_id}"
-        if isinstance(name, (int, float)) and math.isfinite(name):
+        if isinstance(name, int) or (isinstance(name, float) and math.isfinite(name)):
             name = str(name)
         if not isinstance(name, str) or not name.strip():
             raise UserError(f"{where}: the {must_be('name', name)}")
-        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
-            raise UserError(f"{where}: the name {ascii(name)[:80]} has a control character, a line break or broken Unicode in it")
+        check_text(name, f"{where}: the name")
         names[category_id] = name
     return names
+
+
+def check_text(text: str, where: str) -> None:
+    """That a name has no control character, line break or half of a surrogate pair, and at most `MOST_OF_A_NAME` characters.
+
+    Raises:
+        UserError: it has; the message begins with `where`.
+    """
+    if len(text) > MOST_OF_A_NAME:
+        raise UserError(f"{where} {ascii(text)[:80]} has {len(text)} characters; supported: up to {MOST_OF_A_NAME}")
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+        raise UserError(f"{where} {ascii(text)[:80]} has a control character, a line break or broken Unicode in it")
 
 
 def check_names_differ(names: dict[int, str], json_file: str) -> None:
@@ -302,8 +311,8 @@ def check_names_differ(names: dict[int, str], json_file: str) -> None:
     for category_id, name in names.items():
         if ids.setdefault(name, category_id) != category_id:
             raise UserError(
-                f"{json_file}: categories {ids[name]} and {category_id} are both named {name!r}; remove one if it is unused, "
-                "or give them names of their own"
+                f"{json_file}: categories {ids[name]} and {category_id} are both named {shown(name)}; remove one if it is "
+                "unused, or give them names of their own"
             )
 
 

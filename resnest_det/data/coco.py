@@ -18,6 +18,7 @@ from resnest_det.data.annotation_files import (
     category_names,
     check_names_differ,
     check_size,
+    check_text,
     must_be,
     no_list,
     read_annotation_file,
@@ -106,9 +107,10 @@ def image_entry(image: Image, image_root: str, where: str) -> dict:
     """An image of an annotation file as a record has it: `file_name` below `image_root`, `height`, `width`, `image_id`.
 
     Raises:
-        UserError: a side cannot be that of an image; the message begins with `where`.
+        UserError: a side cannot be that of an image, or the file's name has control characters; the message begins with `where`.
     """
     check_size(image, where)
+    check_text(str(image.file_name), f"{where}: file_name")
     path = os.path.join(image_root, str(image.file_name))
     return {"file_name": path, "height": image.height, "width": image.width, "image_id": image.id}
 

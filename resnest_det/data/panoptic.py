@@ -21,6 +21,7 @@ from resnest_det.data.annotation_files import (
     by_id,
     category_names,
     check_names_differ,
+    check_text,
     must_be,
     read_annotation_file,
 )
@@ -30,7 +31,7 @@ from resnest_det.data.label_png import UNLABELLED, read_label_png
 from resnest_det.data.panoptic_png import MAX_SEGMENT_ID, check_panoptic_png, read_segment_ids
 from resnest_det.data.records import Annotation, Record, SegmentInfo
 from resnest_det.data.semantic import READERS, SemanticMetadata, class_color
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, shown
 
 logger = logging.getLogger(__name__)
 
@@ -270,6 +271,7 @@ def _record(image: Image, annotation: PanopticAnnotation, metadata: PanopticMeta
         seen: set[int] = set()
         twice = next(info["id"] for info in segments_info if info["id"] in seen or seen.add(info["id"]))
         raise UserError(f"{where}: segment id {twice} occurs more than once")
+    check_text(str(annotation.file_name), f"{where}: file_name")
     keys = ("id", "category_id", "iscrowd")
     return image_entry(image, metadata.image_root, where) | {
         "pan_seg_file_name": os.path.join(metadata.panoptic_root, str(annotation.file_name)),
@@ -314,7 +316,7 @@ def _add_instances(records: dict[int, Record], metadata: PanopticMetadata, insta
     for theirs, ours in zip(instances.metadata.thing_classes, metadata.thing_classes):
         if theirs != ours:
             raise UserError(
-                f"{file}: its categories are not the things of {own}: one has {theirs!r} where the other has {ours!r}"
+                f"{file}: its categories are not the things of {own}: one has {shown(theirs)} where the other has {shown(ours)}"
             )
     differing = {record["image_id"] for record in instances.records} ^ set(records)
     if differing:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from resnest_det.data.coco import Dataset, Metadata, load_coco_instances
 from resnest_det.data.label_png import MAX_CLASSES, UNLABELLED, LabelPng, label_png_size
 from resnest_det.data.records import Record
-from resnest_det.errors import ArgumentError, UserError
+from resnest_det.errors import ArgumentError, UserError, shown
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 # Headers are short and the disk may be a network away: what takes long is to wait.
@@ -106,11 +106,11 @@ def class_color(color: object, number: int, where: str) -> tuple[int, int, int]:
         UserError: it is no color; the message begins with `where`.
     """
     if color is None:
-        # Steps of the golden ratio keep hues apart however many there are.
-        hue, value = (0.618034 * number) % 1.0, (1.0, 0.8, 0.9)[number % 3]
+        # Steps of the golden ratio keep hues apart however many there are; a million of them come to a whole number.
+        hue, value = (0.618034 * (number % 1_000_000)) % 1.0, (1.0, 0.8, 0.9)[number % 3]
         return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.7, value))
     if not (isinstance(color, (list, tuple)) and len(color) == 3 and all(c in range(256) for c in color)):
-        raise UserError(f"{where}: color must be three whole numbers from 0 to 255, not {color!r}")
+        raise UserError(f"{where}: color must be three whole numbers from 0 to 255, not {shown(color)}")
     return tuple(color)
 
 

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from resnest_det.errors import ArgumentError
 
+MOST = 1e6  # a side in pixels or a ratio
+MOST_AT_A_POSITION = 1000
+
 
 class AnchorGenerator(nn.Module):
     """Lays anchors over feature maps.
@@ -21,7 +24,8 @@ class AnchorGenerator(nn.Module):
     Of `sizes` and `aspect_ratios` one list is enough for all levels.
 
     Raises:
-        ArgumentError: the number of lists is neither one nor that of the levels, or levels have different numbers of anchors.
+        ArgumentError: the number of lists is neither one nor that of the levels, levels have different numbers of anchors, or too
+            many, or a size or ratio is none.
     """
 
     def __init__(
@@ -36,6 +40,11 @@ class AnchorGenerator(nn.Module):
         self.offset = offset
         sizes = _one_per_level(sizes, len(strides), "sizes")
         aspect_ratios = _one_per_level(aspect_ratios, len(strides), "aspect_ratios")
+        for name, levels in (("sizes", sizes), ("aspect_ratios", aspect_ratios)):
+            if not all(0 < value < MOST for values in levels for value in values):
+                raise ArgumentError(name, f"has a value that is not above 0 and below {MOST:g}")
+        if max(len(s) * len(r) for s, r in zip(sizes, aspect_ratios)) > MOST_AT_A_POSITION:
+            raise ArgumentError("sizes", f"gives more than {MOST_AT_A_POSITION} anchors at a position")
         for level, (level_sizes, level_ratios) in enumerate(zip(sizes, aspect_ratios)):
             self.register_buffer(f"cell{level}", cell_anchors(level_sizes, level_ratios), persistent=False)
         counts = {len(s) * len(r) for s, r in zip(sizes, aspect_ratios)}
