@@ -11,12 +11,14 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 # A launcher passes on a signal that the terminal has sent to every process already: both together are one.
 _SAME_SIGNAL = 1.0  # seconds
+_TIDYING = 3.0  # seconds that helpers have to end by themselves
 
 
 class Terminated(KeyboardInterrupt):
@@ -44,7 +46,7 @@ def handle_signals(*, importing: bool = False) -> None:
 
 
 def ignore_signals() -> None:
-    """For the end of a process, and for helpers whose end its main process decides."""
+    """For the end of a process."""
     for number in WORDS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -55,8 +57,7 @@ def _handle(number: int, frame: object) -> None:
     if _nothing_to_tidy or (_received and now - _received[1] > _SAME_SIGNAL):
         # Not through sys.stderr, which may be in the midst of a line.
         os.write(2, f"{WORDS[signal.Signals(number)]}\n".encode())
-        end_children()
-        os._exit(128 + number)
+        _end_now(128 + number)
     if _received:
         return
     _received = (number, now)
@@ -89,9 +90,9 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
-def allowed(condition: bool = True) -> Iterator[None]:
-    """Within `deferred`, if `condition` holds: a signal that has come takes effect now, another at once."""
-    yield from _with(_deferring and not condition)
+def allowed() -> Iterator[None]:
+    """Within `deferred`: a signal that has come takes effect now, another at once."""
+    yield from _with(False)
 
 
 def _with(deferring: bool) -> Iterator[None]:
@@ -109,21 +110,41 @@ def _with(deferring: bool) -> Iterator[None]:
 
 def end_children() -> None:
     """Kill the processes that this one has started with multiprocessing, data workers above all: they hold nothing to save."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take it for a failure
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take it for a failure
     for child in multiprocessing.active_children():
         child.kill()
 
 
 def end_interrupted(stop: KeyboardInterrupt, *, say: bool = True) -> None:
-    """End this process after `stop` with the status of its signal, and say so in a line on standard error.
+    """End this process after `stop` with the status of its signal, and, to `say` so, a line on standard error.
 
     Raises:
-        SystemExit: always.
+        SystemExit: what received the signal was a launcher's handler, not this module's.
     """
     number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-    end_children()
-    atexit.register(ignore_signals)  # of those registered before, none is then interrupted
     if say:
-        print(WORDS[number], file=sys.stderr)
+        print(WORDS[number], file=sys.stderr, flush=True)
+    signal.signal(signal.SIGALRM, lambda *_: _end_now(128 + number))
+    signal.setitimer(signal.ITIMER_REAL, _TIDYING)
+    # Frees the loaders, which then end their workers.
+    traceback.clear_frames(stop.__traceback__)
+    end_children()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if _received and multiprocessing.parent_process() is None:
+        # Torch takes half a second to be taken down, on a busy machine five. A launcher and what it has started cannot do
+        # without: they have semaphores to give back.
+        sys.stdout.flush()
+        os._exit(128 + number)
     sys.exit(128 + number)
+
+
+def prepare_end() -> None:
+    """When this process ends: leave no helper behind, and let no signal interrupt what the interpreter then does."""
+    # The last to be registered are the first to be called.
+    atexit.register(end_children)
+    atexit.register(ignore_signals)
+
+
+def _end_now(status: int) -> None:
+    end_children()
+    os._exit(status)

@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from resnest_det.errors import UserError
-from resnest_det.files import atomic_write, open_unlinked, prepare_output_dir, remove_unfinished
+from resnest_det.files import atomic_write, held, open_unlinked, prepare_output_dir, remove_unfinished
 
 
 def test_content_replaces_the_old_one(tmp_path):
@@ -79,3 +79,13 @@ def test_pipe_is_not_written_to(tmp_path):
     os.mkfifo(tmp_path / "log.txt")
     with pytest.raises(UserError, match="log.txt is not a file"):
         open_unlinked(tmp_path / "log.txt", "a")
+
+
+def test_a_lock_is_held_by_one_and_free_when_its_process_is_killed(tmp_path):
+    path = tmp_path / "training.lock"
+    program = "import os, sys; from resnest_det.files import held\nwith held(sys.argv[1]): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", program, str(path)])
+    assert path.exists()
+    with held(path), pytest.raises(UserError, match=rf"held by pid {os.getpid()} on "), held(path):
+        pass
+    assert not path.exists()

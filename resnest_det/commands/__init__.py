@@ -15,7 +15,7 @@ from types import ModuleType
 
 from resnest_det import __version__
 from resnest_det.errors import UserError, nearest, printable
-from resnest_det.stopping import end_interrupted, handle_signals
+from resnest_det.stopping import end_interrupted, handle_signals, prepare_end
 
 # name: (module of this folder with a `main(arguments)`, what it does)
 COMMANDS = {
@@ -81,6 +81,8 @@ def run_tool(main: Callable[[list[str]], object]) -> None:
             raise
         print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        prepare_end()
 
 
 def main() -> None:

@@ -4,7 +4,9 @@ import itertools
 import pickle
 import shutil
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,7 +17,7 @@ from torch.utils.data import DataLoader
 from resnest_det.data.records import Record, Sample
 from resnest_det.data.samplers import Draw
 from resnest_det.errors import ArgumentError, UserError
-from resnest_det.stopping import ignore_signals
+from resnest_det.stopping import deferred, raise_if_requested
 
 
 class PackedRecords:
@@ -119,17 +121,23 @@ def _load(
         # Of its own, because starting workers draws from it, and the run's randomness must not notice.
         generator=torch.Generator(),
         worker_init_fn=_start_worker,
+        # In a process that was spawned itself, as the launcher's are, the default is to spawn: seconds for each worker, and the
+        # records once more.
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
     )
     loaded = iter(loader)
     _deaths.watch()
     while True:
         try:
-            with _deaths.raised():
+            # An interrupted transfer would become a worker's traceback.
+            with deferred(), _deaths.raised():
                 batch = next(loaded)
         except StopIteration:
             return
         except RuntimeError as error:
             if num_workers and str(error).startswith("DataLoader worker"):
+                time.sleep(0.1)
+                raise_if_requested()  # the signal that ended the worker may have come to all processes
                 raise ArgumentError("num_workers", f"{num_workers}: {_why(str(error))}") from None
             raise
         for sample in batch:
@@ -139,8 +147,8 @@ def _load(
 
 
 def _start_worker(index: int) -> None:
-    # Signals often go to all processes of a run. The main one may still need a batch, and ends its workers itself.
-    ignore_signals()
+    # Ctrl-C goes to all processes of a run. The main one may still need a batch, and ends its workers itself, by SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Deaths:

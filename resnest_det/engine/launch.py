@@ -60,8 +60,10 @@ def launch(
         max_restarts=0,
         **rendezvous,
     )
-    # The launcher reports a failed process on a page; `_failure` needs a line.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # The launcher reports a failed process on a page; `_failure` needs a line, and so does a signal.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):  # each has a level of its own
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         elastic_launch(config, _worker)(function, *args)
     except ChildFailedError as error:

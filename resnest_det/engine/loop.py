@@ -13,7 +13,7 @@ from torch import nn
 from resnest_det.distributed import all_gather_objects, get_rank, get_world_size
 from resnest_det.engine.events import TrainingLog
 from resnest_det.errors import UserError
-from resnest_det.stopping import allowed, deferred, raise_if_requested, stop_requested, stop_too
+from resnest_det.stopping import deferred, raise_if_requested, stop_requested, stop_too
 
 # Among the losses, a process's wish to stop: gathered together with them it costs no transfer of its own.
 _STOP = "stop"
@@ -75,9 +75,7 @@ def train_loop(
         for iteration in range(start_iteration, max_iter):
             seed_everything(seed, iteration, get_rank())
             start = time.perf_counter()
-            # Others would wait for this process in their step.
-            with allowed(get_world_size() == 1):
-                batch = next(batches)
+            batch = next(batches)
             data_time = time.perf_counter() - start
             optimizer.zero_grad()
             try:
@@ -104,7 +102,8 @@ def train_loop(
                 log.iteration(iteration, values, lr=lr, time=time.perf_counter() - start, data_time=data_time)
             for action in after_step:
                 action(iteration, batch)
-            if stop:
+            # Several processes stop only if all of them know.
+            if stop or get_world_size() == 1:
                 raise_if_requested()
 
 

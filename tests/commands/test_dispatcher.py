@@ -3,6 +3,7 @@
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import venv
@@ -48,6 +49,21 @@ def test_bad_input_is_one_line_and_status_2(tmp_path):
         )
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith("error: ") and "no_such_recipe" in done.stderr
+
+
+@pytest.mark.parametrize("number, line", [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "terminated\n")])
+def test_a_signal_while_importing_is_one_line(number, line):
+    code = f"""
+import importlib, os, sys, types
+from resnest_det import commands
+def load(name):
+    os.kill(os.getpid(), {int(number)})
+importlib.import_module = load
+sys.argv = ["resnest-det", "train"]
+commands.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (128 + number, line)
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)

@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -95,3 +96,15 @@ def test_packed_records_give_copies():
     assert len(packed) == 10 and [packed[n] for n in range(10)] == RECORDS
     packed[3]["values"].append(99)
     assert packed[3] == RECORDS[3]
+
+
+def dying_sample(record, generator):
+    if record["image_id"] == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return make_sample(record, generator)
+
+
+def test_a_killed_worker_is_one_line_with_the_likely_cause():
+    with pytest.raises(UserError, match=r"^num_workers 1: .* died, .*memory ran out.*/dev/shm") as error:
+        list(itertools.islice(load(100, sample=dying_sample, num_workers=1), 100))
+    assert "\n" not in str(error.value)

@@ -134,6 +134,24 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_losses(reference, tmp_p
     assert not list((tmp_path / "out").glob(".*"))
 
 
+@pytest.mark.slow
+def test_terminated_and_resumed_gives_the_same_losses_and_nobody_else_enters_meanwhile(reference, tmp_path):
+    arguments, expected = reference
+    output = ["OUTPUT_DIR", str(tmp_path / "out")]
+    process = _start(*arguments, *output, "SOLVER.CHECKPOINT_PERIOD", "100")
+    _wait_for_iterations(process, tmp_path / "out", 2)
+    with pytest.raises(UserError, match=rf"another training is going on in OUTPUT_DIR .*held by pid {process.pid} on .* since 2"):
+        main([*arguments[:2], *output])
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in text and text.splitlines()[-1] == "terminated"
+    assert not list((tmp_path / "out").glob("*.lock"))
+    done = len(losses_of(tmp_path / "out"))
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == f"model_{done - 1:07d}.pth"
+    main([*arguments[:2], "--resume", *arguments[4:], *output])
+    assert losses_of(tmp_path / "out") == expected
+
+
 def test_command_ends_with_one_line_and_status_2(tiny, resnest_det_command):
     done = resnest_det_command("train", *tiny, "SOLVER.IMS_PER_BATCH", "1")
     text = done.stdout + done.stderr
