@@ -31,7 +31,8 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
         "fvcore>=0.1.5.post20221221",
-        "iopath>=0.1.10",
+        "iopath>=0.1.9",  # Detectron2 asks for one below 0.1.10
+        "portalocker>=2.8",
         "pycocotools>=2.0.7",
         "hotcoco>=1.3",
         "msgspec>=0.18.6",

@@ -1,14 +1,21 @@
 """Atomic writing: a file is either the whole old one or the whole new one. Also, where the package's own files are."""
 
+import datetime
 import json
+import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from resnest_det.errors import UserError
+import portalocker
+
+from resnest_det.errors import UserError, printable
+
+logger = logging.getLogger(__name__)
 
 TEMPORARY_SUFFIX = ".unfinished"
 
@@ -120,6 +127,48 @@ def prepare_output_dir(folder: str | os.PathLike) -> None:
             probe.flush()
     except OSError as error:
         raise UserError(f"OUTPUT_DIR {folder} cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def held(path: str | os.PathLike) -> Iterator[None]:
+    """Hold the lock `path`, a file that is there only as long: nobody else, on this machine or another, can hold it meanwhile.
+
+    The system releases the lock of a process that has been killed; its file stays until the next one removes it. On network
+    file systems the server does, for NFS 4 about 90 s after a machine has vanished. Where there are no locks at all, as on
+    Lustre without `flock`, there is a warning and nothing is held.
+
+    Raises:
+        UserError: another process holds it; the message says which, on which machine and since when.
+        OSError: the file cannot be made.
+    """
+    path = Path(path)
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "r+")
+        try:
+            portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+        except portalocker.LockException as error:
+            holder = printable(file.read(200).strip())
+            file.close()
+            if not isinstance(error.args[0], BlockingIOError):
+                logger.warning("%s cannot be locked, so see to it that nothing else uses the folder: %s", path, error.args[0])
+                yield
+                return
+            raise UserError(f"{path} is held by {holder or 'another process'}") from None
+        # Who held it before may have removed the file between its opening and its locking: then it locks nothing.
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            break
+        file.close()
+    # A forked process would hold the lock as long as it lives; closing its copy does not release it.
+    os.register_at_fork(after_in_child=file.close)
+    try:
+        file.truncate()
+        now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        file.write(f"pid {os.getpid()} on {socket.gethostname()} since {now}\n")
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before the lock is released
+        file.close()
 
 
 def packaged(name: str) -> Path:

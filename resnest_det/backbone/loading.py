@@ -1,6 +1,7 @@
 """Loading weights: into a classifier or a detector, from a file of any known layout, all of it or not at all."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from resnest_det.backbone.variants import looks_like
 from resnest_det.errors import UserError
+from resnest_det.weights.class_layers import fit_classes, other_counts
 from resnest_det.weights.names import find_backbone
 from resnest_det.weights.weights import Weights, errors_naming, other_kind, read_weights
 
@@ -26,6 +28,8 @@ class LoadReport:
         loaded: names of the model's parameters and buffers that were set.
         left: parameter of the file that was not used, to the reason.
         fresh: parameter of the model that the file has nothing for, to the reason.
+        new_classes: layer that stays as the model has it because the file's classes are others, to what differs.
+        reordered: names of parameters that were put into the order of the model's classes.
         mismatched: one text for each parameter that should have fitted; empty unless mismatches were allowed.
     """
 
@@ -35,6 +39,8 @@ class LoadReport:
     loaded: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
     fresh: dict[str, str] = field(default_factory=dict)
+    new_classes: dict[str, str] = field(default_factory=dict)
+    reordered: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
 
     def require_whole(self, why: str) -> None:
@@ -53,6 +59,11 @@ class LoadReport:
         parts = [f"{len(self.loaded)} parameters and buffers from {self.path} ({self.layout} layout)"]
         if self.taken_off:
             parts.append(f"without {self.taken_off}")
+        for reason in dict.fromkeys(self.new_classes.values()):
+            layers = ", ".join(layer for layer, why in self.new_classes.items() if why == reason)
+            parts.append(f"freshly initialised for other classes ({reason}): {layers}")
+        if self.reordered:
+            parts.append(f"put into the order of the model's classes: {_brief(self.reordered)}")
         for title, names in (("left in the file", self.left), ("freshly initialised", self.fresh)):
             for reason in dict.fromkeys(names.values()):
                 parts.append(f"{title}: {_brief([name for name in names if names[name] == reason])}: {reason}")
@@ -88,8 +99,21 @@ def load_weights(model: nn.Module, path: str | os.PathLike, *, allow_mismatch: b
     return load_into(model, read_weights(path, use_ema), allow_mismatch=allow_mismatch)
 
 
-def load_into(model: nn.Module, weights: Weights, *, allow_mismatch: bool = False, new_head: bool = False) -> LoadReport:
-    """`load_weights` for weights that were read already; with `new_head` a classifier's head need not be among them.
+def load_into(
+    model: nn.Module,
+    weights: Weights,
+    *,
+    allow_mismatch: bool = False,
+    new_head: bool = False,
+    classes: Mapping[str, list[str]] | None = None,
+) -> LoadReport:
+    """`load_weights` for weights that were read already.
+
+    Args:
+        new_head: a classifier's head need not be among them.
+        classes: if a detector may learn other classes than the file's, its "thing_classes" and "stuff_classes" as far as they
+            are known: layers with outputs for each class then stay as they are where the file has other classes, and are put
+            into the order of these where the file has the same ones in another.
 
     Raises:
         UserError: see `load_weights`.
@@ -116,10 +140,16 @@ def load_into(model: nn.Module, weights: Weights, *, allow_mismatch: bool = Fals
         else:
             report.left[name] = "not a part of the backbone"
 
+    if has_heads and classes is not None:
+        values = {name: value for name, (value, _) in wanted.items()}
+        reordered, report.new_classes = fit_classes(values, targets, weights.class_names, classes)
+        wanted |= {name: (value, wanted[name][1]) for name, value in reordered.items()}
+        report.reordered = list(reordered)
     copies = _match(targets, wanted, prefix, report, has_heads, new_head)
     if report.mismatched and not allow_mismatch:
+        counts = other_counts(*({name: value.shape for name, value in each.items()} for each in (weights.state, targets)))
         with errors_naming(weights.path):
-            raise UserError(_mismatch_message(report.mismatched, weights.backbone, targets, prefix))
+            raise UserError(_mismatch_message(report.mismatched, weights.backbone, targets, prefix, counts if has_heads else ""))
     with torch.no_grad():
         for name, value in copies.items():
             targets[name].copy_(value)
@@ -135,7 +165,9 @@ def _match(
     built = {name.removeprefix(prefix).split(".")[0] for name in targets if name.startswith(prefix)}
     for name, (value, name_in_file) in wanted.items():
         part = name.removeprefix(prefix).split(".")[0]
-        if name in targets:
+        if name.rpartition(".")[0] in report.new_classes:
+            continue
+        elif name in targets:
             if value.shape == targets[name].shape:
                 if problem := other_kind(value, targets[name]):
                     report.mismatched.append(f"{name} {problem}")
@@ -169,10 +201,14 @@ def _is_backbone(name: str, prefix: str) -> bool:
     return name.startswith((prefix + "stem.", prefix + "res"))
 
 
-def _mismatch_message(mismatched: list[str], backbone: dict[str, Tensor], targets: dict[str, Tensor], prefix: str) -> str:
+def _mismatch_message(
+    mismatched: list[str], backbone: dict[str, Tensor], targets: dict[str, Tensor], prefix: str, counts: str
+) -> str:
     of_model = {name.removeprefix(prefix): value for name, value in targets.items() if _is_backbone(name, prefix)}
     in_file, in_model = looks_like(backbone), looks_like(of_model)
     message = f"they do not fit the model: {_brief(mismatched)}"
+    if counts:
+        message += f"; {counts}"
     if in_file and in_file != in_model:
         message += f"; the file looks like {' or '.join(in_file)}, the model like {' or '.join(in_model) or 'none of the family'}"
     return message

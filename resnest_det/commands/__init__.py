@@ -6,12 +6,16 @@ This file finds a command by its name and decides how it ends: bad input gives o
 
 import ctypes
 import importlib
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import ModuleType
 
 from resnest_det import __version__
 from resnest_det.errors import UserError, nearest, printable
+from resnest_det.stopping import end_interrupted, handle_signals
 
 # name: (module of this folder with a `main(arguments)`, what it does)
 COMMANDS = {
@@ -32,6 +36,11 @@ COMMANDS = {
 # imported, after this module, through which every command is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
+# A process that the launcher starts imports the command first. Until it handles signals itself, in seconds, Ctrl-C ends it
+# without a word: its launcher, which receives the signal as well, has the line.
+if multiprocessing.parent_process() is not None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 
 def keep_freed_memory() -> None:
     """Make glibc keep the large blocks that a process frees; with another C library, do nothing.
@@ -51,21 +60,22 @@ def run_tool(main: Callable[[list[str]], object]) -> None:
     """Run `main(arguments)` and end the process with a status that says how it went.
 
     `UserError` and `OSError` (a full disk, a folder that cannot be written) become one line `error: ...` on
-    standard error and status 2; Ctrl-C becomes status 130. With `--debug`, which `main` does not see, the
-    traceback is shown instead.
+    standard error and status 2; Ctrl-C and SIGTERM become one line and status 130 and 143. With `--debug`, which
+    `main` does not see, the traceback is shown instead.
     """
     keep_freed_memory()
+    handle_signals()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     if debug:
         arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         main(arguments)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if debug:
             raise
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        # Of the processes that torchrun has started, one speaks for all.
+        end_interrupted(stop, say=os.environ.get("RANK", "0") == "0")
     except (UserError, OSError) as error:
         if debug:
             raise
@@ -108,5 +118,13 @@ def help_text() -> str:
 
 def run(name: str) -> None:
     """Run the command `name` on the arguments of this process, and end the process."""
+    run_tool(lambda arguments: _imported(name).main(arguments))
+
+
+def _imported(name: str) -> ModuleType:
     module, _ = COMMANDS[name]
-    run_tool(lambda arguments: importlib.import_module(f"{__name__}.{module}").main(arguments))
+    handle_signals(importing=True)
+    try:
+        return importlib.import_module(f"{__name__}.{module}")
+    finally:
+        handle_signals()

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from resnest_det.configuration.tables import tasks_of
 from resnest_det.data import samplers
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
+from resnest_det.data.image_files import check_image_files
 from resnest_det.data.loader import InferenceBatches, PackedRecords, training_batches
 from resnest_det.data.mapper import inference_sample, training_sample
 from resnest_det.data.panoptic import with_panoptic_classes
@@ -63,7 +65,7 @@ def read_run_data(cfg, *, train: bool, trained_on: Mapping | None = None) -> Run
 
     Raises:
         UserError: a dataset cannot be read, has nothing to train on, fewer images than there are processes, other classes than
-            the model or another dataset, or lacks a mask that MODEL.MASK_ON needs.
+            the model or another dataset, lacks a mask that MODEL.MASK_ON needs, or the file of an image that will be read.
     """
     if train:
         check_training_data(cfg, get_world_size())
@@ -79,6 +81,7 @@ def read_run_data(cfg, *, train: bool, trained_on: Mapping | None = None) -> Run
     for name in cfg.DATASETS.TEST:
         check_classes([datasets[name]], cfg)
         _check_enough_images(len(datasets[name].records), name)
+        check_image_files(name, datasets[name].records, datasets[name].metadata.image_root)
     images = _training_images(cfg, [datasets[name] for name in cfg.DATASETS.TRAIN]) if train else None
     return RunData(images, tuple(datasets[name] for name in cfg.DATASETS.TEST), _trained_on(cfg, datasets[first.name]))
 
@@ -255,18 +258,17 @@ def build_augmentation(cfg) -> Augmentation:
 def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:
     check_classes(datasets, cfg)
     tasks = tasks_of(cfg)
-    records = [record for dataset in datasets for record in dataset.records]
-    total = len(records)
-    # For a model that only labels pixels, no image is empty.
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and tasks.objects:
-        records = [record for record in records if any(not annotation["iscrowd"] for annotation in record["annotations"])]
-        if not records:
-            raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: none of the {total} images has an object to learn from")
-        if len(records) < total:
-            logger.info("Training images: %d of %d; the others have no object", len(records), total)
+    shown = [training_records(cfg, dataset) for dataset in datasets]
+    records, total = list(chain.from_iterable(shown)), sum(len(dataset.records) for dataset in datasets)
+    if total and not records:
+        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: none of the {total} images has an object to learn from")
+    if len(records) < total:
+        logger.info("Training images: %d of %d; the others have no object", len(records), total)
     if tasks.masks:
         _check_masks(records)
     _check_enough_images(len(records), "DATASETS.TRAIN")
+    for dataset, its_records in zip(datasets, shown):
+        check_image_files(dataset.name, its_records, dataset.metadata.image_root)
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         threshold, square_root = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
         repeat_factors = samplers.repeat_factors_from_categories(records, threshold, square_root)
@@ -274,6 +276,14 @@ def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:
         repeat_factors = np.ones(len(records))
     landscape = np.array([record["width"] > record["height"] for record in records])
     return TrainingImages(PackedRecords(records), repeat_factors, landscape, datasets[0].metadata.thing_classes)
+
+
+def training_records(cfg, dataset: Dataset) -> list[Record]:
+    """Those of a dataset's images that training shows: not the ones without an object, to a model that learns objects."""
+    # For a model that only labels pixels, no image is empty.
+    if not (cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and tasks_of(cfg).objects):
+        return dataset.records
+    return [record for record in dataset.records if any(not annotation["iscrowd"] for annotation in record["annotations"])]
 
 
 def _check_masks(records: list[Record]) -> None:

@@ -230,6 +230,7 @@ DEFAULTS = dict(
         KEYPOINT_OKS_SIGMAS=[],
         DETECTIONS_PER_IMAGE=100,
         AP_MAX_DETECTIONS=100,  # this project's own: detections of an image and class that AP counts, 100 by COCO's definition
+        FOLD_NORMS=True,  # this project's own: evaluate a faster copy, norms in convolutions; False: the model as it is
         AUG=dict(ENABLED=False, MIN_SIZES=(400, 500, 600, 700, 800, 900, 1000, 1100, 1200), MAX_SIZE=4000, FLIP=True),
         PRECISE_BN=dict(ENABLED=False, NUM_ITER=200),
     ),

@@ -1,20 +1,29 @@
 """MODEL.WEIGHTS: loading them into a model, and the input they expect."""
 
 import logging
+from collections.abc import Mapping
 
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from resnest_det.backbone.loading import load_weights
+from resnest_det.backbone.loading import load_into
 from resnest_det.distributed import get_rank, synchronize
 from resnest_det.weights.downloads import resolve_weights
 from resnest_det.weights.published import IMAGENET_MEAN, IMAGENET_STD
+from resnest_det.weights.weights import read_weights
 
 logger = logging.getLogger(__name__)
 
 
-def load_initial_weights(cfg: CfgNode, model: nn.Module, *, whole: bool = False) -> None:
-    """Load MODEL.WEIGHTS into `model`; with `whole`, refuse a file that leaves parts of it untrained.
+def load_initial_weights(
+    cfg: CfgNode, model: nn.Module, *, whole: bool = False, classes: Mapping[str, list[str]] | None = None
+) -> None:
+    """Load MODEL.WEIGHTS into `model`.
+
+    Args:
+        whole: the model is not trained afterwards: refuse a file that leaves parts of it untrained.
+        classes: "thing_classes" and "stuff_classes" that it is trained on, as far as they are known. A detector may be of others:
+            its layers with outputs for each class then begin anew, and one line of the log says so.
 
     Raises:
         UserError: the weights cannot be found or read, or do not fit.
@@ -30,10 +39,11 @@ def load_initial_weights(cfg: CfgNode, model: nn.Module, *, whole: bool = False)
     path = resolve_weights(cfg.MODEL.WEIGHTS)
     if get_rank() == 0:
         synchronize()
-    report = load_weights(model, path, allow_mismatch=cfg.MODEL.WEIGHTS_ALLOW_MISMATCH)
+    weights, allow_mismatch = read_weights(path), cfg.MODEL.WEIGHTS_ALLOW_MISMATCH
+    report = load_into(model, weights, allow_mismatch=allow_mismatch, classes=None if whole else classes or {})
     if whole:
         report.require_whole("evaluating needs a checkpoint of a trained detector")
-    logger.info("Loaded %s", report)
+    logger.log(logging.WARNING if report.new_classes else logging.INFO, "Loaded %s", report)
 
 
 def check_input_matches(pixel_mean, pixel_std, input_format: str, weights: str = "") -> list[str]:

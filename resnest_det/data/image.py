@@ -1,6 +1,7 @@
 """Reading images as COCO's tools do: upright, in a given channel order, of the size the annotations say."""
 
 import os
+import struct
 
 import numpy as np
 from PIL import Image
@@ -10,6 +11,9 @@ from resnest_det.errors import UserError
 # Pillow goes by the content of a file, not by its name, and runs other programs for some formats, such as Ghostscript for EPS.
 # These are decoded in this process. A phone's JPEG may be an MPO.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+# Pillow's own limit. Decoded, such an image takes 0.7 GB, a second time as an array, in each process that reads.
+MAX_PIXELS = 178_956_970
 
 _EXIF_ORIENTATION = 274
 # EXIF 2.3, tag 274: how the stored rows and columns have to be turned to stand upright. Pillow's exif_transpose decodes before
@@ -23,7 +27,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TURNED_SIDEWAYS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
+_SIDEWAYS = (5, 6, 7, 8)
 
 # Pillow's modes of one channel with 16 bits, and with 32, in which it also reads files of 16.
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -60,11 +64,35 @@ def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS
 
     Raises:
         OSError: the file is missing, not a regular file, or in none of these formats.
+        UserError: its header says more than `MAX_PIXELS` pixels.
     """
     if os.path.exists(file_name) and not os.path.isfile(file_name):
         raise OSError("not a regular file")  # opening a pipe would wait for ever
     Image.init()
-    return Image.open(file_name, formats=[each for each in formats if each in Image.OPEN])
+    try:
+        return Image.open(file_name, formats=[each for each in formats if each in Image.OPEN])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{file_name} has too many pixels; at most {MAX_PIXELS} are read ({error})") from error
+
+
+def png_header(file_name: str | os.PathLike, what: str) -> tuple[tuple[int, int], int, int]:
+    """Size (height, width), bits of a channel and color type (PNG specification, 11.2.2) of a PNG. Only its first bytes are read.
+
+    Args:
+        what: the file is, for the error.
+
+    Raises:
+        UserError: it cannot be read, or is not a PNG.
+    """
+    try:
+        with open(file_name, "rb") as file:
+            head = file.read(26)
+    except OSError as error:
+        raise UserError(f"{what} {file_name} cannot be read: {error.strerror or error}") from error
+    if len(head) < 26 or not head.startswith(b"\x89PNG\r\n\x1a\n") or head[12:16] != b"IHDR":
+        raise UserError(f"{what} {file_name} is not a PNG file")
+    width, height, bits, kind = struct.unpack(">IIBB", head[16:26])
+    return (height, width), bits, kind
 
 
 def read_image(
@@ -85,12 +113,16 @@ def read_image(
     """
     try:
         with open_image(file_name) as image:
-            turn = _turn_that_stands_upright(image)
-            width, height = reversed(image.size) if turn in _TURNED_SIDEWAYS else image.size
+            orientation = _exif_orientation(image)
+            turn = _UPRIGHT.get(orientation)
+            width, height = reversed(image.size) if orientation in _SIDEWAYS else image.size
             if size is not None and (height, width) != size:
-                raise UserError(
-                    f"image {file_name} is {width} x {height} pixels (width x height), but its {size_is} {size[1]} x {size[0]}"
-                )
+                problem = f"image {file_name} is {width} x {height} pixels (width x height)"
+                problem += f", turned upright by its EXIF orientation {orientation}" if orientation in _SIDEWAYS else ""
+                problem += f", but its {size_is} {size[1]} x {size[0]}"
+                if orientation in _SIDEWAYS and image.size == (size[1], size[0]):
+                    problem += ", as it is stored: annotate it upright, or take the orientation out of the file"
+                raise UserError(problem)
             image = image if turn is None else image.transpose(turn)
             image.load()
             try:
@@ -121,9 +153,9 @@ def read_record_image(record: dict, image_format: str) -> np.ndarray:
     return read_image(record["file_name"], image_format, (record["height"], record["width"]), size_is)
 
 
-def _turn_that_stands_upright(image: Image.Image) -> Image.Transpose | None:
+def _exif_orientation(image: Image.Image) -> int | None:
     try:
-        return _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION))
+        return image.getexif().get(_EXIF_ORIENTATION)
     # Some real photographs have EXIF blocks that do not parse, and good pixels.
     except Exception:
         return None

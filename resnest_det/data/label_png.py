@@ -1,12 +1,11 @@
 """Label PNG files: one byte a pixel, the index of its class, as ADE20K, Cityscapes, COCO-Stuff, VOC and Detectron2 have them."""
 
 import os
-import struct
 from dataclasses import dataclass
 
 import numpy as np
 
-from resnest_det.data.image import open_image
+from resnest_det.data.image import open_image, png_header
 from resnest_det.errors import UserError
 
 # What a pixel without a label is in memory, whatever its file has for that.
@@ -39,21 +38,14 @@ def label_png_size(file_name: str | os.PathLike) -> tuple[int, int]:
     Raises:
         UserError: the file cannot be read, is not a PNG, or its pixels are not single bytes.
     """
-    try:
-        with open(file_name, "rb") as file:
-            head = file.read(26)
-    except OSError as error:
-        raise UserError(f"label PNG {file_name} cannot be read: {error.strerror or error}") from error
-    if len(head) < 26 or not head.startswith(b"\x89PNG\r\n\x1a\n") or head[12:16] != b"IHDR":
-        raise UserError(f"label PNG {file_name} is not a PNG file")
-    width, height, bits, kind = struct.unpack(">IIBB", head[16:26])
+    size, bits, kind = png_header(file_name, "label PNG")
     # Fewer bits of gray would be stretched to the whole range when they are decoded.
     if kind != _PALETTE and (kind, bits) != (_GRAY, 8):
         raise UserError(
             f"label PNG {file_name}: its pixels are {bits}-bit {_KINDS.get(kind, kind)}; a class is one byte, 8-bit gray or an "
             f"index of a palette, which has room for {MAX_CLASSES} classes"
         )
-    return height, width
+    return size
 
 
 def read_label_png(label: LabelPng, size: tuple[int, int]) -> np.ndarray:
@@ -74,6 +66,8 @@ def read_label_png(label: LabelPng, size: tuple[int, int]) -> np.ndarray:
     try:
         with open_image(label.file_name, ("PNG",)) as image:
             values = np.array(image)
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"label PNG {label.file_name} cannot be read: {' '.join(str(error).split())}") from error
     ignored = values == label.ignore_value

@@ -2,7 +2,11 @@
 
 import itertools
 import pickle
+import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -10,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from resnest_det.data.records import Record, Sample
 from resnest_det.data.samplers import Draw
-from resnest_det.errors import UserError
+from resnest_det.errors import ArgumentError, UserError
+from resnest_det.stopping import ignore_signals
 
 
 class PackedRecords:
@@ -80,6 +85,7 @@ def training_batches(
 
     Raises:
         UserError: whatever `make_sample` found wrong with an image, when its batch is reached.
+        ArgumentError: a worker was killed.
     """
     shares = (batch[rank::world_size] for batch in itertools.islice(global_batches, start_iteration, None))
     return _load(_TrainingSamples(records, make_sample, seed), shares, num_workers)
@@ -88,7 +94,7 @@ def training_batches(
 class InferenceBatches:
     """The samples of some images, in order, one per batch; can be iterated again. `len` is the number of batches.
 
-    Iterating raises UserError as in `training_batches`.
+    Iterating raises what `training_batches` raises.
     """
 
     def __init__(self, records: list[Record], make_sample: Callable[[Record], Sample], num_workers: int):
@@ -105,15 +111,91 @@ class InferenceBatches:
 def _load(
     samples: _TrainingSamples | _InferenceSamples, batch_sampler: Iterator[list], num_workers: int
 ) -> Iterator[list[Sample]]:
-    # A generator of its own, because starting workers draws from it, and the run's randomness must not notice.
     loader = DataLoader(
-        samples, batch_sampler=batch_sampler, num_workers=num_workers, collate_fn=_as_list, generator=torch.Generator()
+        samples,
+        batch_sampler=batch_sampler,
+        num_workers=num_workers,
+        collate_fn=_as_list,
+        # Of its own, because starting workers draws from it, and the run's randomness must not notice.
+        generator=torch.Generator(),
+        worker_init_fn=_start_worker,
     )
-    for batch in loader:
+    loaded = iter(loader)
+    _deaths.watch()
+    while True:
+        try:
+            with _deaths.raised():
+                batch = next(loaded)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if num_workers and str(error).startswith("DataLoader worker"):
+                raise ArgumentError("num_workers", f"{num_workers}: {_why(str(error))}") from None
+            raise
         for sample in batch:
             if isinstance(sample, UserError):
                 raise sample
         yield batch
+
+
+def _start_worker(index: int) -> None:
+    # Signals often go to all processes of a run. The main one may still need a batch, and ends its workers itself.
+    ignore_signals()
+
+
+class _Deaths:
+    """Deaths of workers, of which torch's handler of SIGCHLD raises an error wherever the main process is at the time.
+
+    They are kept until the next batch is asked for instead: in the midst of a step nobody would know what the error is about.
+    """
+
+    def __init__(self):
+        self._handler: Callable | None = None  # torch's
+        self._wanted = False
+        self._error: RuntimeError | None = None
+
+    def watch(self) -> None:
+        """Take the place of torch's handler, once a loader has set it."""
+        handler = signal.getsignal(signal.SIGCHLD)
+        if threading.current_thread() is threading.main_thread() and callable(handler) and handler != self._handle:
+            self._handler = handler
+            signal.signal(signal.SIGCHLD, self._handle)
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Within, what was kept and what comes is raised."""
+        self._wanted = True
+        try:
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+            yield
+        finally:
+            self._wanted = False
+
+    def _handle(self, number: int, frame: object) -> None:
+        try:
+            self._handler(number, frame)
+        except RuntimeError as error:
+            if self._wanted:
+                raise
+            self._error = error
+
+
+_deaths = _Deaths()
+
+
+def _why(message: str) -> str:
+    """What torch says of a worker's death, with the usual reason."""
+    try:
+        shared = f", or shared memory did (/dev/shm has {shutil.disk_usage('/dev/shm').free / 2**30:.1f} GiB free)"
+    except OSError:
+        shared = ""
+    told = message.split(". ")[0].removeprefix("DataLoader worker ").rstrip(". ")
+    return (
+        f"one of the processes that read images died, {told}; usually memory ran out{shared}: fewer of them need less, "
+        "and with 0 the main process reads"
+    )
 
 
 def _as_list(samples: list) -> list:

@@ -20,7 +20,6 @@ from resnest_det.data.transforms import (
     transform_mask,
     transform_polygons,
 )
-from resnest_det.errors import UserError
 
 # Objects with a side of at most this many pixels, for instance after a crop, are no targets.
 _EMPTY_SIDE = 1e-5
@@ -51,8 +50,7 @@ def training_sample(
         the `ignore_value`, otherwise int64.
 
     Raises:
-        UserError: see `read_record_image` and `resnest_det.data.panoptic.with_truth`; also where a mask is malformed or does not
-            fit its image.
+        UserError: see `read_record_image` and `resnest_det.data.panoptic.with_truth`.
     """
     seed = int(generator.integers(2**63))
     pixels = read_record_image(record, image_format)
@@ -70,7 +68,7 @@ def training_sample(
         "labels": torch.tensor([annotation["category_id"] for annotation in objects], dtype=torch.int64),
     }
     if mask_format is not None:
-        target["masks"] = _masks(record, objects, transforms, size, mask_format)
+        target["masks"] = _masks(objects, transforms, size, mask_format)
         if any(isinstance(transform, Crop) for transform in transforms):
             target["boxes"] = _mask_boxes(target["masks"])
     target = _without_empty(target)
@@ -107,9 +105,9 @@ def _boxes_xyxy(objects: list[Annotation]) -> np.ndarray:
 
 
 def _masks(
-    record: Record, objects: list[Annotation], transforms: list[Transform], size: tuple[int, int], mask_format: str
+    objects: list[Annotation], transforms: list[Transform], size: tuple[int, int], mask_format: str
 ) -> list[list[np.ndarray]] | torch.Tensor:
-    segmentations = [_segmentation(annotation, record) for annotation in objects]
+    segmentations = [_segmentation(annotation) for annotation in objects]
     if mask_format == "polygon" and all(isinstance(segmentation, list) for segmentation in segmentations):
         moved = [transform_polygons(polygons, transforms) for polygons in segmentations]
         return [[polygon.reshape(-1) for polygon in polygons] for polygons in moved]
@@ -122,34 +120,12 @@ def _masks(
     return torch.from_numpy(bitmasks.view(np.bool_))
 
 
-def _segmentation(annotation: Annotation, record: Record) -> list[np.ndarray] | np.ndarray:
+def _segmentation(annotation: Annotation) -> list[np.ndarray] | np.ndarray:
     """Polygons (k, 2) float64, or a decoded bitmask (H, W) uint8, of one object in the file's pixels."""
-    where = f"annotation {annotation['id']} of image {record['file_name']}"
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
         return mask_util.decode(segmentation)
-    try:
-        polygons = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: its polygons must be lists of numbers") from error
-    _check_polygons_fit(polygons, record["width"], record["height"], where)
-    return polygons
-
-
-def _check_polygons_fit(polygons: list[np.ndarray], width: int, height: int, where: str) -> None:
-    """Refuse polygons drawn on an image of another size, but not those that slightly overshoot a border."""
-    points = np.concatenate(polygons)
-    low, high = points.min(axis=0), points.max(axis=0)
-    sides = np.array([width, height])
-    slack = np.maximum(2.0, 0.01 * sides)
-    within = np.minimum(high, sides + slack) - np.maximum(low, -slack)
-    extent = np.maximum(high - low, 1e-9)
-    # This comparison also fails if a coordinate is not a number.
-    if not (np.isfinite(extent).all() and (within >= 0).all() and np.prod(np.minimum(within / extent, 1.0)) >= 0.5):
-        raise UserError(
-            f"{where}: its polygons span x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}, which does not fit the "
-            f"image of {width} x {height} pixels (width x height)"
-        )
+    return [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
 
 
 def _mask_boxes(masks: list[list[np.ndarray]] | torch.Tensor) -> torch.Tensor:

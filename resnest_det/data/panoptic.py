@@ -6,6 +6,7 @@ together, and 255 for pixels without a label.
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,10 +26,11 @@ from resnest_det.data.annotation_files import (
     read_annotation_file,
 )
 from resnest_det.data.coco import Dataset, image_entry, load_coco_instances, with_classes
+from resnest_det.data.image_files import check_files
 from resnest_det.data.label_png import UNLABELLED, read_label_png
-from resnest_det.data.panoptic_png import MAX_SEGMENT_ID, read_segment_ids
+from resnest_det.data.panoptic_png import MAX_SEGMENT_ID, check_panoptic_png, read_segment_ids
 from resnest_det.data.records import Annotation, Record, SegmentInfo
-from resnest_det.data.semantic import SemanticMetadata, class_color
+from resnest_det.data.semantic import READERS, SemanticMetadata, class_color
 from resnest_det.errors import UserError, shown
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,8 @@ def load_coco_panoptic(
         instances_json: instance annotations of the same images. Without it, `annotations` are the thing segments; records say
             so by `objects_in_png`.
         stuff_only: no instances at all: `annotations` are empty and `thing_classes` too.
-        keep_truth: keep what the files say as `Dataset.truth` and `Dataset.panoptic_truth`.
+        keep_truth: keep what the files say as `Dataset.truth` and `Dataset.panoptic_truth`; PNG files have to be of their images'
+            sizes then.
 
     Raises:
         UserError: see `resnest_det.data.coco.load_coco_instances`; also a category without "isthing", a segment id that is
@@ -88,7 +91,11 @@ def load_coco_panoptic(
         if image_id not in images:
             raise UserError(f'{panoptic_json}: annotation of image {image_id}: image {image_id} is not in the list "images"')
         records[image_id] = _record(images[image_id], annotation, metadata, f"{panoptic_json}: image {image_id}")
-    _check_png_files(records, panoptic_root)
+    check_files(records.values(), "pan_seg_file_name", panoptic_root, "panoptic PNG")
+    if keep_truth:
+        # Evaluation decodes a file before it asks for its size, and only after the training.
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(_check_png_size, records.values()))
     if len(records) < len(images):
         logger.warning("%s: left out %d images without annotation", panoptic_json, len(images) - len(records))
 
@@ -143,17 +150,10 @@ def read_record_segments(record: Record) -> np.ndarray:
     """The segment ids of a record's PNG file, (H, W) uint32, 0 where there is none.
 
     Raises:
-        UserError: see `read_segment_ids`; also where the PNG is not of the record's size, or its segments are not those of
-            the record's `segments_info`.
+        UserError: see `read_segment_ids`; also where its segments are not those of the record's `segments_info`.
     """
     file_name = record["pan_seg_file_name"]
-    segment_ids = read_segment_ids(file_name)
-    height, width = segment_ids.shape
-    if (height, width) != (record["height"], record["width"]):
-        raise UserError(
-            f"panoptic PNG {file_name} is {width} x {height} pixels (width x height), but image "
-            f"{record['image_id']} is {record['width']} x {record['height']} by its annotations"
-        )
+    segment_ids = read_segment_ids(file_name, (record["height"], record["width"]))
     drawn = set(np.unique(_runs(segment_ids)[1]).tolist()) - {0}
     listed = {info["id"] for info in record["segments_info"]}
     if drawn - listed:
@@ -301,15 +301,8 @@ def _segment(info: Segment, metadata: PanopticMetadata, where: str) -> SegmentIn
     }
 
 
-def _check_png_files(records: dict[int, Record], panoptic_root: str) -> None:
-    # One listing instead of a hundred thousand questions to what may be a network disk.
-    present = set(os.listdir(panoptic_root))
-    absent = [record for record in records.values() if os.path.basename(record["pan_seg_file_name"]) not in present]
-    if absent:
-        raise UserError(
-            f"panoptic PNG {absent[0]['pan_seg_file_name']} of image {absent[0]['image_id']} does not exist; "
-            f"{len(absent)} of {len(records)} are absent"
-        )
+def _check_png_size(record: Record) -> None:
+    check_panoptic_png(record["pan_seg_file_name"], (record["height"], record["width"]))
 
 
 def _add_instances(records: dict[int, Record], metadata: PanopticMetadata, instances: Dataset) -> None:

@@ -5,23 +5,28 @@ import io
 import numpy as np
 from PIL import Image
 
-from resnest_det.data.image import open_image
+from resnest_det.data.image import open_image, png_header
 from resnest_det.errors import UserError
 
 MAX_SEGMENT_ID = 2**24 - 1
 
 
-def read_segment_ids(path: str) -> np.ndarray:
+def read_segment_ids(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
     """Segment ids of a panoptic PNG, (H, W) uint32: red + 256 green + 65536 blue; 0 is void.
 
+    Args:
+        size: (height, width) that it has to have. Looked at in the file's header, before anything is decoded.
+
     Raises:
-        UserError: the file is missing, damaged or not an RGB image.
+        UserError: the file is missing, damaged, not an RGB image or of another size.
     """
     try:
         with open_image(path, ("PNG",)) as image:
             if image.mode != "RGB":
                 raise UserError(f"{path} is not a panoptic PNG: its pixels are {image.mode}, but segment ids need RGB")
             width, height = image.size
+            if size is not None:
+                _check_size(path, (height, width), size)
             # Four bytes per pixel, as Pillow stores RGB, are twenty times faster than combining three planes.
             pixels = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<u4").reshape(height, width)
     except FileNotFoundError:
@@ -31,6 +36,23 @@ def read_segment_ids(path: str) -> np.ndarray:
             raise
         raise UserError(f"panoptic PNG {path} cannot be read: {' '.join(str(error).split())}") from error
     return pixels & MAX_SEGMENT_ID
+
+
+def check_panoptic_png(path: str, size: tuple[int, int]) -> None:
+    """That the header of a panoptic PNG says this (height, width).
+
+    Raises:
+        UserError: it does not, or cannot be read.
+    """
+    _check_size(path, png_header(path, "panoptic PNG")[0], size)
+
+
+def _check_size(path: str, found: tuple[int, int], size: tuple[int, int]) -> None:
+    if found != size:
+        raise UserError(
+            f"panoptic PNG {path} is {found[1]} x {found[0]} pixels (width x height), but its image is {size[1]} x {size[0]} "
+            f"by its annotations"
+        )
 
 
 def encode_segment_ids(segment_ids: np.ndarray, what: str) -> bytes:

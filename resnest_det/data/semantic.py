@@ -14,7 +14,7 @@ from resnest_det.errors import ArgumentError, UserError, shown
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 # Headers are short and the disk may be a network away: what takes long is to wait.
-_READERS = 16
+READERS = 16
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _label_pngs(
         expected = os.path.join(files.label_root, f"{key}{files.label_suffix}.png")
         raise UserError(f"label PNG {expected} of image {path} does not exist; {len(absent)} of {len(images)} are absent")
     label_pngs = [LabelPng(labels[key], num_classes, files.ignore_value) for key, _ in images]
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         return label_pngs, list(pool.map(label_png_size, [label.file_name for label in label_pngs]))
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from resnest_det.errors import UserError
 from resnest_det.files import atomic_write
 from resnest_det.weights.checkpoint_files import read_checkpoint, with_digests
+from resnest_det.weights.class_layers import other_counts
 from resnest_det.weights.weights import check_numbers, errors_naming, other_kind
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class DetectionCheckpointer(Checkpointer):
     def __init__(self, model: nn.Module, save_dir: str, **checkpointables: Any):
         super().__init__(model, save_dir, **checkpointables)
         self.logger = logger
+        self.last_saved: int | None = None  # iteration
 
     def save(self, name: str, **extra: Any) -> None:
         """Write `name`.pth and point `last_checkpoint` at it.
@@ -48,6 +50,7 @@ class DetectionCheckpointer(Checkpointer):
             with atomic_write(path, "wb") as file:
                 torch.save(with_digests(content), file)
             self.tag_last_checkpoint(path.name)
+            self.last_saved = extra.get("iteration")
         # torch's archive writer hides the system's error in a RuntimeError.
         except (OSError, RuntimeError) as error:
             try:
@@ -101,7 +104,9 @@ class DetectionCheckpointer(Checkpointer):
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         problems = describe_incompatible(incompatible.missing_keys, incompatible.unexpected_keys, incompatible.incorrect_shapes)
         if problems:
-            raise UserError(f"checkpoint {self._loaded_from} is of another model: {problems}")
+            in_file, in_model = ({each[0]: each[place] for each in incompatible.incorrect_shapes} for place in (1, 2))
+            counts = other_counts(in_file, in_model)
+            raise UserError(f"checkpoint {self._loaded_from} is of another model: {problems}" + (f"; {counts}" if counts else ""))
 
 
 def newest_checkpoint(folder: str | os.PathLike) -> str:

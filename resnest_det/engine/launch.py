@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from resnest_det.errors import ArgumentError, UserError
+from resnest_det.stopping import Terminated, end_interrupted, handle_signals
 
 RENDEZVOUS_TIMEOUT = 300  # seconds to wait for the other machines
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # one process evaluates while the others wait
@@ -35,6 +36,7 @@ def launch(
         dist_url: tcp://HOST:PORT of machine 0, or "auto" on one machine.
 
     Raises:
+        KeyboardInterrupt: a signal came, here or to one of the processes; `Terminated` if it was not Ctrl-C.
         UserError: wrong arguments, a port in use, machine 0 out of reach, a process that was killed, or bad input that a
             process found.
         RuntimeError: a process failed in another way; the message has its traceback.
@@ -65,9 +67,7 @@ def launch(
     except ChildFailedError as error:
         raise _failure(error) from None
     except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        sys.exit(128 + error.sigval)
+        raise (KeyboardInterrupt if error.sigval == signal.SIGINT else Terminated) from None
     except (RendezvousError, dist.DistError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(
@@ -142,8 +142,11 @@ def _wait_for_machine_0(address: tuple, dist_url: str) -> None:
 
 def _worker(function: Callable, *args: object) -> None:
     """Run `function` in a started process."""
+    handle_signals()
     try:
         function(*args)
+    except KeyboardInterrupt as stop:
+        end_interrupted(stop, say=False)
     except OSError as error:
         raise UserError(str(error)) from error
     except RuntimeError:
@@ -153,8 +156,10 @@ def _worker(function: Callable, *args: object) -> None:
         raise
 
 
-def _failure(error) -> Exception:
+def _failure(error) -> BaseException:
     rank, failure = error.get_first_failure()
+    if failure.exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        return KeyboardInterrupt() if failure.exitcode == 128 + signal.SIGINT else Terminated()
     # A process's own message comes first: torch's threads can still abort a process that is exiting after a failure.
     if isinstance(failure.message, dict):
         text = failure.message.get("message", "")

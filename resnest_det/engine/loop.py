@@ -13,6 +13,10 @@ from torch import nn
 from resnest_det.distributed import all_gather_objects, get_rank, get_world_size
 from resnest_det.engine.events import TrainingLog
 from resnest_det.errors import UserError
+from resnest_det.stopping import allowed, deferred, raise_if_requested, stop_requested, stop_too
+
+# Among the losses, a process's wish to stop: gathered together with them it costs no transfer of its own.
+_STOP = "stop"
 
 
 class Scheduler(Protocol):
@@ -48,6 +52,7 @@ def train_loop(
     """Train `model` from `start_iteration` until `max_iter` iterations are done.
 
     Every iteration seeds the global generators anew, so a resumed run draws what an uninterrupted one would have drawn.
+    A signal to stop takes effect between iterations, in all processes after the same one, or where an action allows it.
 
     Args:
         model: called with a batch, returns a dict of named scalar losses whose sum is minimised.
@@ -60,37 +65,47 @@ def train_loop(
         after_step: called in order, with the iteration just done and its batch.
 
     Raises:
+        KeyboardInterrupt: a signal came; the model is as the last call of the first action has seen it.
         UserError: a loss is not finite, or the model cannot use a batch. The message names the iteration, the losses and
             the images; the model is not updated.
     """
     model.train()
     largest_group = max(optimizer.param_groups, key=lambda group: len(group["params"]))
-    for iteration in range(start_iteration, max_iter):
-        seed_everything(seed, iteration, get_rank())
-        start = time.perf_counter()
-        batch = next(batches)
-        data_time = time.perf_counter() - start
-        optimizer.zero_grad()
-        try:
-            with autocast:
-                losses = model(batch)
-                total = sum(losses.values())
-        except UserError as error:
-            raise UserError(f"iteration {iteration}: {error}; images of this step: {', '.join(names_of(batch))}") from error
-        scaler.scale(total).backward()
-        values, data_time = reduce_losses(losses, data_time)
-        check_finite(values, names_of(batch), iteration)
-        scaler.unscale_(optimizer)
-        if clip_gradients is not None:
-            clip_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
-        scaler.step(optimizer)
-        scaler.update()
-        lr = largest_group["lr"]
-        scheduler.step()
-        if log is not None:
-            log.iteration(iteration, values, lr=lr, time=time.perf_counter() - start, data_time=data_time)
-        for action in after_step:
-            action(iteration, batch)
+    with deferred():
+        for iteration in range(start_iteration, max_iter):
+            seed_everything(seed, iteration, get_rank())
+            start = time.perf_counter()
+            # Others would wait for this process in their step.
+            with allowed(get_world_size() == 1):
+                batch = next(batches)
+            data_time = time.perf_counter() - start
+            optimizer.zero_grad()
+            try:
+                with autocast:
+                    losses = model(batch)
+                    total = sum(losses.values())
+            except UserError as error:
+                raise UserError(f"iteration {iteration}: {error}; images of this step: {', '.join(names_of(batch))}") from error
+            scaler.scale(total).backward()
+            losses[_STOP] = total.new_full((), stop_requested())
+            values, data_time = reduce_losses(losses, data_time)
+            stop = values.pop(_STOP) > 0
+            if stop:
+                stop_too()
+            check_finite(values, names_of(batch), iteration)
+            scaler.unscale_(optimizer)
+            if clip_gradients is not None:
+                clip_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
+            scaler.step(optimizer)
+            scaler.update()
+            lr = largest_group["lr"]
+            scheduler.step()
+            if log is not None:
+                log.iteration(iteration, values, lr=lr, time=time.perf_counter() - start, data_time=data_time)
+            for action in after_step:
+                action(iteration, batch)
+            if stop:
+                raise_if_requested()
 
 
 def reduce_losses(losses: Mapping[str, torch.Tensor], data_time: float) -> tuple[dict[str, float], float]:

@@ -14,9 +14,11 @@ def check_can_be_evaluated(dataset: Dataset, tasks: tuple[str, ...]) -> None:
     """That an instance file that was read has what `tasks` ("bbox", "segm") need; one that only lists images is fine.
 
     Raises:
-        UserError: it has no annotations or no images, or an annotation has no mask.
+        UserError: it was read without `keep_truth`, has no annotations or no images, or an annotation has no mask.
     """
     truth, json_file = dataset.truth, dataset.metadata.json_file
+    if truth is None:
+        raise UserError(f"dataset {dataset.name} was read without its truth; read it with get_dataset(name, keep_truth=True)")
     for name in ("images", "annotations"):
         if getattr(truth, name) == []:
             raise UserError(f"{json_file} has no {name}: there is nothing to evaluate against")

@@ -19,20 +19,12 @@ logger = logging.getLogger(__name__)
 def evaluate(model: nn.Module, sets: Sequence[EvaluationSet]) -> dict:
     """Predict, compute the figures and log them as tables.
 
+    Args:
+        model: as it is, or what `ready_for_inference` makes of it.
+
     Returns:
         on the main process, task to figures, by dataset if there are several; empty on the others.
     """
-    return _evaluate(ready_for_inference(model), sets)
-
-
-def evaluate_augmented(model: nn.Module, augment: Callable[[nn.Module], nn.Module], sets: Sequence[EvaluationSet]) -> dict:
-    """`evaluate` for `augment(model)`, the model with test-time augmentation; task names end in "_TTA"."""
-    logger.info("Evaluating with test-time augmentation")
-    results = _evaluate(augment(ready_for_inference(model)), sets)
-    return {f"{name}_TTA": figures for name, figures in results.items()}
-
-
-def _evaluate(model: nn.Module, sets: Sequence[EvaluationSet]) -> dict:
     results = {}
     for each in sets:
         figures = inference_on_dataset(model, each.batches, each.evaluators, each.writers)
@@ -44,8 +36,14 @@ def _evaluate(model: nn.Module, sets: Sequence[EvaluationSet]) -> dict:
     return next(iter(results.values())) if len(results) == 1 else results
 
 
+def evaluate_augmented(model: nn.Module, augment: Callable[[nn.Module], nn.Module], sets: Sequence[EvaluationSet]) -> dict:
+    """`evaluate` for `augment(model)`, the model with test-time augmentation; task names end in "_TTA"."""
+    logger.info("Evaluating with test-time augmentation")
+    return {f"{name}_TTA": figures for name, figures in evaluate(augment(model), sets).items()}
+
+
 def ready_for_inference(model: nn.Module) -> nn.Module:
-    """A faster copy of `model` with the same outputs: norms folded into convolutions and, on a CPU, channels last."""
+    """A faster copy of `model`, equal but for rounding: norms folded into convolutions and, on a CPU, channels last."""
     folded = fold_norms(model)
     if next(model.parameters()).device.type == "cpu":
         folded = folded.to(memory_format=torch.channels_last)

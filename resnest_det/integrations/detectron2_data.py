@@ -6,9 +6,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from fvcore.common.config import CfgNode
 
-from resnest_det.configuration.data import check_classes, class_names, match_classes
+from resnest_det.configuration.data import check_classes, class_names, match_classes, training_records
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
+from resnest_det.data.image_files import check_image_files
 from resnest_det.data.label_png import UNLABELLED
 from resnest_det.data.panoptic import PanopticMetadata, with_truth
 from resnest_det.data.semantic import SemanticMetadata
@@ -31,8 +32,8 @@ def register_datasets(cfg: CfgNode, registered: list[str], *, only_test: bool = 
         only_test: leave out DATASETS.TRAIN.
 
     Raises:
-        UserError: a name that nobody knows, or that is taken; a dataset that cannot be read or does not fit the model; or
-            labels of pixels with another MODEL.SEM_SEG_HEAD.IGNORE_VALUE than what is written for those that have none.
+        UserError: a name that nobody knows, or that is taken; a dataset that cannot be read, lacks images or does not fit the
+            model; or labels of pixels with another MODEL.SEM_SEG_HEAD.IGNORE_VALUE than what is written for those that have none.
     """
     first = None
     for name in dict.fromkeys((*(() if only_test else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)):
@@ -45,6 +46,8 @@ def register_datasets(cfg: CfgNode, registered: list[str], *, only_test: bool = 
         first = first or dataset
         dataset = match_classes(dataset, class_names(cfg, first), first.name)
         check_classes([dataset], cfg)
+        read = dataset.records if name in cfg.DATASETS.TEST else training_records(cfg, dataset)
+        check_image_files(name, read, dataset.metadata.image_root)
         records = _records(dataset, cfg)
         DatasetCatalog.register(name, lambda records=records: records)
         MetadataCatalog.get(name).set(**_metadata(dataset))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
@@ -43,6 +44,7 @@ from resnest_det.integrations.detectron2 import add_resnest_config
 from resnest_det.integrations.detectron2_data import have_run_length_masks, register_datasets
 from resnest_det.training.process import RunOptions
 from resnest_det.weights.checkpoint_files import read_checkpoint
+from resnest_det.weights.class_layers import other_counts
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Detectron2's configuration with the keys of ResNeSt, then a YAML file, then `KEY VALUE` overrides; frozen.
 
     MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH and TEST.AP_MAX_DETECTIONS exist as in the built-in detector.
+    TEST.FOLD_NORMS has no effect: Detectron2 always evaluates the model as it is.
 
     Raises:
         UserError: see `resnest_det.configuration.reading.merge_file`.
@@ -60,6 +63,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     cfg.MODEL.DEVICE = "auto"
     cfg.MODEL.WEIGHTS_ALLOW_MISMATCH = False
     cfg.TEST.AP_MAX_DETECTIONS = 100
+    cfg.TEST.FOLD_NORMS = True
     merge_file(cfg, config_file, overrides)
     cfg.freeze()
     return cfg
@@ -115,22 +119,29 @@ def _train(cfg: CfgNode, resume: bool) -> dict:
     check_batch_norm(trainer.model, trainer.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
     if resume and trainer.checkpointer.has_checkpoint():
         path = newest_checkpoint(cfg.OUTPUT_DIR)
-        if "trainer" not in read_checkpoint(path):
+        checkpoint = read_checkpoint(path)
+        if "trainer" not in checkpoint:
             raise UserError(
                 f"checkpoint {path} was not made by Detectron2's trainer, which cannot resume from it; use --engine "
                 "builtin if the built-in detector made it, or pass it as MODEL.WEIGHTS without --resume"
             )
+        states = checkpoint.get("model", {}), trainer.model.state_dict()
+        if counts := other_counts(*({name: value.shape for name, value in state.items()} for state in states)):
+            raise UserError(f"checkpoint {path} is of another model: {counts}")
         trainer.resume_or_load(resume=True)
     else:
-        _load(cfg, trainer.model, cfg.MODEL.WEIGHTS)
+        # Not its "stuff_classes", for which Detectron2 has names of its own.
+        names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
+        _load(cfg, trainer.model, cfg.MODEL.WEIGHTS, classes={"thing_classes": list(names)})
     trainer.train()
     return getattr(trainer, "_last_eval_results", {})  # absent if nothing was left to train
 
 
-def _load(cfg: CfgNode, model: nn.Module, weights: str, whole: bool = False) -> None:
+def _load(cfg: CfgNode, model: nn.Module, weights: str, **how: Any) -> None:
+    """`load_initial_weights` where the backbone is of a kind that it knows."""
     model = model.module if isinstance(model, DistributedDataParallel) else model
     if cfg.MODEL.BACKBONE.NAME in (*BACKBONES, "build_retinanet_resnest_fpn_backbone", "build_retinanet_resnet_fpn_backbone"):
-        load_initial_weights(with_values(cfg, {"MODEL.WEIGHTS": weights}), model, whole=whole)
+        load_initial_weights(with_values(cfg, {"MODEL.WEIGHTS": weights}), model, **how)
     else:  # Detectron2's other backbones
         DetectionCheckpointer(model).load(weights)
 

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from resnest_det.distributed import get_rank, is_main_process, synchronize
 from resnest_det.engine.environment import environment_summary
 from resnest_det.engine.events import setup_logging
 from resnest_det.engine.launch import claim_gpu, join_process_group, share_cpu_threads
-from resnest_det.files import atomic_write, prepare_output_dir
+from resnest_det.errors import UserError, naming
+from resnest_det.files import atomic_write, held, prepare_output_dir
 from resnest_det.training.run import evaluate_only, train
 
 logger = logging.getLogger(__name__)
@@ -54,18 +56,40 @@ def run_process(cfg: CfgNode, options: RunOptions, work: Callable[[CfgNode, RunO
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     join_process_group(device)
-    if is_main_process():
-        prepare_output_dir(cfg.OUTPUT_DIR)
-    synchronize()
     # A process that the launcher restarted after a failure resumes by itself.
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if restarted and not options.eval_only:
         options = replace(options, resume=True)
     try:
-        return work(cfg, options)
+        with _output_dir(cfg.OUTPUT_DIR, options.eval_only), naming({"num_workers": "DATALOADER.NUM_WORKERS"}):
+            synchronize()
+            return work(cfg, options)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def _output_dir(folder: str, eval_only: bool) -> Iterator[None]:
+    """On the main process, make `folder` and keep other runs out of it.
+
+    Evaluating is possible in a folder in which a training goes on: it changes nothing that belongs to the training but appends to
+    its log, and both write whole files into inference/.
+
+    Raises:
+        UserError: it cannot be written to, or another run is there; the message says which.
+    """
+    if not is_main_process():
+        yield
+        return
+    prepare_output_dir(folder)
+    doing = "evaluation" if eval_only else "training"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(Path(folder, f"{doing}.lock")))
+        except UserError as error:
+            raise UserError(f"another {doing} is going on in OUTPUT_DIR {folder}: {error}; use another folder, or wait") from None
+        yield
 
 
 def run_builtin(cfg: CfgNode, options: RunOptions) -> dict:

@@ -28,7 +28,8 @@ from resnest_det.engine.loop import seed_everything, train_loop
 from resnest_det.engine.precise_bn import update_batch_norm_statistics
 from resnest_det.errors import UserError
 from resnest_det.files import remove_unfinished
-from resnest_det.inference.evaluating import evaluate, evaluate_augmented, flatten_results, verify_results
+from resnest_det.inference.evaluating import evaluate, evaluate_augmented, flatten_results, ready_for_inference, verify_results
+from resnest_det.stopping import allowed
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.downloads import resolve_weights
 
@@ -71,7 +72,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
             scaler.load_state_dict(saved["grad_scaler"])
         seed = resumed_seed(cfg.SEED, seed, saved.get("seed"))
     else:
-        load_initial_weights(cfg, model)
+        load_initial_weights(cfg, model, classes=data.trained_on)
     logger.info("Seed %d%s", seed, ", drawn at random because SEED is negative" if cfg.SEED < 0 and not start else "")
 
     log = None
@@ -133,9 +134,11 @@ class Evaluation:
         self.sets = build_evaluation_sets(cfg, datasets)
         self.augmented_sets = build_evaluation_sets(cfg, datasets, augmented=True) if cfg.TEST.AUG.ENABLED else []
         self.augment = partial(build_test_time_augmentation, cfg)
+        self.fold_norms = cfg.TEST.FOLD_NORMS
 
     def run(self, model: nn.Module, *, last: bool) -> dict:
         """Evaluate `model`, and the `last` time also with test-time augmentation; see `evaluate`."""
+        model = ready_for_inference(model) if self.fold_norms else model
         results = evaluate(model, self.sets)
         if last and self.augmented_sets:
             results |= evaluate_augmented(model, self.augment, self.augmented_sets)
@@ -164,31 +167,43 @@ class _Run:
         self.facts = facts
         self.seed = facts["seed"]
         self.log = log
+        self.done: int | None = None  # the last iteration
 
     def train(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, start: int) -> None:
-        """Do the iterations from `start` to SOLVER.MAX_ITER, and everything due between them."""
+        """Do the iterations from `start` to SOLVER.MAX_ITER, and everything due between them.
+
+        Raises:
+            KeyboardInterrupt: a signal came; there is a checkpoint of the last iteration.
+        """
         cfg, device = self.cfg, next(self.model.parameters()).device
         scheduler = build_lr_scheduler(cfg, optimizer, start)
         self.checkpointer.add_checkpointable("scheduler", scheduler)
         batches = build_train_loader(cfg, self.images, seed=self.seed, start_iteration=start)
         logger.info("Training from iteration %d to %d", start, cfg.SOLVER.MAX_ITER)
-        train_loop(
-            _distributed(self.model, device),
-            batches,
-            optimizer,
-            scheduler,
-            start_iteration=start,
-            max_iter=cfg.SOLVER.MAX_ITER,
-            seed=self.seed,
-            scaler=scaler,
-            autocast=torch.autocast(
-                device.type, torch.float16 if device.type == "cuda" else torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED
-            ),
-            names_of=_file_names,
-            clip_gradients=build_gradient_clipper(cfg),
-            log=self.log,
-            after_step=self._after_step(),
-        )
+        try:
+            train_loop(
+                _distributed(self.model, device),
+                batches,
+                optimizer,
+                scheduler,
+                start_iteration=start,
+                max_iter=cfg.SOLVER.MAX_ITER,
+                seed=self.seed,
+                scaler=scaler,
+                autocast=torch.autocast(
+                    device.type, torch.float16 if device.type == "cuda" else torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED
+                ),
+                names_of=_file_names,
+                clip_gradients=build_gradient_clipper(cfg),
+                log=self.log,
+                after_step=self._after_step(),
+            )
+        except KeyboardInterrupt:
+            if is_main_process() and self.done is not None:
+                if self.checkpointer.last_saved != self.done:
+                    self.checkpointer.save(f"model_{self.done:07d}", iteration=self.done, **self.facts)
+                logger.info("Stopped after iteration %d, of which there is a checkpoint: --resume goes on from there", self.done)
+            raise
 
     def evaluate(self, iteration: int, *, last: bool = False) -> dict:
         """Evaluate the current model, the `last` time also with test-time augmentation, and record the results."""
@@ -204,7 +219,7 @@ class _Run:
     def _after_step(self) -> list[Callable[[int, list[dict]], None]]:
         # Exact batch-norm statistics come before the checkpoint, which should hold them. The evaluation comes after it: if it
         # fails, the checkpoint is safe.
-        actions = []
+        actions: list[Callable[[int, list[dict]], None]] = [self._note_done]
         if self.cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             actions.append(self._precise_bn)
         if is_main_process():
@@ -214,6 +229,9 @@ class _Run:
         if is_main_process() and self.cfg.VIS_PERIOD > 0:
             actions.append(self._show)
         return actions
+
+    def _note_done(self, iteration: int, batch: list[dict]) -> None:
+        self.done = iteration
 
     def _evaluation_due(self, iteration: int) -> bool:
         period = self.cfg.TEST.EVAL_PERIOD
@@ -232,7 +250,8 @@ class _Run:
     def _evaluate_if_due(self, iteration: int, batch: list[dict]) -> None:
         # The evaluation after the last iteration is outside the loop, because resuming a finished run repeats it.
         if self._evaluation_due(iteration) and iteration + 1 != self.cfg.SOLVER.MAX_ITER:
-            self.evaluate(iteration)
+            with allowed():  # it takes long, and leaves the model as it is
+                self.evaluate(iteration)
 
     def _show(self, iteration: int, batch: list[dict]) -> None:
         if (iteration + 1) % self.cfg.VIS_PERIOD == 0:

@@ -2,9 +2,9 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Weights:
         backbone: the backbone and its classification head (`linear.`) under this package's names, without a prefix.
         origin: name in `backbone` to the name in the file.
         taken_off: in words, the key and the prefix under which `state` was in the file; "" for none.
+        class_names: "thing_classes" and "stuff_classes" that a detector was trained on, as far as its file says.
     """
 
     path: str
@@ -38,6 +39,7 @@ class Weights:
     backbone: dict[str, Tensor]
     origin: dict[str, str]
     taken_off: str = ""
+    class_names: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def rest(self) -> dict[str, Tensor]:
@@ -65,7 +67,16 @@ def read_weights(path: str | os.PathLike, use_ema: bool = True) -> Weights:
     with errors_naming(path):
         state, taken_off = state_dict_of(checkpoint, use_ema)
         check_numbers(state)
-    return replace(weights_of(state, path), taken_off=taken_off)
+    return replace(weights_of(state, path), taken_off=taken_off, class_names=_class_names(checkpoint.get("trained_on")))
+
+
+def _class_names(trained_on: object) -> dict[str, list[str]]:
+    """The lists of names in what a checkpoint says of its training."""
+    kinds = ("thing_classes", "stuff_classes")
+    named = {kind: trained_on.get(kind) for kind in kinds} if isinstance(trained_on, Mapping) else {}
+    return {
+        kind: names for kind, names in named.items() if isinstance(names, list) and all(isinstance(name, str) for name in names)
+    }
 
 
 def read_state(path: str | os.PathLike) -> dict[str, Tensor]:

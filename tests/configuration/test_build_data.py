@@ -242,5 +242,25 @@ def test_data_is_held_against_what_a_checkpoint_was_trained_on(make_cfg):
     assert turned.test[0].truth.annotations[0].category_id == 1, "results and truth keep the file's ids"
     with pytest.raises(UserError, match="classes of checkpoint a.pth and made are not the same.*has dog, cow; made has cat, dog"):
         hold_against_checkpoint(cfg, data, {"thing_classes": ["dog", "cow"]}, "a.pth")
-    with pytest.raises(UserError, match="INPUT.FORMAT is BGR, but checkpoint a.pth was trained on images in RGB"):
+    with pytest.raises(UserError, match="INPUT.FORMAT is BGR, but checkpoint a.pth was trained on RGB images"):
         hold_against_checkpoint(cfg, data, data.trained_on | {"input_format": "RGB"}, "a.pth")
+
+
+def test_the_images_that_a_run_reads_are_looked_for_at_its_start(make_cfg, write_coco, tmp_path):
+    cfg = make_cfg(IMAGES, EACH[:-1])
+    catalog.register_coco("others", *write_coco(IMAGES, EACH[:-1], name="others"))
+    cfg.DATASETS.TEST = ("others",)
+    (tmp_path / "made" / "5.png").unlink()  # has no object, so training does not show it
+    read_run_data(cfg, train=True)
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    with pytest.raises(UserError, match="^dataset made: image .*made/5.png of image 5 does not exist; 1 of 5 are absent$"):
+        read_run_data(cfg, train=True)
+    read_run_data(cfg, train=False)  # evaluation alone does not read what training would
+
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("others",), ("made",)
+    for train in (True, False):
+        with pytest.raises(UserError, match="^dataset made: image .*made/5.png of image 5 does not exist; 1 of 5 are absent$"):
+            read_run_data(cfg, train=train)
+    (tmp_path / "made" / "5.PNG").touch()
+    with pytest.raises(UserError, match="there is .*made/5.PNG: the name in the annotations is in another case"):
+        read_run_data(cfg, train=False)

@@ -93,6 +93,8 @@ def test_whatever_else_is_refused_by_file_annotation_and_field(read, field, valu
     [
         ([[1, 1, 1e9, 1, 1e9, 5]], "span x 1 to 1e\\+09, y 1 to 5, which does not fit the image of 20 x 10 pixels.*clip them"),
         ([[12, 1, 60, 1, 60, 9, 12, 9]], "span x 12 to 60, .*does not fit"),
+        ([[42, 2, 50, 2, 50, 8]], "span x 42 to 50, y 2 to 8, .*does not fit"),
+        ([[0, 0, 60, 0, 60, 40]], "span x 0 to 60, y 0 to 40, .*does not fit"),
         ([[1, 1, 5, 1, 5, 5], [1, -500, 5, -500, 5, -400]], "y -500 to 5, .*does not fit"),
         ([[1, 1], [5, 1], [5, 5], [1, 5]], r"segmentation holds points \[\[x0, y0\]"),
         ([[0.0, 0.0, 20.0, 10.0] * 150_000], "its polygons are .*pixels long"),

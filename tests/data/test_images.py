@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from resnest_det.data.image import read_image, read_record_image
+from resnest_det.data.image import MAX_PIXELS, read_image, read_record_image
+from resnest_det.data.label_png import LabelPng, read_label_png
+from resnest_det.data.panoptic_png import read_segment_ids
 from resnest_det.errors import UserError
 
 
@@ -144,8 +146,20 @@ def test_record_size_is_that_of_the_upright_image(tmp_path):
     Image.fromarray(photograph(24, 40)).save(tmp_path / "a.jpg", exif=exif)
     record = {"file_name": str(tmp_path / "a.jpg"), "height": 40, "width": 24}
     assert read_record_image(record, "BGR").shape == (40, 24, 3)
-    with pytest.raises(UserError, match=r"a\.jpg is 24 x 40 pixels .* annotations say 40 x 24"):
+    turned = r"a\.jpg is 24 x 40 pixels \(width x height\), turned upright by its EXIF orientation 6, but its annotations say "
+    with pytest.raises(UserError, match=turned + "40 x 24, as it is stored: annotate it upright, or take the orientation out"):
         read_record_image(record | {"height": 24, "width": 40}, "BGR")
+    with pytest.raises(UserError, match=turned + "40 x 25$"):
+        read_record_image(record | {"height": 25, "width": 40}, "BGR")
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_an_orientation_that_keeps_the_sides_is_not_blamed(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(photograph(24, 40)).save(tmp_path / "a.jpg", exif=exif)
+    with pytest.raises(UserError, match=r"a\.jpg is 40 x 24 pixels \(width x height\), but its annotations say 24 x 40$"):
+        read_image(tmp_path / "a.jpg", "RGB", (40, 24))
 
 
 def test_broken_exif_does_not_hide_the_image(tmp_path):
@@ -214,3 +228,39 @@ def test_size_is_refused_before_anything_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", lambda *arguments: pytest.fail("decoded"))
     with pytest.raises(UserError, match=r"a\.png is 40 x 24 pixels .* annotations say 41 x 24"):
         read_record_image(record, "RGB")
+
+
+def write_png_header(path, width, height, color=2):
+    """A PNG of 8 bits whose header promises pixels that are not there; `color` 0 is gray, 2 RGB."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, color, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(bytes(100))
+    chunks = [struct.pack(">I", len(each) - 4) + each + struct.pack(">I", zlib.crc32(each)) for each in (head, data, b"IEND")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+SIDE = 13_378  # 13,378 squared is just above MAX_PIXELS
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: read_image(path, "RGB", (SIDE, SIDE)),
+        lambda path: read_segment_ids(str(path), (SIDE, SIDE)),
+        lambda path: read_label_png(LabelPng(str(path), 3), (SIDE, SIDE)),
+    ],
+    ids=["image", "panoptic", "label"],
+)
+def test_what_has_more_pixels_than_can_be_held_is_refused_in_one_line(tmp_path, read, request):
+    assert (SIDE - 1) ** 2 < MAX_PIXELS < SIDE**2
+    write_png_header(tmp_path / "a.png", SIDE, SIDE, color=0 if "label" in request.node.name else 2)
+    with pytest.raises(UserError, match=rf"a\.png has too many pixels; at most {MAX_PIXELS} are read") as error:
+        read(tmp_path / "a.png")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")
+def test_panoptic_size_is_refused_before_anything_is_decoded(tmp_path, monkeypatch):
+    write_png_header(tmp_path / "a.png", SIDE - 1, SIDE - 1)
+    monkeypatch.setattr(Image.Image, "tobytes", lambda *arguments: pytest.fail("decoded"))
+    with pytest.raises(UserError, match=r"panoptic PNG .*a\.png is 13377 x 13377 pixels .*, but its image is 40 x 24 by its ann"):
+        read_segment_ids(str(tmp_path / "a.png"), (24, 40))

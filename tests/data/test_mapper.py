@@ -8,7 +8,6 @@ import torch
 from resnest_det.data.coco import load_coco_instances
 from resnest_det.data.mapper import inference_sample, training_sample
 from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
-from resnest_det.errors import UserError
 
 AS_IS = Augmentation()
 SQUARE = [[2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]]
@@ -122,28 +121,6 @@ def skip_seed_draw(seed):
     generator = np.random.default_rng(seed)
     generator.integers(2**63)
     return generator
-
-
-@pytest.mark.parametrize(
-    "segmentation, expected",
-    [
-        ([[62.0, 2.0, 70.0, 2.0, 70.0, 8.0]], "span x 62 to 70, y 2 to 8.* 30 x 20 pixels"),
-        ([[0.0, 0.0, 60.0, 0.0, 60.0, 40.0]], "span x 0 to 60"),
-        ([[1.0, 2.0, float("nan"), 2.0, 4.0, 8.0]], "span x nan"),
-        ([[1.0, 2.0, "a", 2.0, 4.0, 8.0]], "must be lists of numbers"),
-        ([[1.0, 2.0, None, 2.0, 4.0, 8.0], [1.0, [2], 3, 2.0, 4.0, 8.0]], "fit|numbers"),
-    ],
-)
-def test_masks_that_do_not_fit_are_named(make_record, segmentation, expected):
-    record = make_record([{"bbox": [2, 2, 6, 6], "segmentation": SQUARE}])
-    record["annotations"][0]["segmentation"] = segmentation  # reading would refuse it
-    with pytest.raises(UserError, match="annotation 1 of image .*1.png.*" + expected):
-        sample_of(record)
-
-
-def test_polygons_may_overshoot_the_border_somewhat(make_record):
-    record = make_record([{"bbox": [0, 0, 6, 6], "segmentation": [[-1.5, -1.0, 7.0, 0.0, 7.0, 9.0]]}])
-    assert len(sample_of(record)["target"]["masks"]) == 1
 
 
 def test_inference_sample(make_record):

@@ -280,6 +280,10 @@ def change_info(**values):
         (lambda c: c["annotations"][0].update(segments_info=3), "image 12: segments_info must be a list of objects"),
         (lambda c: c["annotations"][0].pop("file_name"), 'image 12: the key "file_name" is missing'),
         (lambda c: c["annotations"][0].update(file_name="13.png"), "13.png of image 12 does not exist; 1 of 2 are absent"),
+        (
+            lambda c: c["annotations"][0].update(file_name="panoptic/12.png"),
+            "1 of 2 are absent; there is .*panoptic/12.png: the name in the annotations begins with too many folders",
+        ),
         (lambda c: c["images"][0].update(height=-1), "image 12: height must be a positive integer"),
     ],
 )
@@ -294,7 +298,7 @@ def test_a_broken_json_is_named_with_the_entry(made, change, message):
     [
         (np.where(segment_map(20, 26) == 7, 8, segment_map(20, 26)), "4.png has a segment 8, which is not in .* of image 4"),
         (np.where(segment_map(20, 26) == 7, 5, segment_map(20, 26)), "4.png lacks segment 7, which is in .* of image 4"),
-        (segment_map(26, 20), r"4.png is 20 x 26 pixels \(width x height\), but image 4 is 26 x 20"),
+        (segment_map(26, 20), r"4.png is 20 x 26 pixels \(width x height\), but its image is 26 x 20 by its annotations"),
     ],
 )
 def test_a_png_that_disagrees_is_named_with_the_segment(made, ids, message):
@@ -447,3 +451,15 @@ def test_data_that_does_not_fit_the_model_is_refused(made, write_coco, registry,
     catalog.register_coco("mine", *write_coco([(1, 20, 30)], [{"image_id": 1, "bbox": [1, 1, 4, 4]}]))
     with pytest.raises(UserError, match="dataset mine has no labels of pixels, which MODEL.META_ARCHITECTURE PanopticFPN needs"):
         read_run_data(panoptic_config("PanopticFPN"), train=train)
+
+
+def test_a_png_of_another_size_is_told_before_it_is_evaluated_against(made):
+    write_png(made.folder / "panoptic" / "4.png", segment_map(26, 20))
+    made.load()  # training tells when it comes to the image
+    with pytest.raises(
+        UserError, match=r"4.png is 20 x 26 pixels \(width x height\), but its image is 26 x 20 by its annotations"
+    ):
+        made.load(keep_truth=True)
+    (made.folder / "panoptic" / "4.png").write_bytes(b"no PNG at all")
+    with pytest.raises(UserError, match="panoptic PNG .*4.png is not a PNG file"):
+        made.load(keep_truth=True)

@@ -506,3 +506,10 @@ def test_two_processes_give_what_one_gives(tmp_path):
     truth, _ = random_case(5, most_detections=30)
     for task in ("bbox", "segm"):
         assert same(by_rank[0][task], pycocotools_figures(truth, written, task))
+
+
+def test_a_dataset_without_its_truth_is_refused(tmp_path):
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}))
+    with pytest.raises(UserError, match="dataset mine was read without its truth; read it with get_dataset"):
+        COCOEvaluator(load_coco_instances("mine", str(path), str(tmp_path)))

@@ -335,7 +335,10 @@ def test_detector_by_address_keeps_its_heads(monkeypatch, tmp_path):
             "MODEL.FPN.IN_FEATURES .*res5.* some of MODEL.RESNETS.OUT_FEATURES, res2",
         ),
         (["MODEL.RESNETS.NORM", "BatchNorm"], "MODEL.RESNETS: Detectron2 has no norm 'BatchNorm'; it has BN"),
-        (["MODEL.RESNETS.WIDTH_PER_GROUP", 24, "MODEL.RESNETS.NORM", "GN"], "MODEL.RESNETS: norm 'GN' of 24 channels"),
+        (
+            ["MODEL.RESNETS.WIDTH_PER_GROUP", 24, "MODEL.RESNETS.NORM", "GN"],
+            "MODEL.RESNETS: norm 'GN' is not possible with 24 channels",
+        ),
         (["MODEL.RESNETS.RES4_DILATION", 2], "MODEL.RESNETS.RES4_DILATION 2 with RES5_DILATION 1"),
         (["MODEL.BACKBONE.FREEZE_AT", 7], "MODEL.RESNETS: cannot freeze 7"),
         (

@@ -16,7 +16,7 @@ from detectron2.config import get_cfg  # noqa: E402
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_detection_dataset_dicts  # noqa: E402
 
 from resnest_det.commands.train_net import main  # noqa: E402
-from resnest_det.data.catalog import register_semantic  # noqa: E402
+from resnest_det.data.catalog import register_coco, register_semantic  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.inference.evaluating import flatten_results  # noqa: E402
 from resnest_det.integrations.detectron2_data import have_run_length_masks, register_datasets  # noqa: E402
@@ -177,6 +177,20 @@ def test_label_pngs_reach_detectron2_as_it_reads_them(label_pngs, tmp_path):
     assert have_run_length_masks([name]) is False
 
 
+@pytest.mark.parametrize("split, annotations", [("train", True), ("test", True), ("test", False)])
+def test_images_are_looked_for_where_they_will_be_read(write_coco, tmp_path, split, annotations):
+    name = f"mine_{tmp_path.name}"
+    found = [{"image_id": 1, "bbox": [1, 1, 2, 2]}] + [{"image_id": 2, "bbox": [1, 1, 2, 2]}] * annotations
+    register_coco(name, *write_coco([(1, 4, 6), (2, 4, 6)], found, name="images"))
+    (tmp_path / "images" / "2.png").rename(tmp_path / "images" / "2.PNG")
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ((name,), ()) if split == "train" else ((), (name,))
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
+    with pytest.raises(UserError, match=f"dataset {name}: image .*/2.png of image 2 does not exist; 1 of 2 .*in another case"):
+        register_datasets(cfg, [name])
+    assert name not in DatasetCatalog.list()
+
+
 def test_detectron2_is_refused_another_value_for_pixels_without_a_label(label_pngs, tmp_path):
     name, _ = label_pngs
     with pytest.raises(UserError, match=f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE 0: .* dataset {name} .* supported: 255"):
@@ -238,11 +252,11 @@ def test_data_that_the_model_cannot_be_measured_by():
         ([], ["MODEL.WEIGHTS", "absent.pth"], "weights absent.pth: no such file"),
         ([], ["MODEL.DEVICE", "tpu"], "MODEL.DEVICE 'tpu' is not supported"),
         (["--eval-only"], [], "--eval-only needs MODEL.WEIGHTS, or --resume"),
-        (["--num-processes", "2"], [], "Detectron2 trains with several processes on GPUs only"),
+        (["--num-processes", "2"], [], "Detectron2 runs several processes only on GPUs"),
         (
             ["--register", "lvis_v1_val=a.json,b"],
             ["DATASETS.TEST", "('lvis_v1_val',)"],
-            "Detectron2 has a dataset named lvis_v1_val",
+            "Detectron2 already has a dataset named lvis_v1_val",
         ),
     ],
 )
@@ -251,6 +265,36 @@ def test_bad_input_is_one_line_that_names_it(tmp_path, flags, keys, message):
     with pytest.raises(UserError, match=message) as error:
         main([*arguments[:2], "--engine", "detectron2", *flags, *arguments[2:], *keys])
     assert "\n" not in str(error.value)
+
+
+def test_other_classes_begin_anew_and_are_not_resumed(trained, tmp_path, capsys):
+    """Three where the checkpoint, of either engine, has two; then two of other names, which only the built-in one saves."""
+    engine, arguments, folder, _ = trained
+    content = json.loads((folder.parent / "tiny.json").read_text())
+    quick = ["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "TEST.EVAL_PERIOD", "0", "MODEL.DEVICE", "cpu"]
+    weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+    for names in (["red", "blue", "green"], ["red", "green"]):
+        content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+        name = f"other_{folder.parent.name}_{len(names)}"
+        (tmp_path / "other.json").write_text(json.dumps(content))
+        register = ["--register", f"{name}={tmp_path / 'other.json'},{folder.parent / 'images'}"]
+        keys = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)", "MODEL.ROI_HEADS.NUM_CLASSES", str(len(names))]
+
+        def tune(*flags, output, weights=(), register=register, keys=keys):
+            main(
+                [*arguments[:2], "--engine", "detectron2", *flags, *register, *quick, *keys, *weights, "OUTPUT_DIR", str(output)]
+            )
+
+        capsys.readouterr()
+        tune(output=tmp_path / str(len(names)), weights=weights)
+        anew = "freshly initialised for other classes (2 classes in the file" in capsys.readouterr().out
+        assert anew == (len(names) == 3 or engine == "builtin")
+        if len(names) == 3:
+            with pytest.raises(UserError, match="; 2 classes in the file, 3 in the model"):
+                tune("--eval-only", output=tmp_path / "evaluated", weights=weights)
+            if engine == "detectron2":
+                with pytest.raises(UserError, match="of another model: 2 classes in the file, 3 in the model"):
+                    tune("--resume", output=folder)
 
 
 def test_gpu_that_is_not_there(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from resnest_det.commands.train_net import main
 from resnest_det.configuration.reading import load_config
 from resnest_det.errors import UserError
+from resnest_det.inference import evaluating
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from tests.helpers.tiny_run import losses_of, read_metrics, write_tiny_run
 
@@ -89,6 +90,23 @@ def test_a_run_from_the_command_line(finished, capsys):
     assert (folder / "config.yaml").read_bytes() == before
     with pytest.raises(UserError, match="results differ from the expected ones: bbox AP50 is .*, expected 99"):
         main([*arguments[:2], "--eval-only", "--resume", "TEST.EXPECTED_RESULTS", "[['bbox', 'AP50', 99.0, 0.1]]"])
+
+
+def test_evaluating_the_model_as_it_is(finished, tmp_path, monkeypatch):
+    """TEST.FOLD_NORMS False: no copy is made, for which the figures are the same in so small a model."""
+    arguments, folder = finished
+    folded, fold_norms = [], evaluating.fold_norms
+    monkeypatch.setattr(evaluating, "fold_norms", lambda model: folded.append(model) or fold_norms(model))
+    detections = []
+    for fold in (True, False):
+        keys = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / str(fold))]
+        main([*arguments[:2], "--eval-only", *keys, "TEST.FOLD_NORMS", str(fold)])
+        detections.append(json.loads((tmp_path / str(fold) / "inference" / "coco_instances_results.json").read_text()))
+    assert len(folded) == 1
+    as_folded, as_it_is = detections
+    assert len(as_folded) == len(as_it_is) > 0
+    for one, other in zip(as_folded, as_it_is):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4) and one["bbox"] == pytest.approx(other["bbox"], abs=1e-2)
 
 
 def test_evaluation_holds_the_data_against_what_the_checkpoint_was_trained_on(finished, tmp_path):
@@ -228,6 +246,84 @@ def test_fine_tuning_from_a_checkpoint_with_another_head(finished, tmp_path):
         main([*arguments[:2], *quick])
     main([*arguments[:2], *quick, "MODEL.WEIGHTS_ALLOW_MISMATCH", "True"])
     assert list(losses_of(tmp_path / "tuned")) == [0]
+
+
+CLASS_LAYERS = ["box_predictor.cls_score", "box_predictor.bbox_pred", "mask_head.predictor"]
+
+
+def _on_other_classes(finished, folder, names, *flags):
+    """Arguments of a run on the same images, whose objects are now of the classes `names`, into `folder`/out."""
+    arguments, finished_folder = finished
+    content = json.loads((finished_folder.parent / "tiny.json").read_text())
+    content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 1 + annotation["id"] % len(names)
+    (folder / "other.json").write_text(json.dumps(content))
+    name = f"other_{folder.name}_{'_'.join(names)}"
+    return [
+        *arguments[:2],
+        *("--register", f"{name}={folder / 'other.json'},{finished_folder.parent / 'images'}"),
+        *flags,
+        *("DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)", "OUTPUT_DIR", str(folder / "out")),
+        *("MODEL.ROI_HEADS.NUM_CLASSES", str(len(names)), "TEST.PRECISE_BN.ENABLED", "False"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (["cat", "dog", "cow"], "(2 classes in the file, 3 in the model)"),
+        (["cow"], "(2 classes in the file, 1 in the model)"),
+        (["red", "cow"], "(2 classes in the file, 2 in the model: red, blue there, red, cow here)"),
+    ],
+)
+def test_fine_tuning_on_other_classes(finished, tmp_path, capsys, names, said):
+    arguments, weights = _on_other_classes(finished, tmp_path, names), finished[1] / "model_final.pth"
+    capsys.readouterr()
+    main([*arguments, "MODEL.WEIGHTS", str(weights), "SOLVER.MAX_ITER", "0"])  # so that the parameters are those it starts from
+    log = capsys.readouterr().out
+    layers = ", ".join(f"roi_heads.{layer}" for layer in CLASS_LAYERS)
+    assert log.count("freshly initialised") == log.count(f"freshly initialised for other classes {said}: {layers}") == 1
+    started, source = (read_checkpoint(path)["model"] for path in (tmp_path / "out" / "model_final.pth", weights))
+    assert started.keys() == source.keys()
+    counted = "num_batches_tracked"  # from the start of each run
+    differing = {name for name in source if not torch.equal(started[name], source[name]) and not name.endswith(counted)}
+    new = {name for name in source if any(layer in name for layer in CLASS_LAYERS)}
+    assert differing <= new and {f"roi_heads.{layer}.weight" for layer in CLASS_LAYERS} <= differing
+
+    main([*arguments, "MODEL.WEIGHTS", str(weights), "SOLVER.MAX_ITER", "2"])
+    final = read_checkpoint(tmp_path / "out" / "model_final.pth")
+    assert final["iteration"] == 1 and final["trained_on"]["thing_classes"] == names
+    assert all(0 < line["total_loss"] < 100 for line in losses_of(tmp_path / "out").values())
+
+
+def test_another_number_of_classes_is_refused_where_nothing_is_learned_anew(finished, tmp_path):
+    names, folder = ["cat", "dog", "cow"], finished[1]
+    _interrupted(folder, tmp_path / "out", "model_0000003.pth")
+    evaluate = _on_other_classes(finished, tmp_path, names, "--eval-only")
+    with pytest.raises(UserError, match="they do not fit the model: .*; 2 classes in the file, 3 in the model"):
+        main([*evaluate, "MODEL.WEIGHTS", str(folder / "model_final.pth")])
+    for flags in (["--resume"], ["--resume", "--eval-only"]):
+        with pytest.raises(UserError, match="model_0000003.pth is of another model: .*; 2 classes in the file, 3 in the model"):
+            main(_on_other_classes(finished, tmp_path, names, *flags))
+
+
+def test_fine_tuning_on_the_same_classes_in_another_order(finished, tmp_path, capsys):
+    """Each row goes to its class: the model that the run starts from has the figures that the other one ended with."""
+    arguments, folder = finished
+    content = json.loads((folder.parent / "tiny.json").read_text())
+    content["categories"] = [{"id": 1, "name": "blue"}, {"id": 2, "name": "red"}]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 3 - annotation["category_id"]
+    turned = _on_other_classes(finished, tmp_path, ["blue", "red"])
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    main([*turned, "MODEL.WEIGHTS", str(folder / "model_final.pth"), "SOLVER.MAX_ITER", "0"])
+    assert "put into the order of the model's classes: roi_heads.box_predictor.cls_score.weight" in capsys.readouterr().out
+    final, expected = (read_metrics(each)[-1] for each in (tmp_path / "out", folder))
+    assert final["bbox/AP-red"] == pytest.approx(expected["bbox/AP-red"], abs=1e-9)
+    assert final["bbox/AP50"] == pytest.approx(expected["bbox/AP50"], abs=1e-9)
+    assert read_checkpoint(tmp_path / "out" / "model_final.pth")["trained_on"]["thing_classes"] == ["blue", "red"]
 
 
 def test_mixed_precision_trains(tiny, tmp_path):
