@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from resnest_det.configuration.reading import load_config
+from resnest_det.configuration.reading import find_config_file, load_config
 from resnest_det.errors import UserError
 
 RECIPE = "mask_rcnn_ResNeSt14_FPN_shapes"
@@ -122,6 +122,20 @@ def test_model_without_room():
 def test_a_damped_gradient_may_have_any_norm():
     cfg = load_config(RECIPE, ["SOLVER.CLIP_GRADIENTS.NORM_TYPE", "1e999"])
     assert cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE == float("inf")
+
+
+def test_a_type_is_the_defaults_and_not_that_of_the_base(tmp_path):
+    """Whole numbers in a base leave room for others, and null goes back to None."""
+    text = (
+        "MODEL: {PIXEL_MEAN: [103, 116, 123]}\nSOLVER: {WEIGHT_DECAY_BIAS: 0.1}\nTEST: {EXPECTED_RESULTS: [[bbox, AP, 1, 2]]}\n"
+    )
+    (tmp_path / "base.yaml").write_text(f"_BASE_: {find_config_file(RECIPE)}\n" + text)
+    (tmp_path / "a.yaml").write_text(
+        "_BASE_: base.yaml\nMODEL: {PIXEL_MEAN: [103.5, 116, 123]}\nSOLVER: {WEIGHT_DECAY_BIAS: null}\n"
+    )
+    cfg = load_config(str(tmp_path / "a.yaml"), ["TEST.EXPECTED_RESULTS", "[['segm', 'AP', 1.5, 2]]"])
+    assert cfg.MODEL.PIXEL_MEAN == [103.5, 116, 123] and cfg.SOLVER.WEIGHT_DECAY_BIAS is None
+    assert cfg.TEST.EXPECTED_RESULTS == [["segm", "AP", 1.5, 2]]
 
 
 def test_random_changes_within_limits_of_memory():
