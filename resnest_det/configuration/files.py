@@ -11,7 +11,7 @@ import yaml
 
 from resnest_det.errors import UserError, shown
 
-MOST_BYTES = 1_000_000
+MOST_BYTES = 200_000  # PyYAML reads some 100 kB a second
 MOST_VALUES = 10_000  # aliases written out
 MOST_LEVELS = 50
 MOST_FILES = 50

@@ -46,13 +46,14 @@ def merge_file(cfg: CfgNode, config_file: str, overrides: Sequence[str] = ()) ->
     Raises:
         UserError: a file or key does not exist, or a value has the wrong type.
     """
+    defaults = dict(leaves(cfg))
     for number, (path, content) in enumerate(read_with_bases(find_config_file(config_file)), start=1):
         if number > MOST_FILES:
             raise UserError(f"{config_file}: its _BASE_ leads to more than {MOST_FILES} files")
-        merge(cfg, leaves(content), str(path))
+        merge(cfg, leaves(content), str(path), defaults)
     if len(overrides) % 2:
         raise UserError(f"overrides come in pairs KEY VALUE; {shown(overrides[-1])} has no value")
-    merge(cfg, zip(overrides[::2], overrides[1::2]), "command line")
+    merge(cfg, zip(overrides[::2], overrides[1::2]), "command line", defaults)
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", cfg.MODEL.DEVICE):
         raise UserError(f"MODEL.DEVICE {shown(cfg.MODEL.DEVICE)} is not supported; supported: 'auto', 'cpu', 'cuda', 'cuda:N'")
 
@@ -77,13 +78,12 @@ def find_config_file(name: str) -> Path:
     raise UserError(f"there is no config file {name[:300]}, neither here nor in the package; nearest: {near}")
 
 
-def merge(cfg: CfgNode, values: Iterable[tuple[str, object]], source: str) -> None:
-    """Set `values` (full key, value) in `cfg`; error messages begin with `source`.
+def merge(cfg: CfgNode, values: Iterable[tuple[str, object]], source: str, known: dict[str, object]) -> None:
+    """Set `values` (full key, value) in `cfg`; error messages begin with `source`, and `known` has each key's default.
 
     Raises:
         UserError: a key does not exist (the message names the nearest), or a value has another type than the default.
     """
-    known = dict(leaves(cfg))
     for key, value in values:
         if key not in known:
             section = any(name.startswith(f"{key}.") for name in known)

@@ -30,7 +30,7 @@ def check_value(key: str, value: object, default: object, source: str) -> None:
     Raises:
         UserError: it is of another type, not finite, or too large; the message begins with `source`.
     """
-    if not any(_like(value, example) for example in EXAMPLES.get(key, [default])):
+    if not any(_like(value, example) for example in EXAMPLES.get(key, [default])) and (key in EXAMPLES or default is not None):
         raise wrong_type(key, value, default, source)
     for number in _numbers(value):
         most = 2**63 - 1 if key in ANY_NUMBER else math.inf if key in INFINITE else MOST_NUMBER

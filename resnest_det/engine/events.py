@@ -106,9 +106,10 @@ def cut_metrics(path: Path, start_iteration: int) -> None:
     for line in lines:
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # the run was killed while writing this line
-        if line.endswith("\n") and isinstance(entry, dict) and entry.get("iteration", start_iteration) < start_iteration:
+        iteration = entry.get("iteration") if isinstance(entry, dict) else None
+        if line.endswith("\n") and isinstance(iteration, int) and iteration < start_iteration:
             kept.append(line)
     if kept != lines:
         with atomic_write(path) as file:

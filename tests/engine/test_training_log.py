@@ -55,7 +55,8 @@ def test_resumed_run_supersedes_what_it_does_again(tmp_path):
 def test_cutting_keeps_whole_lines_before_the_start(tmp_path):
     path = tmp_path / "metrics.json"
     kept = json.dumps({"iteration": 1, "bbox/AP": 3.0}) + "\n"
-    path.write_text(kept + "torn\n" + json.dumps({"iteration": 2}) + "\n")
+    foreign = '{"iteration": "x"}\n[1]\n' + "[" * 100_000 + "\n"
+    path.write_text(kept + "torn\n" + foreign + json.dumps({"iteration": 2}) + "\n")
     cut_metrics(path, 2)
     assert path.read_text() == kept
 

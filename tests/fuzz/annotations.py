@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pycocotools.mask as mask_util
 
 from resnest_det.data.coco import Dataset, load_coco_instances
@@ -171,7 +172,7 @@ def prepare(folder: Path) -> None:
     """The files that lie beside a changed one."""
     (folder / "instances.json").write_text(json.dumps(instances()))
     for image in (1, 2):
-        (folder / f"{image}.png").touch()
+        PIL.Image.new("RGB", (48, 32)).save(folder / f"{image}.png")
 
 
 def file_of(kind: str, seed: int, index: int) -> bytes:
@@ -187,8 +188,10 @@ def run(count: int, seed: int, folder: Path, kinds=tuple(WHOLE)) -> list[str]:
     problems = []
     for kind in kinds:
         path = folder / f"{kind}.changed"
-        for index in range(-1, count):
-            path.write_bytes(json.dumps(WHOLE[kind]()).encode() if index < 0 else file_of(kind, seed, index))
+        path.write_text(json.dumps(WHOLE[kind]()))
+        read(kind, path)  # what is not changed is read
+        for index in range(count):
+            path.write_bytes(file_of(kind, seed, index))
             if problem := problem_of(lambda kind=kind, path=path: read(kind, path), Dataset):
                 problems.append(f"{kind}, seed {seed}, file {index}: {problem}")
     return problems
