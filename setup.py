@@ -47,7 +47,7 @@ setup(
     ],
     extras_require={
         # A later minor version of ruff may format otherwise.
-        "test": ["pytest>=8.1", "hypothesis>=6.80", "timm>=1.0.11", "ruff~=0.17.0"],
+        "test": ["pytest>=8.1", "pytest-xdist>=3.5", "hypothesis>=6.80", "timm>=1.0.11", "ruff~=0.17.0"],
         "export": EXPORT,
         # What resnest_det.integrations.mmdet_version knows to work together.
         "mmdet": ["onedl-mmcv~=2.3.6", "onedl-mmengine~=0.10.12", "onedl-mmdetection~=3.5.1"],
