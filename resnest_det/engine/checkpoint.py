@@ -25,7 +25,7 @@ _MOST_ITERATIONS = 1 << 50
 class DetectionCheckpointer(Checkpointer):
     """Saves and reads the model and everything needed to resume exactly.
 
-    A file has the keys `model`, those of the checkpointables (`optimizer`, `scheduler`, `grad_scaler`),
+    A file has the keys `model`, those of the checkpointables (`optimizer`, `grad_scaler`),
     `iteration` (the last one done), `seed` and `trained_on` (what the classes are called), and digests of all of it that are
     compared when it is read. The text file `last_checkpoint` names the newest.
     """

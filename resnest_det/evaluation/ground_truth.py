@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import pycocotools.mask as mask_codec
+import pycocotools.mask as mask_util
 
 from resnest_det.data.coco import Dataset
 from resnest_det.data.panoptic import with_truth
@@ -41,7 +41,7 @@ def ground_truth_of_instances(dataset: Dataset) -> dict[str, Any]:
     for annotation in truth.annotations:
         area, box, segmentation = annotation.area, annotation.bbox, annotation.segmentation
         if area is None and segmentation:
-            area = float(mask_codec.area(segmentation_to_run_lengths(segmentation, *sizes[annotation.image_id])))
+            area = float(mask_util.area(segmentation_to_run_lengths(segmentation, *sizes[annotation.image_id])))
         annotations.append(
             {
                 "id": annotation.id,
@@ -72,7 +72,7 @@ def ground_truth_of_segments(dataset: Dataset) -> dict[str, Any]:
                     **annotation,
                     "image_id": record["image_id"],
                     "category_id": categories[annotation["category_id"]]["id"],
-                    "area": float(mask_codec.area(annotation["segmentation"])),
+                    "area": float(mask_util.area(annotation["segmentation"])),
                 }
             )
     images = [{"id": record["image_id"], "height": record["height"], "width": record["width"]} for record in dataset.records]

@@ -177,7 +177,6 @@ class _Run:
         """
         cfg, device = self.cfg, next(self.model.parameters()).device
         scheduler = build_lr_scheduler(cfg, optimizer, start)
-        self.checkpointer.add_checkpointable("scheduler", scheduler)
         batches = build_train_loader(cfg, self.images, seed=self.seed, start_iteration=start)
         logger.info("Training from iteration %d to %d", start, cfg.SOLVER.MAX_ITER)
         try:

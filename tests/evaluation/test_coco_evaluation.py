@@ -9,7 +9,7 @@ import math
 import os
 
 import numpy as np
-import pycocotools.mask as mask_codec
+import pycocotools.mask as mask_util
 import pytest
 import torch
 import torch.multiprocessing
@@ -63,7 +63,7 @@ def box_mask(box, rng):
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     mask[int(y) : math.ceil(y + height), int(x) : math.ceil(x + width)] = 1
     mask[rng.integers(HEIGHT)] &= rng.integers(2, dtype=np.uint8)
-    run_lengths = mask_codec.encode(np.asfortranarray(mask))
+    run_lengths = mask_util.encode(np.asfortranarray(mask))
     return {"size": run_lengths["size"], "counts": run_lengths["counts"].decode()}
 
 
@@ -255,7 +255,7 @@ def test_data_set_without_info_area_and_iscrowd(tmp_path):
     truth, detections = random_case(5)
     for annotation in truth["annotations"]:
         annotation["iscrowd"] = 0
-        annotation["area"] = float(mask_codec.area(annotation["segmentation"]))
+        annotation["area"] = float(mask_util.area(annotation["segmentation"]))
     bare = copy.deepcopy(truth)
     for annotation in bare["annotations"]:
         del annotation["iscrowd"], annotation["area"]
@@ -368,7 +368,7 @@ def test_however_a_number_is_written_the_figures_are_the_same(tmp_path, field, w
 def test_an_area_of_null_is_that_of_the_mask(tmp_path):
     truth, detections = random_case(5, most_detections=30)
     for annotation in truth["annotations"]:
-        annotation["area"] = float(mask_codec.area(annotation["segmentation"]))
+        annotation["area"] = float(mask_util.area(annotation["segmentation"]))
     written = copy.deepcopy(truth)
     for annotation in written["annotations"]:
         annotation["area"] = None
@@ -389,7 +389,7 @@ def test_what_training_leaves_out_counts_as_truth(tmp_path):
     assert {a["id"] for a in truth["annotations"]} - kept == {first["id"], second["id"], third["id"]}
     read = ground_truth_of_instances(dataset)
     assert same(coco_figures(read, detections, "bbox"), pycocotools_figures(truth, detections, "bbox"))
-    third["segmentation"] = mask_codec.frPyObjects({"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}, HEIGHT, WIDTH)
+    third["segmentation"] = mask_util.frPyObjects({"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}, HEIGHT, WIDTH)
     assert same(coco_figures(read, detections, "segm"), pycocotools_figures(truth, detections, "segm"))
 
 
@@ -474,7 +474,7 @@ def test_results_that_cannot_be_written_leave_the_earlier_file(tmp_path, monkeyp
 def test_masks_are_encoded_as_pycocotools_encodes_them():
     masks = torch.rand(3, 37, 53, generator=torch.Generator().manual_seed(0)) > 0.6
     masks[1] = False
-    expected = mask_codec.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))
+    expected = mask_util.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))
     assert [m["counts"].encode() for m in encode_masks(masks)] == [m["counts"] for m in expected]
     assert all(m["size"] == [37, 53] for m in encode_masks(masks))
 
