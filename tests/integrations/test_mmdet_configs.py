@@ -161,7 +161,7 @@ def small_run(data: Path, work_dir: Path) -> Config:
     config.optim_wrapper.optimizer.lr = 0.005
     config.param_scheduler = []
     config.work_dir = str(work_dir)
-    # MMEngine keeps what writes a run's figures by name for the whole process: an earlier test's would write this one's elsewhere.
+    # MMEngine keeps what writes a run's figures by name, for the whole process: that of an earlier test would write elsewhere.
     config.visualizer.name = str(work_dir)
     config.randomness = dict(seed=1)
     return config
