@@ -3,6 +3,7 @@
 import colorsys
 import logging
 import os
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -201,15 +202,11 @@ class ComparisonWriter:
 
     def process(self, batch: list[dict], outputs: list[dict]) -> None:
         """Write the pictures of the batch's chosen images."""
-        for sample, output in zip(batch, outputs, strict=True):
-            record = self.records.get(sample["image_id"])
-            if record is not None:
-                image = Image.fromarray(read_record_image(record, "RGB"))
-                if record.get("objects_in_png"):
-                    record, _ = with_truth(record)
-                picture = draw_comparison(image, truth_of_record(record), output, self.class_names, self.score_threshold)
-                stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
-                save_picture(picture, os.path.join(self.output_dir, f"{stem}.png"))
+        for record, image, output, stem in chosen_images(self.records, batch, outputs):
+            if record.get("objects_in_png"):
+                record, _ = with_truth(record)
+            picture = draw_comparison(image, truth_of_record(record), output, self.class_names, self.score_threshold)
+            save_picture(picture, os.path.join(self.output_dir, f"{stem}.png"))
 
     def report(self) -> None:
         """Log where the pictures are."""
@@ -221,6 +218,18 @@ def spread_records(records: list[dict], count: int) -> dict[int, dict]:
     step = max(1, len(records) / count)
     chosen = [records[int(i * step)] for i in range(min(count, len(records)))]
     return {record["image_id"]: record for record in chosen}
+
+
+def chosen_images(
+    records: Mapping[int, dict], batch: list[dict], outputs: list[dict]
+) -> Iterator[tuple[dict, Image.Image, dict, str]]:
+    """Of the samples whose images `records` has: the record, the image in RGB, the model's output, and the file's name without
+    folder and suffix."""
+    for sample, output in zip(batch, outputs, strict=True):
+        record = records.get(sample["image_id"])
+        if record is not None:
+            stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
+            yield record, Image.fromarray(read_record_image(record, "RGB")), output, stem
 
 
 def save_picture(picture: Image.Image, path: str) -> None:

@@ -6,9 +6,8 @@ import os
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from resnest_det.data.image import read_record_image
 from resnest_det.data.panoptic import read_record_segments
-from resnest_det.drawing.instances import enlarge, place_label, save_picture, side_by_side, spread_records
+from resnest_det.drawing.instances import chosen_images, enlarge, place_label, save_picture, side_by_side, spread_records
 
 logger = logging.getLogger(__name__)
 
@@ -108,21 +107,17 @@ class PanopticComparisonWriter:
 
     def process(self, batch: list[dict], outputs: list[dict]) -> None:
         """Write the pictures of the batch's chosen images."""
-        for sample, output in zip(batch, outputs, strict=True):
-            record = self.records.get(sample["image_id"])
-            if record is not None:
-                image = Image.fromarray(read_record_image(record, "RGB"))
-                predicted, segments = output["panoptic_seg"]
-                truth = draw_panoptic(image, read_record_segments(record), self._named(record["segments_info"]))
-                prediction = draw_panoptic(image, predicted.cpu().numpy(), self._named(segments))
-                sheet = side_by_side(
-                    [
-                        (f"truth, segments: {len(record['segments_info'])}", truth),
-                        (f"predicted, segments: {len(segments)}", prediction),
-                    ]
-                )
-                stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
-                save_picture(sheet, os.path.join(self.output_dir, f"{stem}_panoptic.png"))
+        for record, image, output, stem in chosen_images(self.records, batch, outputs):
+            predicted, segments = output["panoptic_seg"]
+            truth = draw_panoptic(image, read_record_segments(record), self._named(record["segments_info"]))
+            prediction = draw_panoptic(image, predicted.cpu().numpy(), self._named(segments))
+            sheet = side_by_side(
+                [
+                    (f"truth, segments: {len(record['segments_info'])}", truth),
+                    (f"predicted, segments: {len(segments)}", prediction),
+                ]
+            )
+            save_picture(sheet, os.path.join(self.output_dir, f"{stem}_panoptic.png"))
 
     def _named(self, segments: list[dict]) -> list[dict]:
         named = []

@@ -6,10 +6,9 @@ import os
 import numpy as np
 from PIL import Image
 
-from resnest_det.data.image import read_record_image
 from resnest_det.data.label_png import UNLABELLED
 from resnest_det.data.panoptic import read_semantic_labels
-from resnest_det.drawing.instances import save_picture, side_by_side, spread_records
+from resnest_det.drawing.instances import chosen_images, save_picture, side_by_side, spread_records
 from resnest_det.drawing.panoptic import draw_panoptic
 
 logger = logging.getLogger(__name__)
@@ -31,14 +30,10 @@ class SemanticComparisonWriter:
 
     def process(self, batch: list[dict], outputs: list[dict]) -> None:
         """Write the pictures of those images of the batch that were chosen."""
-        for sample, output in zip(batch, outputs, strict=True):
-            record = self.records.get(sample["image_id"])
-            if record is not None:
-                image = Image.fromarray(read_record_image(record, "RGB"))
-                truth, predicted = read_semantic_labels(record), output["sem_seg"].argmax(dim=0).cpu().numpy()
-                sheet = side_by_side([("truth", self._draw(image, truth)), ("predicted", self._draw(image, predicted))])
-                stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
-                save_picture(sheet, os.path.join(self.output_dir, f"{stem}_semantic.png"))
+        for record, image, output, stem in chosen_images(self.records, batch, outputs):
+            truth, predicted = read_semantic_labels(record), output["sem_seg"].argmax(dim=0).cpu().numpy()
+            sheet = side_by_side([("truth", self._draw(image, truth)), ("predicted", self._draw(image, predicted))])
+            save_picture(sheet, os.path.join(self.output_dir, f"{stem}_semantic.png"))
 
     def _draw(self, image: Image.Image, labels: np.ndarray) -> Image.Image:
         # Segments of a map: all pixels of a class are one, and 0 is for those that have no label.

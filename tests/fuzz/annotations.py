@@ -6,14 +6,10 @@ reads that many changed files of each kind, under the limits of `tests/fuzz/limi
 else. Every fourth is damaged in its bytes, the others have one to four other values. A short run of it is in the suite.
 """
 
-import argparse
 import copy
 import json
 import logging
 import random
-import resource
-import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +19,7 @@ import pycocotools.mask as mask_util
 from resnest_det.data.coco import Dataset, load_coco_instances
 from resnest_det.data.panoptic import load_coco_panoptic
 from tests.fuzz.checkpoints import damaged
-from tests.fuzz.limits import limit_memory, problem_of
+from tests.fuzz.limits import command, problem_of
 
 # What stands for text that json.dumps would not write.
 RAW = {
@@ -198,21 +194,8 @@ def run(count: int, seed: int, folder: Path, kinds=tuple(WHOLE)) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=10_000, help="files of each kind (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
     logging.getLogger("resnest_det").setLevel(logging.ERROR)  # what was left out is told of almost every file
-    limit_memory()
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        problems = run(options.count, options.seed, Path(folder))
-    for problem in problems:
-        print(ascii(problem))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    seconds = time.perf_counter() - start
-    print(f"{len(problems)} of {options.count * len(WHOLE)} ended badly; {seconds:.0f} s, at most {peak:.0f} MiB")
-    raise SystemExit(bool(problems))
+    command(__doc__, "files of each kind", len(WHOLE), run)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,10 @@ loads that many changed files and as many changed overrides, under the limits of
 ended in anything else. A recipe gets one to four other values, keys or damaged bytes. A short run of it is in the suite.
 """
 
-import argparse
 import copy
 import functools
 import logging
 import random
-import resource
-import tempfile
-import time
 from pathlib import Path
 
 import yaml
@@ -24,7 +20,7 @@ from resnest_det.configuration.nodes import leaves
 from resnest_det.configuration.reading import load_config
 from resnest_det.files import packaged
 from tests.fuzz.checkpoints import damaged
-from tests.fuzz.limits import limit_memory, problem_of
+from tests.fuzz.limits import command, problem_of
 
 RECIPES = ("mask_rcnn_ResNeSt14_FPN_shapes", "panoptic_ResNeSt14_FPN_shapes", "cascade_mask_rcnn_ResNeSt14_FPN_dcn_shapes")
 DEFAULT = dict(leaves(DEFAULTS))
@@ -292,20 +288,8 @@ def run(count: int, seed: int, folder: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=10_000, help="files, and overrides (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    limit_memory()
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        problems = run(options.count, options.seed, Path(folder))
-    for problem in problems:
-        print(ascii(problem))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(f"{len(problems)} of {2 * options.count} ended badly; {time.perf_counter() - start:.0f} s, at most {peak:.0f} MiB")
-    raise SystemExit(bool(problems))
+    command(__doc__, "files, and overrides", 2, run)
 
 
 if __name__ == "__main__":

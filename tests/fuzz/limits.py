@@ -1,10 +1,13 @@
 """The budget within which a hostile input has to end, and what ended in another way."""
 
+import argparse
 import resource
 import signal
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from resnest_det.errors import UserError, printable
 
@@ -50,3 +53,26 @@ def problem_of(read: Callable[[], object], result: type) -> str:
         signal.signal(signal.SIGALRM, before)
     seconds = time.perf_counter() - start
     return problem or (f"took {seconds:.0f} s" if seconds > SECONDS else "")
+
+
+def command(description: str, count_help: str, inputs: int, run: Callable[[int, int, Path], list[str]]) -> None:
+    """A long run from the command line, within `MEMORY`: print the problems and how many of the inputs made them.
+
+    Args:
+        inputs: how many `run` tries for a count of one.
+        run: takes the count, the seed and a folder to write to, and returns the problems.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=10_000, help=f"{count_help} (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    limit_memory()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        problems = run(options.count, options.seed, Path(folder))
+    for problem in problems:
+        print(ascii(problem))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    seconds = time.perf_counter() - start
+    print(f"{len(problems)} of {options.count * inputs} ended badly; {seconds:.0f} s, at most {peak:.0f} MiB")
+    raise SystemExit(bool(problems))
