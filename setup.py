@@ -1,4 +1,4 @@
-"""Install with `pip install -e .`; extras: test, export, mmdet (docs/mmdetection.md has the lines it needs before)."""
+"""Install with `pip install -e .`; EXTRAS: what else each part needs (docs/mmdetection.md has the lines to run before mmdet)."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,16 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "resnest_det" / "__init__.py").read_text()).group(1)
-EXPORT = ["onnx", "onnxruntime", "onnxscript", "openvino"]
+
+# What parts of the package need beyond it; `all` is all of these.
+EXTRAS = {
+    "export": ["onnx", "onnxruntime", "onnxscript", "openvino", "nncf"],
+    "draw": ["supervision>=0.26", "matplotlib>=3.8"],
+    "video": ["av>=12"],
+    "demo": ["gradio>=5"],
+    "serve": ["fastapi>=0.110", "uvicorn>=0.29", "python-multipart>=0.0.9", "httpx>=0.27"],
+    "transformers": ["transformers>=5"],
+}
 
 setup(
     name="resnest_det",
@@ -48,7 +57,8 @@ setup(
     extras_require={
         # A later minor version of ruff may format otherwise.
         "test": ["pytest>=8.1", "pytest-xdist>=3.5", "hypothesis>=6.80", "timm>=1.0.11", "ruff~=0.17.0"],
-        "export": EXPORT,
+        **EXTRAS,
+        "all": sorted({requirement for requirements in EXTRAS.values() for requirement in requirements}),
         # What resnest_det.integrations.mmdet_version knows to work together.
         "mmdet": ["onedl-mmcv~=2.3.6", "onedl-mmengine~=0.10.12", "onedl-mmdetection~=3.5.1"],
     },

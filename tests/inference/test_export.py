@@ -9,6 +9,8 @@ from resnest_det.inference import export
 from resnest_det.inference.export import DeployedModel, export_model, load_exported
 from tests.helpers.networks import randomise_norms
 
+pytestmark = pytest.mark.extras
+
 SHAPES = ((1, 3, 64, 64), (3, 3, 90, 131), (2, 3, 160, 96))
 
 
