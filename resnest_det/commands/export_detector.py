@@ -125,14 +125,14 @@ def print_figures(cfg: CfgNode, exported: str) -> None:
 
 def settings_of(cfg: CfgNode, trained_on: Mapping | None) -> dict:
     """What travels in the file: how images are made ready, what the classes are called, and the whole configuration."""
-    names = {key: list(value) for key, value in (trained_on or {}).items() if isinstance(value, (list, tuple))}
+    known = {key: value for key, value in (trained_on or {}).items() if isinstance(value, (str, list))}
     return {
         "version": 1,
         "architecture": cfg.MODEL.META_ARCHITECTURE,
         "input_format": cfg.INPUT.FORMAT,
         "short_side": cfg.INPUT.MIN_SIZE_TEST,
         "max_side": cfg.INPUT.MAX_SIZE_TEST,
-        "trained_on": names,
+        "trained_on": known,
         "config": cfg.dump(),
     }
 
