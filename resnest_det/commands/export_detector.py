@@ -10,6 +10,7 @@ differs is not kept. See docs/export.md.
 
 import argparse
 import glob
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -36,6 +37,7 @@ from resnest_det.weights.downloads import resolve_weights
 
 MOST_CHECKED = 8  # of the images given with --images; int8 takes all of them for its ranges
 MOST_CALIBRATED = 300
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -61,7 +63,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add_register_flags(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, after all flags")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    # `--images` takes as many names as there are, and so the keys that follow them.
+    first = next((i for i, text in enumerate(args.images) if _KEY.fullmatch(text)), len(args.images))
+    args.images, args.opts = args.images[:first], args.images[first:] + args.opts
+    return args
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -180,7 +180,7 @@ def test_what_counts_as_alike():
         problems, _ = compare_detections(one, detections(change, ((5, 5, 20, 20), 0.5, 2), ((1, 1, 4, 4), 0.05, 0)))
         assert problems[0].startswith(reason) and problems[1].startswith("not the model's")
     none = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "classes": torch.zeros(0, dtype=torch.int64)}
-    assert compare_detections(none, none) == ([], "0 of 0 detections alike")
+    assert compare_detections(none, none) == ([], "0 of 0 detections alike (boxes to 0.1 pixels, scores to 0.001)")
     assert compare_detections(none, {name: values[:1] for name, values in one.items()})[0]
 
 
