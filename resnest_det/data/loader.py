@@ -154,8 +154,8 @@ def _start_worker(index: int) -> None:
 class _Deaths:
     """Deaths of workers, of which torch's handler of SIGCHLD raises an error wherever the main process is at the time.
 
-    They are kept until the next batch is asked of workers instead: in the midst of a step, or of the batches that the main process
-    reads for itself, nobody would know what the error is about.
+    They are kept until the next batch is asked of workers instead: in the midst of a step, or of batches that the main process
+    reads itself, nobody would know what the error is about.
     """
 
     def __init__(self):
