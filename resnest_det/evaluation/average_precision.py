@@ -52,6 +52,20 @@ def precision_and_recall(
     ground_truth: dict, detections: list[dict], task: str, max_detections: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Precision (10 IoU, 101 recalls, K categories, 4 areas, 3 limits) and recall (10, K, 4, 3), -1 without ground truth."""
+    counting = matched(ground_truth, detections, task, max_detections)
+    counting.accumulate()
+    return counting.eval["precision"], counting.eval["recall"]
+
+
+def matched(ground_truth: dict, detections: list[dict], task: str, max_detections: int = 100) -> hotcoco.COCOeval:
+    """hotcoco's evaluation with every detection matched, from which its figures and diagnoses are computed.
+
+    In it images, categories, annotations of these images and detections are numbered from 1: the first two in the order of their
+    ids, the others as they are given.
+
+    Args:
+        ground_truth, detections, task, max_detections: see `coco_figures`.
+    """
     # Counters keep ids as 64-bit integers or doubles and take 0 for "no match"; numbers from 1, in the order of the ids, which
     # decides between equal scores, are the same to all of them.
     image_numbers = _numbers(ground_truth["images"])
@@ -87,8 +101,7 @@ def precision_and_recall(
     counting = hotcoco.COCOeval(truth, found, task)
     counting.params.max_dets = [1, 10, max(10, max_detections)]
     counting.evaluate()
-    counting.accumulate()
-    return counting.eval["precision"], counting.eval["recall"]
+    return counting
 
 
 def _numbers(entries: list[dict]) -> dict[int, int]:

@@ -30,6 +30,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from resnest_det.configuration.defaults import DEFAULTS
 from resnest_det.configuration.model import check_batch_norm
 from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import find_config_file, merge_file
@@ -53,7 +54,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Detectron2's configuration with the keys of ResNeSt, then a YAML file, then `KEY VALUE` overrides; frozen.
 
     MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH and TEST.AP_MAX_DETECTIONS exist as in the built-in detector.
-    TEST.FOLD_NORMS has no effect: Detectron2 always evaluates the model as it is.
+    TEST.FOLD_NORMS has no effect: Detectron2 always evaluates the model as it is. Neither has TEST.PICTURES: it draws none.
 
     Raises:
         UserError: see `resnest_det.configuration.reading.merge_file`.
@@ -64,6 +65,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     cfg.MODEL.WEIGHTS_ALLOW_MISMATCH = False
     cfg.TEST.AP_MAX_DETECTIONS = 100
     cfg.TEST.FOLD_NORMS = True
+    cfg.TEST.PICTURES = CfgNode(dict(DEFAULTS["TEST"]["PICTURES"]))
     merge_file(cfg, config_file, overrides)
     cfg.freeze()
     return cfg

@@ -136,10 +136,10 @@ class Evaluation:
         self.augment = partial(build_test_time_augmentation, cfg)
         self.fold_norms = cfg.TEST.FOLD_NORMS
 
-    def run(self, model: nn.Module, *, last: bool) -> dict:
+    def run(self, model: nn.Module, *, last: bool, pictures: str = "") -> dict:
         """Evaluate `model`, and the `last` time also with test-time augmentation; see `evaluate`."""
         model = ready_for_inference(model) if self.fold_norms else model
-        results = evaluate(model, self.sets)
+        results = evaluate(model, self.sets, pictures)
         if last and self.augmented_sets:
             results |= evaluate_augmented(model, self.augment, self.augmented_sets)
         return results
@@ -209,7 +209,9 @@ class _Run:
         if get_world_size() > 1:
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, 0)
-        results = self.evaluation.run(self.model, last=last)
+        # Pictures of the last evaluation stand where those of --eval-only do; earlier ones are kept, to watch the model learn.
+        pictures = "" if last else f"iteration_{iteration:07d}"
+        results = self.evaluation.run(self.model, last=last, pictures=pictures)
         if self.log is not None:
             self.log.results(iteration, flatten_results(results))
         synchronize()
