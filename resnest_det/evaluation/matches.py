@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resnest_det.evaluation.average_precision import matched
+from resnest_det.evaluation.average_precision import counted
 
 # A detection of the right class matches an object that it overlaps this much (intersection over union).
 OVERLAP = 0.5
@@ -34,8 +34,8 @@ def match(ground_truth: dict, detections: list[dict], task: str = "bbox") -> Mat
             image in the list.
     """
     missed, false = (np.zeros(len(each), dtype=bool) for each in (ground_truth["annotations"], detections))
-    most = max(10, len(detections))
-    said = matched(ground_truth, detections, task, most).image_diagnostics(iou_thr=OVERLAP)
+    counting = counted(ground_truth, detections, (task,), max_detections=len(detections))[task]
+    said = counting.image_diagnostics(iou_thr=OVERLAP)
     missed[[number - 1 for number, status in said["gt_status"].items() if status == "fn"]] = True
     false[[number - 1 for number, status in said["dt_status"].items() if status == "fp"]] = True
     return Matches(missed, false)
