@@ -48,9 +48,7 @@ def _percent(mean: float) -> float:
     return 100 * mean if mean > -1 else math.nan
 
 
-def counted(
-    ground_truth: dict, detections: list[dict], tasks: Sequence[str], max_detections: int
-) -> dict[str, hotcoco.COCOeval]:
+def counted(ground_truth: dict, detections: list[dict], tasks: Sequence[str], max_detections: int) -> dict[str, hotcoco.COCOeval]:
     """hotcoco's evaluation of each task after `accumulate`; its `eval` has the arrays that pycocotools' has.
 
     In it images, categories, annotations of these images and detections are numbered from 1: the first two in the order of their
