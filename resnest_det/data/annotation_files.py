@@ -72,6 +72,10 @@ class Annotation(msgspec.Struct, gc=False):
     # `resnest_det.data.outlines.check_outlines` puts pycocotools' dict of compressed run lengths in the place of run lengths.
     segmentation: list[list[float]] | RunLengths | None = None
 
+    def called(self) -> str:
+        """What messages call it."""
+        return f"annotation {self.id}"
+
 
 class Category(msgspec.Struct, gc=False):
     """An entry of "categories"."""
@@ -148,6 +152,15 @@ def read_annotation_file(json_file: str, kind: type[_Document]) -> _Document:
         return msgspec.json.decode(content, type=kind, strict=False)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raw = _parse(content, json_file)
+    return document_of(raw, kind, json_file)
+
+
+def document_of(raw: dict, kind: type[_Document], json_file: str) -> _Document:
+    """A document of `kind` from the parsed JSON of a file, entry by entry.
+
+    Raises:
+        UserError: it lacks a list, or has a wrong entry; names file, entry and field.
+    """
     lists = {}
     for name, entry_type in _LISTS[kind].items():
         entries = raw.get(name)

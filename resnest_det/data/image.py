@@ -171,6 +171,23 @@ def read_record_image(record: dict, image_format: str) -> np.ndarray:
     return read_image(record["file_name"], image_format, (record["height"], record["width"]), size_is)
 
 
+def upright_size(file_name: str | os.PathLike) -> tuple[int, int]:
+    """(height, width) of an image file, turned upright by its EXIF orientation; only the header is read.
+
+    Raises:
+        UserError: the file is missing or not an image; the message names it.
+    """
+    try:
+        with open_image(file_name) as image:
+            width, height = reversed(image.size) if _exif_orientation(image) in _SIDEWAYS else image.size
+    except UserError:
+        raise
+    except Exception as error:  # see `read_image`
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"image {file_name} cannot be read, it is damaged or not an image: {reason}") from error
+    return height, width
+
+
 def _exif_orientation(image: Image.Image) -> int | None:
     try:
         return image.getexif().get(_EXIF_ORIENTATION)
