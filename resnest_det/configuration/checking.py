@@ -11,7 +11,7 @@ from resnest_det.configuration.data import build_augmentation
 from resnest_det.configuration.defaults import default_config
 from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.nodes import leaves
-from resnest_det.configuration.solver import build_gradient_clipper, build_optimizer, build_schedule
+from resnest_det.configuration.solver import MOST_ITERATIONS, build_gradient_clipper, build_optimizer, build_schedule
 from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, tasks_of
 from resnest_det.errors import UserError, shown
 
@@ -67,6 +67,11 @@ INSTANCE_KEYS = ("MODEL.PROPOSAL_GENERATOR.", "MODEL.ANCHOR_GENERATOR.", "MODEL.
 AT_LEAST = {
     "SOLVER.IMS_PER_BATCH": 1,
     "SOLVER.MAX_ITER": 0,
+    "SOLVER.MAX_EPOCHS": 0,
+    "SOLVER.WARMUP_EPOCHS": 0,
+    "SOLVER.CHECKPOINT_EPOCHS": 0,
+    "TEST.EVAL_EPOCHS": 0,
+    "VIS_EPOCHS": 0,
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "SOLVER.WARMUP_ITERS": 0,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
@@ -74,6 +79,8 @@ AT_LEAST = {
     "TEST.EVAL_PERIOD": 0,
     "TEST.DETECTIONS_PER_IMAGE": 1,
     "TEST.AP_MAX_DETECTIONS": 10,
+    "TEST.PICTURES.COUNT": 0,
+    "TEST.PICTURES.SCORE_THRESH": 0.0,
     "TEST.PRECISE_BN.NUM_ITER": 1,
     "MODEL.BACKBONE.FREEZE_AT": 0,
     "MODEL.RESNETS.RADIX": 0,
@@ -117,7 +124,8 @@ AT_LEAST = {
 
 # For numbers far beyond every use, whose memory or time nobody waits for.
 AT_MOST = {
-    "SOLVER.MAX_ITER": 10**9,
+    "SOLVER.MAX_ITER": MOST_ITERATIONS,
+    "SOLVER.MAX_EPOCHS": 10**6,
     "SOLVER.IMS_PER_BATCH": 10**6,
     "SOLVER.NUM_DECAYS": 10**4,
     "DATALOADER.NUM_WORKERS": 10**4,
@@ -127,6 +135,7 @@ AT_MOST = {
     "TEST.AUG.MAX_SIZE": 10**6,
     "TEST.DETECTIONS_PER_IMAGE": 10**6,
     "TEST.AP_MAX_DETECTIONS": 10**6,
+    "TEST.PICTURES.COUNT": 10**4,
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 10**6,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 10**6,
     "MODEL.ROI_HEADS.NUM_CLASSES": 10**6,

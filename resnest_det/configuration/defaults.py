@@ -31,6 +31,7 @@ DEFAULTS = dict(
     CUDNN_BENCHMARK=False,
     FLOAT32_PRECISION="",
     VIS_PERIOD=0,
+    VIS_EPOCHS=0.0,  # this project's own, as all keys in epochs: above 0 it takes the place of the number of iterations
     GLOBAL=dict(HACK=1.0),
     MODEL=dict(
         META_ARCHITECTURE="GeneralizedRCNN",
@@ -203,6 +204,7 @@ DEFAULTS = dict(
     SOLVER=dict(
         IMS_PER_BATCH=16,
         MAX_ITER=40000,
+        MAX_EPOCHS=0.0,
         BASE_LR=0.001,
         BASE_LR_END=0.0,
         BIAS_LR_FACTOR=1.0,
@@ -213,24 +215,31 @@ DEFAULTS = dict(
         WEIGHT_DECAY_BIAS=None,
         LR_SCHEDULER_NAME="WarmupMultiStepLR",
         STEPS=(30000,),
+        STEPS_EPOCHS=(),
         GAMMA=0.1,
         NUM_DECAYS=3,
         RESCALE_INTERVAL=False,
         WARMUP_FACTOR=1.0 / 1000,
         WARMUP_ITERS=1000,
+        WARMUP_EPOCHS=0.0,
         WARMUP_METHOD="linear",
         CHECKPOINT_PERIOD=5000,
+        CHECKPOINT_EPOCHS=0.0,
         REFERENCE_WORLD_SIZE=0,
         CLIP_GRADIENTS=dict(ENABLED=False, CLIP_TYPE="value", CLIP_VALUE=1.0, NORM_TYPE=2.0),
         AMP=dict(ENABLED=False),
     ),
     TEST=dict(
         EVAL_PERIOD=0,
+        EVAL_EPOCHS=0.0,
         EXPECTED_RESULTS=[],
         KEYPOINT_OKS_SIGMAS=[],
         DETECTIONS_PER_IMAGE=100,
         AP_MAX_DETECTIONS=100,  # this project's own: detections of an image and class that AP counts, 100 by COCO's definition
         FOLD_NORMS=True,  # this project's own: evaluate a faster copy, norms in convolutions; False: the model as it is
+        # This project's own: how many images of each dataset are drawn beside their truth, detections from which score on, and
+        # whether they are the worst ones, not such as are spread evenly over the dataset.
+        PICTURES=dict(COUNT=4, SCORE_THRESH=0.5, WORST=False),
         AUG=dict(ENABLED=False, MIN_SIZES=(400, 500, 600, 700, 800, 900, 1000, 1100, 1200), MAX_SIZE=4000, FLIP=True),
         PRECISE_BN=dict(ENABLED=False, NUM_ITER=200),
     ),

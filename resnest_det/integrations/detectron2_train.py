@@ -30,6 +30,8 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from resnest_det.configuration.data import CLASS_COUNTS as OWN_CLASS_COUNTS
+from resnest_det.configuration.defaults import DEFAULTS
 from resnest_det.configuration.model import check_batch_norm
 from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import find_config_file, merge_file
@@ -49,12 +51,15 @@ from resnest_det.weights.class_layers import other_counts
 
 logger = logging.getLogger(__name__)
 
+# See `resnest_det.configuration.data.CLASS_COUNTS`.
+CLASS_COUNTS = OWN_CLASS_COUNTS | {"MODEL.RETINANET.NUM_CLASSES": "thing_classes"}
+
 
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Detectron2's configuration with the keys of ResNeSt, then a YAML file, then `KEY VALUE` overrides; frozen.
 
     MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH and TEST.AP_MAX_DETECTIONS exist as in the built-in detector.
-    TEST.FOLD_NORMS has no effect: Detectron2 always evaluates the model as it is.
+    TEST.FOLD_NORMS has no effect: Detectron2 always evaluates the model as it is. Neither has TEST.PICTURES: it draws none.
 
     Raises:
         UserError: see `resnest_det.configuration.reading.merge_file`.
@@ -65,6 +70,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     cfg.MODEL.WEIGHTS_ALLOW_MISMATCH = False
     cfg.TEST.AP_MAX_DETECTIONS = 100
     cfg.TEST.FOLD_NORMS = True
+    cfg.TEST.PICTURES = CfgNode(dict(DEFAULTS["TEST"]["PICTURES"]))
     merge_file(cfg, config_file, overrides)
     cfg.freeze()
     return cfg
@@ -88,7 +94,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict:
         cfg, SimpleNamespace(config_file=config_file, opts=overrides, eval_only=options.eval_only, resume=options.resume)
     )
     logger.info("Detectron2 on %s; config %s; overrides %s", cfg.MODEL.DEVICE, config_file, " ".join(overrides) or "none")
-    register_datasets(cfg, list(options.datasets), only_test=options.eval_only)
+    cfg = register_datasets(cfg, list(options.datasets), only_test=options.eval_only, counted=options.counted)
     if options.eval_only:
         return _evaluate(cfg, options.resume)
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon" and have_run_length_masks(cfg.DATASETS.TRAIN):
