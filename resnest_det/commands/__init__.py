@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 from resnest_det import __version__
-from resnest_det.errors import UserError, nearest, printable
+from resnest_det.errors import UserError, nearest, out_of_memory, printable
 from resnest_det.stopping import end_interrupted, handle_signals, prepare_end
 
 # name: (module of this folder with a `main(arguments)`, what it does)
@@ -59,7 +59,7 @@ def keep_freed_memory() -> None:
 def run_tool(main: Callable[[list[str]], object]) -> None:
     """Run `main(arguments)` and end the process with a status that says how it went.
 
-    `UserError` and `OSError` (a full disk, a folder that cannot be written) become one line `error: ...` on
+    `UserError`, `OSError` (a full disk, a folder that cannot be written) and memory that ran out become one line `error: ...` on
     standard error and status 2; Ctrl-C and SIGTERM become one line and status 130 and 143. With `--debug`, which
     `main` does not see, the traceback is shown instead.
     """
@@ -76,10 +76,11 @@ def run_tool(main: Callable[[list[str]], object]) -> None:
             raise
         # Of the processes that torchrun has started, one speaks for all.
         end_interrupted(stop, say=os.environ.get("RANK", "0") == "0")
-    except (UserError, OSError) as error:
-        if debug:
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        told = error if isinstance(error, (UserError, OSError)) else out_of_memory(error)
+        if debug or told is None:
             raise
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(told).split()))}", file=sys.stderr)
         sys.exit(2)
     finally:
         prepare_end()

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.model import resolve_device
@@ -16,7 +15,7 @@ from resnest_det.data.catalog import DatasetFiles, register
 from resnest_det.distributed import get_rank, is_main_process, synchronize
 from resnest_det.engine.environment import environment_summary
 from resnest_det.engine.events import setup_logging
-from resnest_det.engine.launch import claim_gpu, join_process_group, share_cpu_threads
+from resnest_det.engine.launch import claim_gpu, join_process_group, leave_process_group, share_cpu_threads
 from resnest_det.errors import UserError, naming
 from resnest_det.files import atomic_write, held, prepare_output_dir
 from resnest_det.training.run import evaluate_only, prepare, train
@@ -67,8 +66,7 @@ def run_process(cfg: CfgNode, options: RunOptions, work: Callable[[CfgNode, RunO
             synchronize()
             return work(cfg, options)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_process_group(device)
 
 
 @contextmanager

@@ -156,7 +156,7 @@ def wait_until_gone(session: int, seconds: float) -> list[str]:
     end = time.monotonic() + seconds
     while (left := processes_of(session)) and time.monotonic() < end:
         time.sleep(0.02)
-    return [f"{pid}: {_command_line(pid)}" for pid in left]
+    return [f"{pid}: {command_line(pid)}" for pid in left]
 
 
 def kill(session: int) -> None:
@@ -170,7 +170,8 @@ def kill(session: int) -> None:
         time.sleep(0.01)
 
 
-def _command_line(pid: int) -> str:
+def command_line(pid: int) -> str:
+    """The words that a process was started with, the first 200 characters; "?" if it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
     except OSError:
