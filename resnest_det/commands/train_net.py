@@ -9,10 +9,10 @@ import torch
 from fvcore.common.config import CfgNode
 
 from resnest_det.commands.register import add_register_flags, registered_datasets
-from resnest_det.configuration.data import check_training_data
+from resnest_det.configuration.data import CLASS_COUNTS, check_training_data
 from resnest_det.configuration.model import resolve_device
 from resnest_det.configuration.nodes import with_values
-from resnest_det.configuration.reading import load_config
+from resnest_det.configuration.reading import load_config, named_keys
 from resnest_det.configuration.solver import scale_to_world_size
 from resnest_det.engine.launch import launch
 from resnest_det.errors import UserError, naming
@@ -70,17 +70,25 @@ def main(arguments: Sequence[str]) -> None:
     num_processes = _processes(args)
     engine = choose_engine(args.engine)
     # Read before any process starts, so that a wrong key is reported at once, and only once.
-    load, work = load_config, run_builtin
+    load, work, class_counts = load_config, run_builtin, CLASS_COUNTS
     if engine == "detectron2":
         host = _detectron2_train()
-        load, work = host.load_config, host.run
+        load, work, class_counts = host.load_config, host.run, host.CLASS_COUNTS
     cfg = _with_device(load(args.config_file, args.opts), args)
     if not args.eval_only:
         world_size = max(num_processes * args.num_machines, 1)  # less than one is for `launch` to refuse
         check_training_data(scale_to_world_size(cfg, world_size), world_size)
     if engine == "detectron2" and num_processes * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
         raise UserError("Detectron2 runs several processes only on GPUs; on the CPU use one, or --engine builtin")
-    options = RunOptions(args.resume, args.eval_only, registered_datasets(args), args.config_file, tuple(args.opts))
+    named = named_keys(args.config_file, args.opts)
+    options = RunOptions(
+        args.resume,
+        args.eval_only,
+        registered_datasets(args),
+        args.config_file,
+        tuple(args.opts),
+        {key: kind for key, kind in class_counts.items() if key not in named},
+    )
     with naming({name: f"--{name.replace('_', '-')}" for name in ("num_machines", "machine_rank", "dist_url")}):
         launch(
             run_process,

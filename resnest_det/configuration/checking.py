@@ -11,7 +11,7 @@ from resnest_det.configuration.data import build_augmentation
 from resnest_det.configuration.defaults import default_config
 from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.nodes import leaves
-from resnest_det.configuration.solver import build_gradient_clipper, build_optimizer, build_schedule
+from resnest_det.configuration.solver import MOST_ITERATIONS, build_gradient_clipper, build_optimizer, build_schedule
 from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, tasks_of
 from resnest_det.errors import UserError, shown
 
@@ -67,6 +67,11 @@ INSTANCE_KEYS = ("MODEL.PROPOSAL_GENERATOR.", "MODEL.ANCHOR_GENERATOR.", "MODEL.
 AT_LEAST = {
     "SOLVER.IMS_PER_BATCH": 1,
     "SOLVER.MAX_ITER": 0,
+    "SOLVER.MAX_EPOCHS": 0,
+    "SOLVER.WARMUP_EPOCHS": 0,
+    "SOLVER.CHECKPOINT_EPOCHS": 0,
+    "TEST.EVAL_EPOCHS": 0,
+    "VIS_EPOCHS": 0,
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "SOLVER.WARMUP_ITERS": 0,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
@@ -117,7 +122,8 @@ AT_LEAST = {
 
 # For numbers far beyond every use, whose memory or time nobody waits for.
 AT_MOST = {
-    "SOLVER.MAX_ITER": 10**9,
+    "SOLVER.MAX_ITER": MOST_ITERATIONS,
+    "SOLVER.MAX_EPOCHS": 10**6,
     "SOLVER.IMS_PER_BATCH": 10**6,
     "SOLVER.NUM_DECAYS": 10**4,
     "DATALOADER.NUM_WORKERS": 10**4,

@@ -1,13 +1,15 @@
 """From configuration to data: the only place that reads INPUT, DATASETS and DATALOADER keys."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from types import MappingProxyType
 
 import numpy as np
 
+from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.data import samplers
 from resnest_det.data.catalog import get_dataset
@@ -18,11 +20,15 @@ from resnest_det.data.mapper import inference_sample, training_sample
 from resnest_det.data.panoptic import with_panoptic_classes
 from resnest_det.data.records import Record, Sample
 from resnest_det.data.semantic import SemanticMetadata
+from resnest_det.data.statistics import Statistics, describe, doubts, statistics_of
 from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
 from resnest_det.distributed import get_rank, get_world_size
 from resnest_det.errors import UserError, naming
 
 logger = logging.getLogger(__name__)
+
+# Keys that are counted in the data where nobody has set them, and the classes that they count.
+CLASS_COUNTS = {"MODEL.ROI_HEADS.NUM_CLASSES": "thing_classes", "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "stuff_classes"}
 
 
 @dataclass(frozen=True)
@@ -48,19 +54,25 @@ class RunData:
 
     `trained_on` is what a checkpoint keeps of them: {"thing_classes", "stuff_classes": names, "thing_ids", "stuff_ids": ids in
     the first dataset's file, in the order of the classes, if the model tells them apart; "input_format": INPUT.FORMAT}.
+    `train_statistics` are of all images of DATASETS.TRAIN together, `test_statistics` of each dataset of DATASETS.TEST.
     """
 
     train: TrainingImages | None
     test: tuple[Dataset, ...]
     trained_on: dict
+    train_statistics: Statistics | None = None
+    test_statistics: tuple[Statistics, ...] = ()
 
 
-def read_run_data(cfg, *, train: bool, trained_on: Mapping | None = None) -> RunData:
+def read_run_data(
+    cfg, *, train: bool, trained_on: Mapping | None = None, counted: Mapping[str, str] = MappingProxyType({})
+) -> RunData:
     """Read every dataset that a run needs. Classes are matched by name: all datasets count them in one order.
 
     Args:
         cfg: a configuration that `resnest_det.configuration.reading.load_config` has checked.
         train: whether DATASETS.TRAIN is needed.
+        counted: keys to take from the data, which is not held against them; see `count_classes`.
         trained_on: of the checkpoint that the data is for; its classes come in its order. None: in the first dataset's.
 
     Raises:
@@ -74,6 +86,7 @@ def read_run_data(cfg, *, train: bool, trained_on: Mapping | None = None) -> Run
     if not datasets:
         return RunData(None, (), {})
     first = next(iter(datasets.values()))
+    cfg = count_classes(cfg, class_names(cfg, first), counted)
     like = trained_on or class_names(cfg, first)
     datasets = {
         name: match_classes(dataset, like, "the checkpoint" if trained_on else first.name) for name, dataset in datasets.items()
@@ -83,7 +96,45 @@ def read_run_data(cfg, *, train: bool, trained_on: Mapping | None = None) -> Run
         _check_enough_images(len(datasets[name].records), name)
         check_image_files(name, datasets[name].records, datasets[name].metadata.image_root)
     images = _training_images(cfg, [datasets[name] for name in cfg.DATASETS.TRAIN]) if train else None
-    return RunData(images, tuple(datasets[name] for name in cfg.DATASETS.TEST), _trained_on(cfg, datasets[first.name]))
+    return RunData(
+        images,
+        tuple(datasets[name] for name in cfg.DATASETS.TEST),
+        _trained_on(cfg, datasets[first.name]),
+        _statistics([datasets[name] for name in cfg.DATASETS.TRAIN]) if train else None,
+        tuple(_statistics([datasets[name]]) for name in cfg.DATASETS.TEST),
+    )
+
+
+def count_classes(cfg, names: Mapping[str, Sequence[str]], counted: Mapping[str, str]):
+    """`cfg` with numbers of classes from the data.
+
+    Args:
+        names: "thing_classes" and "stuff_classes", if there are any.
+        counted: keys to be the number of names of a kind, as in `CLASS_COUNTS`.
+    """
+    counts = {key: len(names[kind]) for key, kind in counted.items() if names.get(kind)}
+    return with_values(cfg, counts) if counts else cfg
+
+
+def _statistics(datasets: list[Dataset]) -> Statistics:
+    """Of datasets with the same classes, together."""
+    left_out: dict[str, int] = {}
+    for dataset in datasets:
+        for why, count in dataset.left_out.items():
+            left_out[why] = left_out.get(why, 0) + count
+    records = chain.from_iterable(dataset.records for dataset in datasets)
+    name = " + ".join(dict.fromkeys(dataset.name for dataset in datasets))
+    return statistics_of(name, records, datasets[0].metadata.thing_classes, left_out)
+
+
+def tell_of_data(data: RunData) -> None:
+    """What the data is, in a few lines of the log, and what is doubtful about it as warnings."""
+    told = {each.name: each for each in (data.train_statistics, *data.test_statistics) if each is not None}
+    for statistics in told.values():
+        for line in describe(statistics):
+            logger.info(line)
+    for line in doubts(data.train_statistics, data.test_statistics):
+        logger.warning(line)
 
 
 def hold_against_checkpoint(cfg, data: RunData, trained_on: object, checkpoint: str) -> RunData:

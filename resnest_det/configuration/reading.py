@@ -4,8 +4,6 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
@@ -13,7 +11,7 @@ from fvcore.common.config import CfgNode
 from resnest_det.configuration.checking import check_buildable, check_supported
 from resnest_det.configuration.defaults import default_config
 from resnest_det.configuration.files import MOST_FILES, read_with_bases
-from resnest_det.configuration.nodes import leaves
+from resnest_det.configuration.nodes import leaves, value_of
 from resnest_det.configuration.values import MOST_CHARACTERS, check_value, wrong_type
 from resnest_det.errors import UserError, nearest, shown
 from resnest_det.files import packaged
@@ -56,6 +54,16 @@ def merge_file(cfg: CfgNode, config_file: str, overrides: Sequence[str] = ()) ->
     merge(cfg, zip(overrides[::2], overrides[1::2]), "command line", defaults)
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", cfg.MODEL.DEVICE):
         raise UserError(f"MODEL.DEVICE {shown(cfg.MODEL.DEVICE)} is not supported; supported: 'auto', 'cpu', 'cuda', 'cuda:N'")
+
+
+def named_keys(config_file: str, overrides: Sequence[str] = ()) -> set[str]:
+    """The keys that a YAML file, its bases or overrides give a value; every other one has its default.
+
+    Args:
+        config_file, overrides: see `load_config`.
+    """
+    files = [content for _, content in read_with_bases(find_config_file(config_file))]
+    return {key for content in files for key, _ in leaves(content)} | set(overrides[::2])
 
 
 def find_config_file(name: str) -> Path:
@@ -102,7 +110,7 @@ def merge(cfg: CfgNode, values: Iterable[tuple[str, object]], source: str, known
                 cfg.merge_from_list([key, value])
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
             raise wrong_type(key, value, known[key], source) from error
-        check_value(key, reduce(getitem, key.split("."), cfg), known[key], source)
+        check_value(key, value_of(cfg, key), known[key], source)
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

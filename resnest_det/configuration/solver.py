@@ -1,6 +1,7 @@
 """From SOLVER.* keys to an optimizer, a learning-rate schedule and gradient clipping."""
 
 import logging
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,9 +11,11 @@ from torch import nn
 
 from resnest_det.configuration.nodes import with_values
 from resnest_det.engine import solver
-from resnest_det.errors import UserError, naming
+from resnest_det.errors import UserError, naming, shown
 
 logger = logging.getLogger(__name__)
+
+MOST_ITERATIONS = 10**9
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
@@ -91,6 +94,47 @@ def build_gradient_clipper(cfg: CfgNode) -> Callable | None:
     names = {"clip_type": "CLIP_TYPE", "clip_value": "CLIP_VALUE", "norm_type": "NORM_TYPE"}
     with naming({argument: f"SOLVER.CLIP_GRADIENTS.{key}" for argument, key in names.items()}):
         return solver.gradient_clipper(clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE) if clip.ENABLED else None
+
+
+def in_iterations(cfg: CfgNode, images: float) -> CfgNode:
+    """`cfg` with the keys that are given in epochs of `images` as iterations; unchanged if there is none.
+
+    With SOLVER.MAX_EPOCHS, SOLVER.STEPS keep their place in the run and the warm-up is a tenth of it at most, unless STEPS_EPOCHS
+    and WARMUP_EPOCHS say otherwise.
+
+    Raises:
+        UserError: the epochs make a run of too many iterations, or STEPS_EPOCHS do not rise.
+    """
+    solver, values = cfg.SOLVER, {}
+
+    def iterations(epochs: float) -> int:
+        return max(1, math.ceil(round(epochs * images / solver.IMS_PER_BATCH, 6)))
+
+    if solver.MAX_EPOCHS:
+        most = iterations(solver.MAX_EPOCHS)
+        if most > MOST_ITERATIONS:
+            raise UserError(f"SOLVER.MAX_EPOCHS {solver.MAX_EPOCHS:g} are {most} iterations; supported: up to {MOST_ITERATIONS}")
+        values |= {"SOLVER.MAX_ITER": most, "SOLVER.WARMUP_ITERS": min(solver.WARMUP_ITERS, max(1, most // 10))}
+        if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+            kept = sorted({max(1, round(step * most / max(solver.MAX_ITER, 1))) for step in solver.STEPS})
+            values["SOLVER.STEPS"] = tuple(kept)
+    if solver.STEPS_EPOCHS:
+        if list(solver.STEPS_EPOCHS) != sorted(set(solver.STEPS_EPOCHS)) or solver.STEPS_EPOCHS[0] <= 0:
+            raise UserError(f"SOLVER.STEPS_EPOCHS {shown(tuple(solver.STEPS_EPOCHS))} must be rising numbers above 0")
+        values["SOLVER.STEPS"] = tuple(dict.fromkeys(iterations(step) for step in solver.STEPS_EPOCHS))
+    for key, own in {
+        "SOLVER.WARMUP_ITERS": solver.WARMUP_EPOCHS,
+        "SOLVER.CHECKPOINT_PERIOD": solver.CHECKPOINT_EPOCHS,
+        "TEST.EVAL_PERIOD": cfg.TEST.EVAL_EPOCHS,
+        "VIS_PERIOD": cfg.VIS_EPOCHS,
+    }.items():
+        if own:
+            values[key] = iterations(own)
+    if not values:
+        return cfg
+    told = ", ".join(f"{key} {value}" for key, value in values.items())
+    logger.info("An epoch is %g images, %.1f iterations: %s", images, images / solver.IMS_PER_BATCH, told)
+    return with_values(cfg, values)
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:

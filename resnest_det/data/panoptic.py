@@ -99,7 +99,7 @@ def load_coco_panoptic(
     if len(records) < len(images):
         logger.warning("%s: left out %d images without annotation", panoptic_json, len(images) - len(records))
 
-    records, truth = dict(sorted(records.items())), None
+    records, truth, left_out = dict(sorted(records.items())), None, {}
     if stuff_only:
         for record in records.values():
             record.update(annotations=[], objects_in_png=False)
@@ -110,8 +110,8 @@ def load_coco_panoptic(
         metadata = PanopticMetadata(**vars(metadata) | {"json_file": str(instances_json)})
         instances = load_coco_instances(name, instances_json, image_root, keep_truth=keep_truth)
         _add_instances(records, metadata, instances)
-        truth = instances.truth
-    return Dataset(name, list(records.values()), metadata, truth, content if keep_truth else None)
+        truth, left_out = instances.truth, instances.left_out
+    return Dataset(name, list(records.values()), metadata, truth, content if keep_truth else None, left_out)
 
 
 def with_panoptic_classes(dataset: Dataset, things: list[str] | None, stuff: list[str] | None) -> Dataset:

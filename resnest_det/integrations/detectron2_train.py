@@ -30,6 +30,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from resnest_det.configuration.data import CLASS_COUNTS as OWN_CLASS_COUNTS
 from resnest_det.configuration.model import check_batch_norm
 from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import find_config_file, merge_file
@@ -48,6 +49,9 @@ from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.class_layers import other_counts
 
 logger = logging.getLogger(__name__)
+
+# See `resnest_det.configuration.data.CLASS_COUNTS`.
+CLASS_COUNTS = OWN_CLASS_COUNTS | {"MODEL.RETINANET.NUM_CLASSES": "thing_classes"}
 
 
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
@@ -88,7 +92,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict:
         cfg, SimpleNamespace(config_file=config_file, opts=overrides, eval_only=options.eval_only, resume=options.resume)
     )
     logger.info("Detectron2 on %s; config %s; overrides %s", cfg.MODEL.DEVICE, config_file, " ".join(overrides) or "none")
-    register_datasets(cfg, list(options.datasets), only_test=options.eval_only)
+    cfg = register_datasets(cfg, list(options.datasets), only_test=options.eval_only, counted=options.counted)
     if options.eval_only:
         return _evaluate(cfg, options.resume)
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon" and have_run_length_masks(cfg.DATASETS.TRAIN):

@@ -19,7 +19,7 @@ from resnest_det.engine.events import setup_logging
 from resnest_det.engine.launch import claim_gpu, join_process_group, share_cpu_threads
 from resnest_det.errors import UserError, naming
 from resnest_det.files import atomic_write, held, prepare_output_dir
-from resnest_det.training.run import evaluate_only, train
+from resnest_det.training.run import evaluate_only, prepare, train
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class RunOptions:
         eval_only: evaluate, do not train.
         datasets: datasets to register in every process, by name.
         config_file, overrides: origin of the configuration, for the log and for hosts that ask for it.
+        counted: keys that nobody has set, to be taken from the data; see `resnest_det.configuration.data.count_classes`.
     """
 
     resume: bool = False
@@ -40,6 +41,7 @@ class RunOptions:
     datasets: Mapping[str, DatasetFiles] = field(default_factory=dict)
     config_file: str = ""
     overrides: tuple[str, ...] = ()
+    counted: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_process(cfg: CfgNode, options: RunOptions, work: Callable[[CfgNode, RunOptions], dict]) -> dict:
@@ -97,11 +99,12 @@ def run_builtin(cfg: CfgNode, options: RunOptions) -> dict:
     logger.info("Environment:\n%s", environment_summary())
     overrides = " ".join(options.overrides) or "none"
     logger.info("Built-in detector on %s; config %s; overrides %s", cfg.MODEL.DEVICE, options.config_file, overrides)
+    cfg, data = prepare(cfg, train=not options.eval_only, counted=options.counted)
     if is_main_process():
         _write_config(cfg, keep=options.eval_only)
     if options.eval_only:
-        return evaluate_only(cfg, last_checkpoint=options.resume)
-    results = train(cfg, resume=options.resume)
+        return evaluate_only(cfg, data, last_checkpoint=options.resume)
+    results = train(cfg, data, resume=options.resume)
     if is_main_process():
         out, weights = Path(cfg.OUTPUT_DIR), Path(cfg.OUTPUT_DIR, "model_final.pth")
         pictures = f"; pictures of predictions beside the truth in {out / 'inference'}" if cfg.DATASETS.TEST else ""

@@ -3,8 +3,9 @@
 import logging
 import secrets
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -14,10 +15,25 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resnest_det.configuration.data import TrainingImages, build_train_loader, hold_against_checkpoint, read_run_data
+from resnest_det.configuration.data import (
+    RunData,
+    TrainingImages,
+    build_train_loader,
+    count_classes,
+    hold_against_checkpoint,
+    read_run_data,
+    tell_of_data,
+)
 from resnest_det.configuration.evaluation import build_evaluation_sets
 from resnest_det.configuration.model import build_model, build_test_time_augmentation, check_batch_norm
-from resnest_det.configuration.solver import build_gradient_clipper, build_lr_scheduler, build_optimizer, scale_to_world_size
+from resnest_det.configuration.nodes import value_of
+from resnest_det.configuration.solver import (
+    build_gradient_clipper,
+    build_lr_scheduler,
+    build_optimizer,
+    in_iterations,
+    scale_to_world_size,
+)
 from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.data.coco import Dataset
 from resnest_det.distributed import all_gather_objects, get_world_size, is_main_process, synchronize
@@ -36,10 +52,35 @@ from resnest_det.weights.downloads import resolve_weights
 logger = logging.getLogger(__name__)
 
 
-def train(cfg: CfgNode, *, resume: bool = False) -> dict:
+def prepare(cfg: CfgNode, *, train: bool, counted: Mapping[str, str] = MappingProxyType({})) -> tuple[CfgNode, RunData]:
+    """Read the data of a run, tell what it is, and complete the configuration by it.
+
+    Args:
+        train: whether the run trains, and does not only evaluate.
+        counted: keys to take from the data, see `resnest_det.configuration.data.count_classes`.
+
+    Returns:
+        the configuration for as many processes as there are, classes counted and epochs as iterations; and the data.
+
+    Raises:
+        UserError: see `read_run_data`.
+    """
+    if train:
+        cfg = scale_to_world_size(cfg, get_world_size())
+    data = read_run_data(cfg, train=train, counted=counted)
+    tell_of_data(data)
+    of_data = count_classes(cfg, data.trained_on, counted)
+    for key in counted:
+        if value_of(cfg, key) != value_of(of_data, key):
+            logger.info("%s is %d, as the data has it", key, value_of(of_data, key))
+    return in_iterations(of_data, data.train.repeat_factors.sum()) if train else of_data, data
+
+
+def train(cfg: CfgNode, data: RunData, *, resume: bool = False) -> dict:
     """Train as `cfg` says on this process's device, evaluate at the end, and return the results (main process).
 
     Args:
+        cfg, data: of `prepare`.
         resume: continue from the last checkpoint in OUTPUT_DIR, if there is one, with the losses that an uninterrupted
             run would have.
 
@@ -47,9 +88,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
         UserError: something in the configuration, the data or the checkpoint cannot be used, a loss is not finite, a
             checkpoint cannot be written, or the results are not TEST.EXPECTED_RESULTS.
     """
-    cfg = scale_to_world_size(cfg, get_world_size())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    data = read_run_data(cfg, train=True)
     evaluation = Evaluation(cfg, data.test)
     seed = choose_seed(cfg.SEED)
     seed_everything(seed)
@@ -99,13 +138,15 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
     return results
 
 
-def evaluate_only(cfg: CfgNode, *, last_checkpoint: bool = False) -> dict:
+def evaluate_only(cfg: CfgNode, data: RunData, *, last_checkpoint: bool = False) -> dict:
     """Evaluate MODEL.WEIGHTS, or the last checkpoint in OUTPUT_DIR.
+
+    Args:
+        cfg, data: of `prepare`.
 
     Raises:
         UserError: there are no weights, they do not fill the whole model, or they are of other classes than the data.
     """
-    data = read_run_data(cfg, train=False)
     evaluation = Evaluation(cfg, data.test)
     model = build_model(cfg)
     checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
