@@ -19,7 +19,7 @@ from resnest_det.data.loader import InferenceBatches, PackedRecords, training_ba
 from resnest_det.data.mapper import inference_sample, training_sample
 from resnest_det.data.panoptic import with_panoptic_classes
 from resnest_det.data.records import Record, Sample
-from resnest_det.data.semantic import SemanticMetadata
+from resnest_det.data.semantic import SemanticMetadata, class_color
 from resnest_det.data.statistics import Statistics, describe, doubts, statistics_of
 from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
 from resnest_det.distributed import get_rank, get_world_size
@@ -53,7 +53,8 @@ class RunData:
     """The datasets of a run, each read once: the training images, if it trains, and the datasets of DATASETS.TEST.
 
     `trained_on` is what a checkpoint keeps of them: {"thing_classes", "stuff_classes": names, "thing_ids", "stuff_ids": ids in
-    the first dataset's file, in the order of the classes, if the model tells them apart; "input_format": INPUT.FORMAT}.
+    the first dataset's file, "thing_colors", "stuff_colors": [R, G, B], in the order of the classes, if the model tells them
+    apart; "input_format": INPUT.FORMAT}.
     `train_statistics` are of all images of DATASETS.TRAIN together, `test_statistics` of each dataset of DATASETS.TEST.
     """
 
@@ -216,6 +217,10 @@ def _trained_on(cfg, dataset: Dataset) -> dict:
         kind = name.removesuffix("_classes")
         contiguous = getattr(dataset.metadata, f"{kind}_dataset_id_to_contiguous_id", {})  # label PNG files have no ids
         kept[name] = list(labels)
+        colors = getattr(dataset.metadata, f"{kind}_colors", None) or [
+            class_color(None, index, name) for index in range(len(labels))
+        ]
+        kept[f"{kind}_colors"] = [list(color) for color in colors]
         if contiguous:
             kept[f"{kind}_ids"] = [getattr(each, "text", each) for each in sorted(contiguous, key=contiguous.get)]
     return kept

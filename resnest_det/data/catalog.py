@@ -68,9 +68,19 @@ DatasetFiles = CocoFiles | PanopticFiles | SemanticFiles | LabelFiles
 _registered: dict[str, DatasetFiles] = {}
 
 
-def datasets_root() -> Path:
-    """The folder that holds the known datasets: $DETECTRON2_DATASETS, or ./datasets."""
-    return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
+_root = ""
+
+
+def use_root(folder: str) -> None:
+    """Look for the known datasets in `folder` where $DETECTRON2_DATASETS is not set; "" for ./datasets again."""
+    global _root
+    _root = folder
+
+
+def datasets_root(folder: str = "") -> Path:
+    """The folder that holds the known datasets: $DETECTRON2_DATASETS, else `folder` or that of `use_root`, else ./datasets."""
+    folder = folder or _root
+    return Path(os.environ.get("DETECTRON2_DATASETS") or (folder if os.path.isdir(folder) else "datasets")).expanduser()
 
 
 def dataset_names() -> list[str]:
