@@ -28,6 +28,8 @@ COMMANDS = {
     "analyze": ("analyze_model", "count parameters, multiply-adds and activations, part by part"),
     "benchmark": ("benchmark", "time a detector and its backbone beside other implementations"),
     "check-hosts": ("check_hosts", "say which detectors can use the backbone here"),
+    "convert-data": ("convert_data", "convert labels of any format to COCO's, YOLO's or Pascal VOC's"),
+    "split-data": ("split_data", "split labels of any format into train.json and val.json"),
     "prepare-panoptic-fpn": ("prepare_panoptic_fpn", "write the semantic PNG files that Detectron2's Panoptic FPN reads"),
 }
 

@@ -173,7 +173,8 @@ def get_dataset(name: str, *, keep_truth: bool = False) -> Dataset:
     near = nearest(name, dataset_names(), cutoff=0.4) or dataset_names()
     raise UserError(
         f"unknown dataset {name!r}; nearest known names: {', '.join(near)}; "
-        f"a COCO-format dataset of your own is made known by --register {name}=ANNOTATIONS.json,IMAGE_DIR, a panoptic one "
+        f"labels of your own are made known by --register {name}=FILE_OR_FOLDER, in COCO's format also by "
+        f"--register {name}=ANNOTATIONS.json,IMAGE_DIR, a panoptic dataset "
         f"by --register-panoptic {name}=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR, one with label PNG files by "
         f"--register-semantic {name}=LABEL_DIR,IMAGE_DIR,CLASSES"
     )
