@@ -76,7 +76,14 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
 
 
 # Keys of this project that mean the same here, or nothing.
-_OWN_KEYS_READ = ("MODEL.RESNETS.", "MODEL.WEIGHTS_ALLOW_MISMATCH", "TEST.AP_MAX_DETECTIONS", "TEST.FOLD_NORMS", "DATASETS.")
+_OWN_KEYS_READ = (
+    "MODEL.RESNETS.",
+    "MODEL.WEIGHTS_ALLOW_MISMATCH",
+    "TEST.AP_MAX_DETECTIONS",
+    "TEST.FOLD_NORMS",
+    "TEST.PICTURES.",
+    "DATASETS.",
+)
 
 
 def _check_own_keys(cfg: CfgNode) -> None:
