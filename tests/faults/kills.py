@@ -12,9 +12,8 @@ from tests.faults.runs import ITERATIONS, Run, Training, command_line, processes
 _ORPHANS = 30.0
 
 
-def kills(folder: Path, count: int, processes: int, seed: int = 0) -> dict[str, int | float]:
-    """Kill runs of `processes` processes `count` times, go on after each until they are complete, and see that all is as if
-    nothing had happened.
+def kills(training: Training, folder: Path, count: int, seed: int = 0) -> dict[str, int | float]:
+    """Kill runs `count` times, go on after each until they are complete, and see that all is as if nothing had happened.
 
     Half of the kills hit the whole session, the others one process of it: the launcher, a rank, a data worker.
 
@@ -26,7 +25,6 @@ def kills(folder: Path, count: int, processes: int, seed: int = 0) -> dict[str, 
         AssertionError: with the number of the kill.
     """
     numbers = random.Random(seed)
-    training = Training(folder / "training", processes)
     found = {"runs": 0, "starting": 0, "training": 0, "ending": 0, "outlived": 0.0}
     done = 0
     while done < count:
