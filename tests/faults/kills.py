@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.faults.runs import ITERATIONS, Run, Training, command_line, processes_of, wait_until_gone
 
-# Whoever is left ends by itself within this time: a data worker looks after its parent every 5 s, and on a busy machine all takes long.
+# Whoever is left ends by itself: a data worker looks after its parent every 5 s. On a busy machine all takes long.
 _ORPHANS = 60.0
 
 
