@@ -15,7 +15,7 @@ from types import ModuleType
 
 from resnest_det import __version__
 from resnest_det.errors import UserError, nearest, out_of_memory, printable
-from resnest_det.stopping import end_interrupted, handle_signals, prepare_end
+from resnest_det.stopping import end, end_interrupted, handle_signals, prepare_end
 
 # name: (module of this folder with a `main(arguments)`, what it does)
 COMMANDS = {
@@ -83,7 +83,7 @@ def run_tool(main: Callable[[list[str]], object]) -> None:
         if debug or told is None:
             raise
         print(f"error: {printable(' '.join(str(told).split()))}", file=sys.stderr)
-        sys.exit(2)
+        end(2)
     finally:
         prepare_end()
 
