@@ -24,7 +24,7 @@ COMMANDS = {
     "verify": ("verify_imagenet", "measure a classifier's accuracy on the validation images of ImageNet"),
     "convert": ("convert_weights", "translate a checkpoint into another library's parameter names"),
     "to-mmdet": ("to_mmdet", "translate a configuration and its checkpoint to MMDetection, or a checkpoint back"),
-    "export": ("export_model", "write a classifier or feature extractor for ONNX, OpenVINO, TorchScript or torch.export"),
+    "export": ("export_model", "write a detector or classifier for ONNX, OpenVINO, TorchScript or torch.export"),
     "analyze": ("analyze_model", "count parameters, multiply-adds and activations, part by part"),
     "benchmark": ("benchmark", "time a detector and its backbone beside other implementations"),
     "check-hosts": ("check_hosts", "say which detectors can use the backbone here"),

@@ -35,6 +35,7 @@ from resnest_det.configuration.solver import (
     scale_to_world_size,
 )
 from resnest_det.configuration.standalone import whole_configuration
+from resnest_det.configuration.tables import tasks_of
 from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.data.coco import Dataset
 from resnest_det.distributed import all_gather_objects, get_world_size, is_main_process, synchronize
@@ -46,6 +47,7 @@ from resnest_det.engine.precise_bn import update_batch_norm_statistics
 from resnest_det.errors import UserError
 from resnest_det.files import remove_unfinished
 from resnest_det.inference.evaluating import evaluate, evaluate_augmented, flatten_results, ready_for_inference, verify_results
+from resnest_det.inference.exported import ExportedDetector, exported_format
 from resnest_det.stopping import allowed
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.downloads import resolve_weights
@@ -141,7 +143,7 @@ def train(cfg: CfgNode, data: RunData, *, resume: bool = False) -> dict:
 
 
 def evaluate_only(cfg: CfgNode, data: RunData, *, last_checkpoint: bool = False) -> dict:
-    """Evaluate MODEL.WEIGHTS, or the last checkpoint in OUTPUT_DIR.
+    """Evaluate MODEL.WEIGHTS, a checkpoint or an exported detector, or the last checkpoint in OUTPUT_DIR.
 
     Args:
         cfg, data: of `prepare`.
@@ -150,9 +152,12 @@ def evaluate_only(cfg: CfgNode, data: RunData, *, last_checkpoint: bool = False)
         UserError: there are no weights, they do not fill the whole model, or they are of other classes than the data.
     """
     evaluation = Evaluation(cfg, data.test)
-    model = build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
-    if last_checkpoint and checkpointer.has_checkpoint():
+    exported = not last_checkpoint and exported_format(cfg.MODEL.WEIGHTS)
+    model = exported_model(cfg) if exported else build_model(cfg)
+    checkpointer = None if exported else DetectionCheckpointer(model, cfg.OUTPUT_DIR)
+    if exported:
+        path, trained_on = model.path, model.settings["trained_on"]
+    elif last_checkpoint and checkpointer.has_checkpoint():
         path = checkpointer.get_checkpoint_file()
         trained_on = checkpointer.load(path).get("trained_on")
     elif cfg.MODEL.WEIGHTS:
@@ -170,6 +175,24 @@ def evaluate_only(cfg: CfgNode, data: RunData, *, last_checkpoint: bool = False)
     return results
 
 
+def exported_model(cfg: CfgNode) -> ExportedDetector:
+    """The detector in the file MODEL.WEIGHTS.
+
+    Raises:
+        UserError: the file cannot be used, it does other tasks than the configuration's model, or test-time augmentation is on,
+            which needs the parts of a model.
+    """
+    model, tasks = ExportedDetector(cfg.MODEL.WEIGHTS), tasks_of(cfg)
+    wanted = {"boxes": tasks.objects, "masks": tasks.masks, "labels": tasks.pixels, "panoptic": tasks.panoptic}
+    if any(wanted[name] != (name in model.output_names) for name in wanted):
+        has = ", ".join(name for name in wanted if name in model.output_names)
+        needs = ", ".join(name for name in wanted if wanted[name])
+        raise UserError(f"MODEL.WEIGHTS {model.path} gives {has}, but the configuration's model gives {needs}")
+    if cfg.TEST.AUG.ENABLED:
+        raise UserError(f"TEST.AUG.ENABLED needs the parts of a model; MODEL.WEIGHTS {model.path} is an exported file")
+    return model
+
+
 class Evaluation:
     """The evaluation of a configuration, built before training begins so that its errors show at once."""
 
@@ -179,9 +202,10 @@ class Evaluation:
         self.augment = partial(build_test_time_augmentation, cfg)
         self.fold_norms = cfg.TEST.FOLD_NORMS
 
-    def run(self, model: nn.Module, *, last: bool, pictures: str = "") -> dict:
+    def run(self, model: nn.Module | ExportedDetector, *, last: bool, pictures: str = "") -> dict:
         """Evaluate `model`, and the `last` time also with test-time augmentation; see `evaluate`."""
-        model = ready_for_inference(model) if self.fold_norms else model
+        if self.fold_norms and isinstance(model, nn.Module):
+            model = ready_for_inference(model)
         results = evaluate(model, self.sets, pictures)
         if last and self.augmented_sets:
             results |= evaluate_augmented(model, self.augment, self.augmented_sets)
