@@ -27,6 +27,8 @@ COMMANDS = {
     "export": ("export_model", "write a classifier or feature extractor for ONNX, OpenVINO, TorchScript or torch.export"),
     "analyze": ("analyze_model", "count parameters, multiply-adds and activations, part by part"),
     "benchmark": ("benchmark", "time a detector and its backbone beside other implementations"),
+    "inspect": ("inspect_data", "show datasets, what is suspicious in them, and results beside the truth"),
+    "plot": ("plot", "draw loss, learning rate and AP of runs"),
     "check-hosts": ("check_hosts", "say which detectors can use the backbone here"),
     "prepare-panoptic-fpn": ("prepare_panoptic_fpn", "write the semantic PNG files that Detectron2's Panoptic FPN reads"),
 }
