@@ -47,6 +47,17 @@ class UserError(ValueError):
         super().__init__(printable(_without_middle(message, self.MOST_CHARACTERS)))
 
 
+def out_of_memory(error: BaseException) -> UserError | None:
+    """What to tell instead of `error`, if it is one of those by which Python, torch and the system say that memory ran out."""
+    text = str(error)
+    if not isinstance(error, MemoryError) and not re.search(
+        "out of memory|(can't|cannot) allocate memory|can't start new", text, re.I
+    ):
+        return None
+    reason = f" ({_without_middle(text.splitlines()[0], 300)})" if text else ""
+    return UserError(f"memory ran out{reason}; fewer images at a time, smaller ones, or fewer processes that read them need less")
+
+
 class ArgumentError(UserError):
     """An argument that a class or function cannot use; `naming` puts a configuration's key in its place.
 

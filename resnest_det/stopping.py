@@ -19,6 +19,7 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 # A launcher passes on a signal that the terminal has sent to every process already: both together are one.
 _SAME_SIGNAL = 1.0  # seconds
 _TIDYING = 3.0  # seconds that helpers have to end by themselves
+_PATIENCE = 1.0  # seconds that others have to answer once a signal has come
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,6 +28,7 @@ class Terminated(KeyboardInterrupt):
 
 _received: tuple[int, float] | None = None  # the first signal and when it came
 _deferring = False
+_waiting = False
 _nothing_to_tidy = False
 _status: int | None = None  # of a process that ends after a signal
 
@@ -44,6 +46,7 @@ def handle_signals(*, importing: bool = False) -> None:
     _received, _nothing_to_tidy = None, importing
     for number in WORDS:
         signal.signal(number, _handle)
+    signal.signal(signal.SIGALRM, _give_up)
 
 
 def ignore_signals() -> None:
@@ -63,6 +66,13 @@ def _handle(number: int, frame: object) -> None:
         return
     _received = (number, now)
     if not _deferring:
+        raise_if_requested()
+    elif _waiting:
+        signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
+
+
+def _give_up(number: int, frame: object) -> None:
+    if _waiting:
         raise_if_requested()
 
 
@@ -94,6 +104,17 @@ def deferred() -> Iterator[None]:
 def allowed() -> Iterator[None]:
     """Within `deferred`: a signal that has come takes effect now, another at once."""
     yield from _with(False)
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Within `deferred`, for another process that may not answer: a signal takes effect after `_PATIENCE` at the latest."""
+    global _waiting
+    _waiting = True
+    try:
+        yield
+    finally:
+        _waiting = False
 
 
 def _with(deferring: bool) -> Iterator[None]:

@@ -14,6 +14,7 @@ from resnest_det.configuration.model import resolve_device
 from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import load_config, named_keys
 from resnest_det.configuration.solver import scale_to_world_size
+from resnest_det.configuration.standalone import in_run_folder, with_datasets
 from resnest_det.engine.launch import launch
 from resnest_det.errors import UserError, naming
 from resnest_det.integrations.detectron2_version import check_detectron2
@@ -26,6 +27,7 @@ examples:
   train_net.py --config-file mask_rcnn_ResNeSt50_FPN --resume
   train_net.py --config-file cfg.yaml --num-gpus 8 SOLVER.BASE_LR 0.01 OUTPUT_DIR ./run1
   train_net.py --config-file cfg.yaml --eval-only MODEL.WEIGHTS run1/model_final.pth
+  train_net.py --config-file run1/config.yaml --eval-only
   train_net.py --config-file cfg.yaml --register mine=mine.json,images DATASETS.TRAIN "('mine',)"
   train_net.py --config-file cfg.yaml --engine builtin
   on two machines: --num-gpus 8 --num-machines 2 --machine-rank 0 (and 1) --dist-url tcp://HOST_OF_0:29500
@@ -74,7 +76,8 @@ def main(arguments: Sequence[str]) -> None:
     if engine == "detectron2":
         host = _detectron2_train()
         load, work, class_counts = host.load_config, host.run, host.CLASS_COUNTS
-    cfg = _with_device(load(args.config_file, args.opts), args)
+    cfg = in_run_folder(load(args.config_file, args.opts), args.config_file, tuple(args.opts), use=args.eval_only)
+    cfg = with_datasets(_with_device(cfg, args), registered_datasets(args))
     if not args.eval_only:
         world_size = max(num_processes * args.num_machines, 1)  # less than one is for `launch` to refuse
         check_training_data(scale_to_world_size(cfg, world_size), world_size)
@@ -84,7 +87,6 @@ def main(arguments: Sequence[str]) -> None:
     options = RunOptions(
         args.resume,
         args.eval_only,
-        registered_datasets(args),
         args.config_file,
         tuple(args.opts),
         {key: kind for key, kind in class_counts.items() if key not in named},

@@ -14,12 +14,12 @@ from resnest_det.configuration.tables import tasks_of
 from resnest_det.data import samplers
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
-from resnest_det.data.image_files import check_image_files
+from resnest_det.data.image_files import check_image_files, check_image_sizes
 from resnest_det.data.loader import InferenceBatches, PackedRecords, training_batches
 from resnest_det.data.mapper import inference_sample, training_sample
 from resnest_det.data.panoptic import with_panoptic_classes
 from resnest_det.data.records import Record, Sample
-from resnest_det.data.semantic import SemanticMetadata
+from resnest_det.data.semantic import SemanticMetadata, class_color
 from resnest_det.data.statistics import Statistics, describe, doubts, statistics_of
 from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
 from resnest_det.distributed import get_rank, get_world_size
@@ -53,7 +53,8 @@ class RunData:
     """The datasets of a run, each read once: the training images, if it trains, and the datasets of DATASETS.TEST.
 
     `trained_on` is what a checkpoint keeps of them: {"thing_classes", "stuff_classes": names, "thing_ids", "stuff_ids": ids in
-    the first dataset's file, in the order of the classes, if the model tells them apart; "input_format": INPUT.FORMAT}.
+    the first dataset's file, "thing_colors", "stuff_colors": [R, G, B], in the order of the classes, if the model tells them
+    apart; "input_format": INPUT.FORMAT}.
     `train_statistics` are of all images of DATASETS.TRAIN together, `test_statistics` of each dataset of DATASETS.TEST.
     """
 
@@ -95,6 +96,7 @@ def read_run_data(
         check_classes([datasets[name]], cfg)
         _check_enough_images(len(datasets[name].records), name)
         check_image_files(name, datasets[name].records, datasets[name].metadata.image_root)
+        check_image_sizes(datasets[name].records)
     images = _training_images(cfg, [datasets[name] for name in cfg.DATASETS.TRAIN]) if train else None
     return RunData(
         images,
@@ -215,8 +217,12 @@ def _trained_on(cfg, dataset: Dataset) -> dict:
         kind = name.removesuffix("_classes")
         contiguous = getattr(dataset.metadata, f"{kind}_dataset_id_to_contiguous_id", {})  # label PNG files have no ids
         kept[name] = list(labels)
+        colors = getattr(dataset.metadata, f"{kind}_colors", None) or [
+            class_color(None, index, name) for index in range(len(labels))
+        ]
+        kept[f"{kind}_colors"] = [list(color) for color in colors]
         if contiguous:
-            kept[f"{kind}_ids"] = sorted(contiguous, key=contiguous.get)
+            kept[f"{kind}_ids"] = [getattr(each, "text", each) for each in sorted(contiguous, key=contiguous.get)]
     return kept
 
 
@@ -329,6 +335,7 @@ def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:
     _check_enough_images(len(records), "DATASETS.TRAIN")
     for dataset, its_records in zip(datasets, shown):
         check_image_files(dataset.name, its_records, dataset.metadata.image_root)
+        check_image_sizes(its_records)
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         threshold, square_root = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
         repeat_factors = samplers.repeat_factors_from_categories(records, threshold, square_root)

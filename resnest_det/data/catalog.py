@@ -68,9 +68,19 @@ DatasetFiles = CocoFiles | PanopticFiles | SemanticFiles | LabelFiles
 _registered: dict[str, DatasetFiles] = {}
 
 
-def datasets_root() -> Path:
-    """The folder that holds the known datasets: $DETECTRON2_DATASETS, or ./datasets."""
-    return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
+_root = ""
+
+
+def use_root(folder: str) -> None:
+    """Look for the known datasets in `folder` where $DETECTRON2_DATASETS is not set; "" for ./datasets again."""
+    global _root
+    _root = folder
+
+
+def datasets_root(folder: str = "") -> Path:
+    """The folder that holds the known datasets: $DETECTRON2_DATASETS, else `folder` or that of `use_root`, else ./datasets."""
+    folder = folder or _root
+    return Path(os.environ.get("DETECTRON2_DATASETS") or (folder if os.path.isdir(folder) else "datasets")).expanduser()
 
 
 def dataset_names() -> list[str]:
@@ -164,7 +174,8 @@ def get_dataset(name: str, *, keep_truth: bool = False) -> Dataset:
     near = nearest(name, dataset_names(), cutoff=0.4) or dataset_names()
     raise UserError(
         f"unknown dataset {name!r}; nearest known names: {', '.join(near)}; "
-        f"a COCO-format dataset of your own is made known by --register {name}=ANNOTATIONS.json,IMAGE_DIR, a panoptic one "
+        f"labels of your own are made known by --register {name}=FILE_OR_FOLDER, in COCO's format also by "
+        f"--register {name}=ANNOTATIONS.json,IMAGE_DIR, a panoptic dataset "
         f"by --register-panoptic {name}=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR, one with label PNG files by "
         f"--register-semantic {name}=LABEL_DIR,IMAGE_DIR,CLASSES"
     )

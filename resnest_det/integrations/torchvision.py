@@ -22,19 +22,15 @@ from torchvision.models.segmentation import FCN, DeepLabV3  # noqa: E402
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead  # noqa: E402
 from torchvision.models.segmentation.fcn import FCNHead  # noqa: E402
 from torchvision.ops import FrozenBatchNorm2d  # noqa: E402
-from torchvision.ops.feature_pyramid_network import (  # noqa: E402
-    ExtraFPNBlock,
-    FeaturePyramidNetwork,
-    LastLevelMaxPool,
-    LastLevelP6P7,
-)
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7  # noqa: E402
 
 from resnest_det.backbone.loading import load_weights  # noqa: E402
 from resnest_det.backbone.resnest import STAGES, ResNeSt  # noqa: E402
 from resnest_det.backbone.variants import find_variant  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
+from resnest_det.weights.checkpoint_files import read_checkpoint  # noqa: E402
 from resnest_det.weights.downloads import resolve_weights  # noqa: E402
-from resnest_det.weights.weights import errors_naming, read_state  # noqa: E402
+from resnest_det.weights.weights import check_numbers, errors_naming  # noqa: E402
 
 __all__ = ["NamedFeatures", "ResNeStWithFPN", "dilated_resnest", "resnest_fpn_backbone"]
 
@@ -241,8 +237,10 @@ def _with_weights(model: nn.Module, weights: str | None) -> nn.Module:
     if weights is None:
         return model
     path = resolve_weights(weights)
-    state = read_state(path)
+    checkpoint = read_checkpoint(path)
+    state = checkpoint.get("model", checkpoint)  # the reference training's key
     with errors_naming(path):
+        check_numbers(state)
         targets = {name: value.shape for name, value in model.state_dict().items()}
         wrong = [name for name in {**targets, **state} if name not in state or state[name].shape != targets.get(name)]
         if wrong:

@@ -34,6 +34,7 @@ from resnest_det.configuration.solver import (
     in_iterations,
     scale_to_world_size,
 )
+from resnest_det.configuration.standalone import whole_configuration
 from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.data.coco import Dataset
 from resnest_det.distributed import all_gather_objects, get_world_size, is_main_process, synchronize
@@ -121,7 +122,8 @@ def train(cfg: CfgNode, data: RunData, *, resume: bool = False) -> dict:
             keep_earlier_metrics(cfg.OUTPUT_DIR)
         log = TrainingLog(cfg.OUTPUT_DIR, start_iteration=start, max_iter=cfg.SOLVER.MAX_ITER)
     try:
-        run = _Run(cfg, model, data.train, evaluation, checkpointer, {"seed": seed, "trained_on": data.trained_on}, log)
+        facts = {"seed": seed, "trained_on": data.trained_on, "config": whole_configuration(cfg, data.trained_on)}
+        run = _Run(cfg, model, data.train, evaluation, checkpointer, facts, log)
         if start < cfg.SOLVER.MAX_ITER:
             run.train(optimizer, scaler, start)
         else:

@@ -85,23 +85,30 @@ def folders_of_images(folder: str) -> list[str]:
     ]
 
 
+# As what a key holds that is not there.
+_ABSENT = msgspec.Raw(b"null")
+
+
 class _Keys(msgspec.Struct):
-    images: msgspec.Raw | None = None
-    annotations: msgspec.Raw | None = None
-    categories: msgspec.Raw | None = None
-    shapes: msgspec.Raw | None = None
+    images: msgspec.Raw = _ABSENT
+    annotations: msgspec.Raw = _ABSENT
+    categories: msgspec.Raw = _ABSENT
+    shapes: msgspec.Raw = _ABSENT
 
 
 class _Segments(msgspec.Struct):
-    segments_info: msgspec.Raw | None = None
+    segments_info: msgspec.Raw = _ABSENT
 
 
 class _Task(msgspec.Struct):
-    data: msgspec.Raw | None = None
-    annotations: msgspec.Raw | None = None
-    completions: msgspec.Raw | None = None
-    label: msgspec.Raw | None = None
-    annotation_id: msgspec.Raw | None = None
+    data: msgspec.Raw = _ABSENT
+    annotations: msgspec.Raw = _ABSENT
+    completions: msgspec.Raw = _ABSENT
+    annotation_id: msgspec.Raw = _ABSENT
+
+
+def _there(raw: msgspec.Raw) -> bool:
+    return bytes(raw) != b"null"
 
 
 def _json(path: str) -> str | None:
@@ -109,20 +116,18 @@ def _json(path: str) -> str | None:
         content = read_bytes(path)
         if content.lstrip()[:1] == b"[":
             task = next(iter(msgspec.json.decode(content, type=list[_Task])), _Task())
-            old_or_new = task.annotations is not None or task.completions is not None
-            return "label-studio" if (task.data is not None and old_or_new) or task.annotation_id is not None else None
+            full = _there(task.data) and (_there(task.annotations) or _there(task.completions))
+            return "label-studio" if full or _there(task.annotation_id) else None
         keys = msgspec.json.decode(content, type=_Keys)
-        if keys.shapes is not None:
+        if _there(keys.shapes):
             return "labelme"
-        if keys.images is None or keys.categories is None:
+        if not (_there(keys.images) and _there(keys.categories) and _there(keys.annotations)):
             return None
-        if keys.annotations is not None:
-            try:
-                first = next(iter(msgspec.json.decode(keys.annotations, type=list[_Segments])), _Segments())
-            except msgspec.MsgspecError:
-                return "coco"
-            return "panoptic" if first.segments_info is not None else "coco"
-        return None
+        try:
+            first = next(iter(msgspec.json.decode(keys.annotations, type=list[_Segments])), _Segments())
+        except msgspec.MsgspecError:
+            return "coco"
+        return "panoptic" if _there(first.segments_info) else "coco"
     except (msgspec.MsgspecError, UserError, RecursionError, UnicodeDecodeError):
         # A file of thousands of images that is damaged is told by its reader, not passed over.
         return "coco" if re.search(r"instances|coco", plain(os.path.basename(path))) else None

@@ -80,16 +80,7 @@ def read_data_yaml(path: str) -> DataYaml:
     Raises:
         UserError: it is no YAML, or has no list of different names; names the file and the key.
     """
-    try:
-        content = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark is not None else ""
-        raise UserError(f"{path}: {line}malformed YAML: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a data.yaml: holds {shown(content)}")
+    content = _content_of(path)
     splits = {}
     for split in SPLIT_KEYS:
         entry = content.get(split, content.get("valid") if split == "val" else None)
@@ -100,6 +91,20 @@ def read_data_yaml(path: str) -> DataYaml:
         if found:
             splits[split] = found
     return DataYaml(_names_of(content, path), splits, "kpt_shape" in content)
+
+
+def _content_of(path: str) -> dict:
+    try:
+        content = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark is not None else ""
+        raise UserError(f"{path}: {line}malformed YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a data.yaml: holds {shown(content)}")
+    return content
 
 
 def _names_of(content: dict, path: str) -> list[str]:
@@ -236,7 +241,8 @@ def _names_near(files: LabelFiles) -> list[str]:
                 return _different([line.strip() for line in read_lines(path) if line.strip()], path)
         for name in sorted(os.listdir(folder)):
             if name.lower().endswith((".yaml", ".yml")) and b"names" in _head(os.path.join(folder, name)):
-                return read_data_yaml(os.path.join(folder, name)).names
+                path = os.path.join(folder, name)
+                return _names_of(_content_of(path), path)
         folder = os.path.dirname(folder)
     return []
 
@@ -272,7 +278,8 @@ def _objects(path: str, keypoints: bool) -> Iterator[tuple[int, int, list[float]
 def _add(collector: Collector, image: Image, name: str, values: list[float], place: str) -> None:
     width, height = image.width, image.height
     if len(values) > 5:
-        scaled = [value * (height if index % 2 else width) for index, value in enumerate(values)]
+        # Rounded, so that coordinates of four decimals come back as they were before they were divided by the sides.
+        scaled = [round(value * (height if index % 2 else width), 4) for index, value in enumerate(values)]
         collector.polygons(image, name, parts_of_outline(scaled), place)
         return
     if len(values) == 5:
@@ -282,6 +289,7 @@ def _add(collector: Collector, image: Image, name: str, values: list[float], pla
         collector.notes.add("left out: boxes of negative width or height", place)
         return
     corners = [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
+    corners = [round(corner, 4) for corner in corners]
     collector.box(image, name, corners, place)
 
 
@@ -310,6 +318,7 @@ def parts_of_outline(outline: Sequence[float]) -> list[list[float]]:
             part = []
         else:
             part.append(point)
-    if len(part) >= 3 or not parts:
-        parts.append(part)
-    return [[value for point in each for value in point] for each in parts]
+    polygons = [[value for point in each for value in point] for each in parts]
+    closed = len(polygons) == 1 and not part
+    # Other outlines may cross their first point, too.
+    return polygons if closed or (polygons and outline_of_parts(polygons) == list(outline)) else [list(outline)]
