@@ -27,6 +27,8 @@ COMMANDS = {
     "export": ("export_model", "write a detector or classifier for ONNX, OpenVINO, TorchScript or torch.export"),
     "analyze": ("analyze_model", "count parameters, multiply-adds and activations, part by part"),
     "benchmark": ("benchmark", "time a detector and its backbone beside other implementations"),
+    "inspect": ("inspect_data", "show datasets, what is suspicious in them, and results beside the truth"),
+    "plot": ("plot", "draw loss, learning rate and AP of runs"),
     "check-hosts": ("check_hosts", "say which detectors can use the backbone here"),
     "convert-data": ("convert_data", "convert labels of any format to COCO's, YOLO's or Pascal VOC's"),
     "split-data": ("split_data", "split labels of any format into train.json and val.json"),

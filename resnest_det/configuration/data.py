@@ -1,7 +1,7 @@
 """From configuration to data: the only place that reads INPUT, DATASETS and DATALOADER keys."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -239,25 +239,34 @@ def build_train_loader(
     Raises:
         UserError: a key's value is wrong; the message names it.
     """
-    world_size, tasks = get_world_size(), tasks_of(cfg)
-    make_sample = partial(
-        training_sample,
-        augmentation=build_augmentation(cfg),
-        image_format=cfg.INPUT.FORMAT,
-        mask_format=cfg.INPUT.MASK_FORMAT if tasks.masks else None,
-        semantic=tasks.pixels,
-        ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-    )
+    world_size = get_world_size()
     landscape = images.landscape if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     return training_batches(
         images.records,
-        make_sample,
+        build_training_mapper(cfg),
         samplers.batches(samplers.training_draws(images.repeat_factors, seed), cfg.SOLVER.IMS_PER_BATCH, landscape),
         seed=seed,
         start_iteration=start_iteration,
         rank=get_rank(),
         world_size=world_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS if num_workers is None else num_workers,
+    )
+
+
+def build_training_mapper(cfg) -> Callable[[Record, np.random.Generator], Sample]:
+    """What makes a training sample of a record, with the random choices of a generator.
+
+    Raises:
+        UserError: a key's value is wrong; the message names it.
+    """
+    tasks = tasks_of(cfg)
+    return partial(
+        training_sample,
+        augmentation=build_augmentation(cfg),
+        image_format=cfg.INPUT.FORMAT,
+        mask_format=cfg.INPUT.MASK_FORMAT if tasks.masks else None,
+        semantic=tasks.pixels,
+        ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
     )
 
 
