@@ -11,7 +11,15 @@ from resnest_det.data.formats.collector import commonest_spellings
 from resnest_det.data.formats.labels import KINDS, LabelFiles, Labels, counts_by_name
 from resnest_det.data.formats.pictures import plain, walk
 from resnest_det.data.formats.reading import VAL_FRACTION, read_labels
-from resnest_det.data.formats.recognise import PER_IMAGE, Found, folders_of_images, look_at_file, look_into, split_of
+from resnest_det.data.formats.recognise import (
+    PER_IMAGE,
+    Found,
+    files_of_kind,
+    folders_of_images,
+    look_at_file,
+    look_into,
+    split_of,
+)
 from resnest_det.data.formats.yolo import folder_of_images, read_data_yaml
 from resnest_det.errors import UserError, nearest
 
@@ -101,9 +109,9 @@ def _sets(path: str, kind: str | None, images: str | None) -> dict[str | None, L
         if kind is None:
             raise UserError(f"{path}: labels of no format that is known ({', '.join(KINDS)}); --from names one")
         return _of_file(Found(kind, path), None, images or _root_near(path), images)
-    found = look_into(path)
-    kind = kind or _one_kind(found, path)
-    found = [each for each in found if each.kind == kind]
+    looked = look_into(path)
+    given, kind = kind, kind or _one_kind(looked, path)
+    found = [each for each in looked if each.kind == kind] or (files_of_kind(path, kind) if given else [])
     if not found:
         raise UserError(f"{path}: there are no {kind} labels in it")
     # A data.yaml without splits only has the names.
