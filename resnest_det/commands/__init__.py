@@ -28,6 +28,7 @@ COMMANDS = {
     "analyze": ("analyze_model", "count parameters, multiply-adds and activations, part by part"),
     "benchmark": ("benchmark", "time a detector and its backbone beside other implementations"),
     "check-hosts": ("check_hosts", "say which detectors can use the backbone here"),
+    "train-transformers": ("train_transformers", "train and evaluate a recipe of configs/transformers by transformers' Trainer"),
     "prepare-panoptic-fpn": ("prepare_panoptic_fpn", "write the semantic PNG files that Detectron2's Panoptic FPN reads"),
 }
 

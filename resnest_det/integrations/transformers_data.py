@@ -145,7 +145,9 @@ class _Predictor(nn.Module):
     def __init__(self, model: nn.Module, processor: Callable, task: str, things: int):
         super().__init__()
         self.model, self.processor = model, processor
-        self.results = {"detection": self._boxes, "instance": self._masks, "panoptic": self._panoptic, "semantic": self._classes}[task]
+        self.results = {"detection": self._boxes, "instance": self._masks, "panoptic": self._panoptic, "semantic": self._classes}[
+            task
+        ]
         self.things = things
 
     def forward(self, batch: Sequence[Sample]) -> list[dict]:

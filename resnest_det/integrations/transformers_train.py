@@ -8,22 +8,16 @@ from pathlib import Path
 
 from resnest_det.integrations import transformers as _registers  # noqa: F401 (before any Auto class is asked)
 
-import transformers  # noqa: E402  # isort: skip
-from transformers import AutoConfig, AutoImageProcessor, Trainer, TrainingArguments  # noqa: E402
+import transformers  # isort: skip
+from transformers import AutoConfig, AutoImageProcessor, Trainer, TrainingArguments
 
-from resnest_det.backbone.loading import load_weights  # noqa: E402
-from resnest_det.data.catalog import get_dataset  # noqa: E402
-from resnest_det.data.image_files import check_image_files  # noqa: E402
-from resnest_det.errors import UserError, nearest  # noqa: E402
-from resnest_det.files import packaged, write_json  # noqa: E402
-from resnest_det.integrations.transformers_data import (  # noqa: E402
-    TASKS,
-    TrainingSamples,
-    collate,
-    evaluate_transformers,
-    label_names,
-)
-from resnest_det.weights.downloads import resolve_weights  # noqa: E402
+from resnest_det.backbone.loading import load_weights
+from resnest_det.data.catalog import get_dataset
+from resnest_det.data.image_files import check_image_files
+from resnest_det.errors import UserError, nearest
+from resnest_det.files import packaged, write_json
+from resnest_det.integrations.transformers_data import TASKS, TrainingSamples, collate, evaluate_transformers, label_names
+from resnest_det.weights.downloads import resolve_weights
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +39,9 @@ def find_recipe(recipe: str) -> Path:
         if (folder / "config.json").is_file() and (folder / "training.json").is_file():
             return folder
     near = nearest(recipe, recipe_names()) or recipe_names()
-    raise UserError(f"{recipe} is no recipe for transformers: no folder with config.json and training.json; nearest: {', '.join(near)}")
+    raise UserError(
+        f"{recipe} is no recipe for transformers: no folder with config.json and training.json; nearest: {', '.join(near)}"
+    )
 
 
 def build(folder: Path, names: list[str] | None = None) -> transformers.PreTrainedModel:
@@ -121,16 +117,9 @@ def train(recipe: str, train_dataset: str, val_dataset: str, output_dir: str, se
     if weights:
         logger.info("Loaded %s", load_weights(model, resolve_weights(weights)))
     universal = hasattr(processor, "post_process_panoptic_segmentation") and model.config.model_type == "mask2former"
-    make_batch = partial(
-        collate, processor=processor, task=task, universal=universal, things=len(truth.metadata.thing_classes)
-    )
+    make_batch = partial(collate, processor=processor, task=task, universal=universal, things=len(truth.metadata.thing_classes))
     trainer = Trainer(
-        model,
-        arguments,
-        train_dataset=TrainingSamples(truth, task),
-        data_collator=make_batch,
-        processing_class=processor,
-        optimizers=(None, None),
+        model, arguments, train_dataset=TrainingSamples(truth, task), data_collator=make_batch, processing_class=processor
     )
     trainer.optimizer = _optimizer(trainer, backbone_rate)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
