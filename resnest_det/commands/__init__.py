@@ -32,6 +32,7 @@ COMMANDS = {
     "check-hosts": ("check_hosts", "say which detectors can use the backbone here"),
     "convert-data": ("convert_data", "convert labels of any format to COCO's, YOLO's or Pascal VOC's"),
     "split-data": ("split_data", "split labels of any format into train.json and val.json"),
+    "train-transformers": ("train_transformers", "train and evaluate a recipe of configs/transformers by transformers' Trainer"),
     "prepare-panoptic-fpn": ("prepare_panoptic_fpn", "write the semantic PNG files that Detectron2's Panoptic FPN reads"),
 }
 
