@@ -97,12 +97,16 @@ class Pictures:
             return shared, exact, len(parts) == 1
 
         ordered = sorted(found, key=likeness, reverse=True)
-        if len(ordered) > 1 and likeness(ordered[0]) == likeness(ordered[1]):
+        if len(ordered) > 1 and likeness(ordered[0]) == likeness(ordered[1]) and not self._same(*ordered[:2]):
             raise UserError(
                 f"{where}: whether image {path.strip('/')[:200]} is {ordered[0]} or {ordered[1]} of {self.root} cannot be "
                 "told; give the folder of the right one, or files of different names"
             )
         return ordered[0]
+
+    def _same(self, name: str, other: str) -> bool:
+        """Whether one is a link to the other, or both to a third."""
+        return os.path.realpath(self.path(name)) == os.path.realpath(self.path(other))
 
 
 def _path_of(name: str) -> str:

@@ -188,7 +188,8 @@ def test_faults_of_labelme_name_the_shape(tmp_path, wrong, message):
 
 
 def cvat(body, labels="<label><name>cat</name></label><label><name>dog</name></label>"):
-    return f"<?xml version='1.0' encoding='utf-8'?>\n<annotations><version>1.1</version><meta><task><labels>{labels}</labels></task></meta>\n{body}</annotations>"
+    meta = f"<meta><task><labels>{labels}</labels></task></meta>"
+    return f"<?xml version='1.0' encoding='utf-8'?>\n<annotations><version>1.1</version>{meta}\n{body}</annotations>"
 
 
 IMAGE = f'<image id="0" name="a.jpg" width="{SIZE[1]}" height="{SIZE[0]}">'
@@ -214,7 +215,7 @@ def test_cvat_for_images(tmp_path):
         ("dog", 10, 5, 20, 20),
         ("dog", 20, 15, 20, 10),
     ]
-    mask = mask_util.decode(mask_of(labels.content.annotations[3 - 0].segmentation))[6:9, 4:8]
+    mask = mask_util.decode(mask_of(labels.content.annotations[3].segmentation))[6:9, 4:8]
     assert mask.tolist() == [[0, 0, 1, 1], [1, 0, 1, 1], [1, 1, 0, 0]]
     assert "left out 1 shapes of type polyline" in notes(labels) and "left out 1 labels of images that are absent" in notes(
         labels
