@@ -9,7 +9,7 @@ from resnest_det.data.formats.reading import read_labels
 from resnest_det.data.formats.splits import find_labels, find_splits
 from resnest_det.data.shapes import write_shapes
 from resnest_det.errors import UserError
-from tests.helpers.labels import boxes, voc, write_coco_export, write_voc, write_yolo
+from tests.helpers.labels import boxes, voc, write_coco_export, write_images, write_voc, write_yolo
 
 
 def test_convert_says_what_was_read_and_mended(tmp_path, capsys):
@@ -44,6 +44,13 @@ def test_files_that_are_there_are_kept(tmp_path):
     with pytest.raises(UserError, match="--format yolo writes a folder"):
         convert_data.main([str(source), str(tmp_path / "out.json"), "--format", "yolo"])
     assert source.read_bytes() == before and (out / "a.jpg").exists()
+
+
+def test_images_beside_those_of_the_labels_are_no_part_of_them(tmp_path):
+    source = write_coco_export(tmp_path)
+    write_images(tmp_path / "images", ["c.jpg"])
+    convert_data.main([str(source), str(tmp_path / "out"), "--format", "yolo"])
+    assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == ["a.jpg", "b.jpg"]
 
 
 def test_a_folder_is_replaced_whole(tmp_path):

@@ -1,6 +1,6 @@
 """Reading labels of any format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from resnest_det.data.annotation_files import InstanceFile
@@ -35,18 +35,19 @@ _READERS: dict[str, Callable[[LabelFiles, Pictures, Notes], Labels]] = {
 }
 
 
-def read_labels(files: LabelFiles, *, need_images: bool = True) -> Labels:
+def read_labels(files: LabelFiles, *, need_images: bool = True, names: Iterable[str] | None = None) -> Labels:
     """Read labels into the typed document of COCO's instances.
 
     Args:
         need_images: refuse labels without a single image file; otherwise labels that tell sizes are read without any.
+        names: of the images that there are, from `files.image_root`; None: whatever is there.
 
     Raises:
         UserError: a file is malformed, more images are absent than there, or there are none. Names
             file and line or entry.
     """
     notes = Notes()
-    pictures = Pictures(files.image_root)
+    pictures = Pictures(files.image_root, names)
     if need_images and not pictures.names:
         raise UserError(f"{files.path}: there are no images in {files.image_root}")
     labels = _READERS[files.kind](files, pictures, notes)

@@ -202,7 +202,8 @@ def test_cvat_for_images(tmp_path):
         '<box label="cat" xtl="20" ytl="10" xbr="40" ybr="20" rotation="90"></box>'
         '<polygon label="cat" points="1,1;9.5,1;9,9"></polygon>'
         '<mask label="cat" rle="2, 3, 1, 4, 2" left="4" top="6" width="4" height="3"></mask>'
-        '<ellipse label="dog" cx="30" cy="20" rx="10" ry="5"></ellipse><polyline label="cat" points="1,1;2,2"></polyline></image>\n'
+        '<ellipse label="dog" cx="30" cy="20" rx="10" ry="5"></ellipse>'
+        '<polyline label="cat" points="1,1;2,2"></polyline></image>\n'
         '<image id="1" name="absent.jpg" width="3" height="3"/>'
     )
     (tmp_path / "annotations.xml").write_text(cvat(body))
