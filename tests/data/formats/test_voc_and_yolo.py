@@ -300,7 +300,7 @@ def test_data_yaml(tmp_path):
 
 
 def test_data_yaml_with_lists_of_images(tmp_path):
-    write_yolo(tmp_path, {stem: "1 0.5 0.5 0.5 0.5" for stem in "abc"})
+    write_yolo(tmp_path, dict.fromkeys("abc", "1 0.5 0.5 0.5 0.5"))
     (tmp_path / "train.txt").write_text("./images/a.jpg\nimages/c.jpg\nimages/absent.jpg\n")
     (tmp_path / "val.txt").write_text("/elsewhere/images/b.jpg\n")
     (tmp_path / "data.yaml").write_text("train: train.txt\nval: val.txt\nnames: [cat, dog]\n")
