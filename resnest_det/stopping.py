@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 # A launcher passes on a signal that the terminal has sent to every process already: both together are one.
@@ -28,6 +28,7 @@ class Terminated(KeyboardInterrupt):
 _received: tuple[int, float] | None = None  # the first signal and when it came
 _deferring = False
 _nothing_to_tidy = False
+_status: int | None = None  # of a process that ends after a signal
 
 
 def handle_signals(*, importing: bool = False) -> None:
@@ -116,26 +117,32 @@ def end_children() -> None:
 
 
 def end_interrupted(stop: KeyboardInterrupt, *, say: bool = True) -> None:
-    """End this process after `stop` with the status of its signal, and, to `say` so, a line on standard error.
-
-    Raises:
-        SystemExit: what received the signal was a launcher's handler, not this module's.
-    """
+    """End this process after `stop` with the status of its signal (`SystemExit`), and, to `say` so, a line on standard error."""
+    global _status
     number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+    _status = 128 + number
     if say:
         print(WORDS[number], file=sys.stderr, flush=True)
-    signal.signal(signal.SIGALRM, lambda *_: _end_now(128 + number))
+    signal.signal(signal.SIGALRM, lambda *_: _end_now(_status))
     signal.setitimer(signal.ITIMER_REAL, _TIDYING)
     # Frees the loaders, which then end their workers.
     traceback.clear_frames(stop.__traceback__)
     end_children()
     signal.setitimer(signal.ITIMER_REAL, 0)
-    if _received and multiprocessing.parent_process() is None:
-        # Torch takes half a second to be taken down, on a busy machine five. A launcher and what it has started cannot do
-        # without: they have semaphores to give back.
-        sys.stdout.flush()
-        os._exit(128 + number)
-    sys.exit(128 + number)
+    sys.exit(_status)
+
+
+def _skip_teardown() -> None:
+    # Torch takes half a second to be taken down, on a busy machine ten. What others have to tidy, semaphores above all, is done.
+    if _status is not None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(_status)
+
+
+# The first to be registered is the last to be called: before whatever torch and multiprocessing register.
+atexit.register(_skip_teardown)
 
 
 def prepare_end() -> None:

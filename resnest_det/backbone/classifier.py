@@ -268,13 +268,8 @@ def create_model(
     if pretrained and checkpoint_path:
         raise UserError("pretrained and checkpoint_path are both given: choose one")
     arguments = dict(
-        blocks=variant.blocks,
-        stem_width=variant.stem_width,
+        **variant.network,
         in_channels=in_chans,
-        radix=variant.radix,
-        groups=variant.groups,
-        bottleneck_width=variant.bottleneck_width,
-        avd_first=variant.avd_first,
         norm=norm,
         output_stride=output_stride,
         dilation_style="timm",

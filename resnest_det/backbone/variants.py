@@ -3,7 +3,7 @@
 import fnmatch
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -27,6 +27,11 @@ class Variant:
     groups: int = 1
     bottleneck_width: int = 64
     avd_first: bool = False
+
+    @property
+    def network(self) -> dict:
+        """The arguments of `resnest.ResNeSt` that make this variant."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "name"}
 
     @property
     def published(self) -> ImageNetWeights:

@@ -1,5 +1,6 @@
-"""Conversions of COCO segmentations (polygons, run lengths) with pycocotools."""
+"""Conversions of COCO segmentations (polygons, run lengths)."""
 
+import hotcoco
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
@@ -7,11 +8,8 @@ import torch
 
 def encode_masks(masks: torch.Tensor) -> list[dict]:
     """COCO's compressed run-length encoding of each of (N, height, width) bool masks, with `counts` as str for JSON."""
-    encoded = []
-    for mask in masks.detach().cpu().numpy():
-        run_lengths = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-        encoded.append({"size": [int(side) for side in run_lengths["size"]], "counts": run_lengths["counts"].decode("ascii")})
-    return encoded
+    encoded = hotcoco.mask.encode(np.moveaxis(masks.detach().cpu().numpy(), 0, 2))
+    return [each | {"counts": each["counts"].decode("ascii")} for each in encoded]
 
 
 def segmentation_to_run_lengths(segmentation, height: int, width: int) -> dict:

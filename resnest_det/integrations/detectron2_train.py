@@ -43,6 +43,7 @@ from resnest_det.evaluation.panoptic import PanopticEvaluator
 from resnest_det.inference.evaluating import verify_results
 from resnest_det.integrations.detectron2 import add_resnest_config
 from resnest_det.integrations.detectron2_data import have_run_length_masks, register_datasets
+from resnest_det.stopping import allowed, deferred, raise_if_requested, stop_requested, stop_too
 from resnest_det.training.process import RunOptions
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.class_layers import other_counts
@@ -178,8 +179,38 @@ class PreciseBN(hooks.PreciseBN):
 class Trainer(DefaultTrainer):
     """Detectron2's trainer with the evaluators of its own tool, and test-time augmentation at the end where TEST.AUG.ENABLED.
 
-    Precise batch norm is this package's.
+    Precise batch norm is this package's, and so is what a signal does: it takes effect after a step or within an evaluation.
     """
+
+    def train(self) -> dict | None:
+        """Do all steps and what is due between them.
+
+        Raises:
+            KeyboardInterrupt: a signal came; there is a checkpoint of the last iteration.
+        """
+        try:
+            with deferred():
+                return super().train()
+        except KeyboardInterrupt:
+            # Else the step may be half done, or it was the last, of which there is model_final.
+            if stop_requested() and self.iter + 1 < self.max_iter and comm.is_main_process():
+                if (self.iter + 1) % self.cfg.SOLVER.CHECKPOINT_PERIOD:
+                    self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+                logger.info("Stopped after iteration %d, of which there is a checkpoint: --resume goes on from there", self.iter)
+            raise
+
+    def after_step(self) -> None:
+        """What follows a step; stops there if a signal has come to any of the processes."""
+        super().after_step()
+        if any(comm.all_gather(stop_requested())):
+            stop_too()
+            raise_if_requested()
+
+    @classmethod
+    def test(cls, *args: Any, **kwargs: Any) -> dict:
+        """Detectron2's evaluation, which leaves the model as it is and need not be waited for."""
+        with allowed():
+            return super().test(*args, **kwargs)
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
         """Hooks that run between the steps and after them."""

@@ -63,7 +63,7 @@ def run_process(cfg: CfgNode, options: RunOptions, work: Callable[[CfgNode, RunO
     if restarted and not options.eval_only:
         options = replace(options, resume=True)
     try:
-        with _output_dir(cfg.OUTPUT_DIR, options.eval_only), naming({"num_workers": "DATALOADER.NUM_WORKERS"}):
+        with _output_dir(cfg.OUTPUT_DIR), naming({"num_workers": "DATALOADER.NUM_WORKERS"}):
             synchronize()
             return work(cfg, options)
     finally:
@@ -72,11 +72,8 @@ def run_process(cfg: CfgNode, options: RunOptions, work: Callable[[CfgNode, RunO
 
 
 @contextmanager
-def _output_dir(folder: str, eval_only: bool) -> Iterator[None]:
-    """On the main process, make `folder` and keep other runs out of it.
-
-    Evaluating is possible in a folder in which a training goes on: it changes nothing that belongs to the training but appends to
-    its log, and both write whole files into inference/.
+def _output_dir(folder: str) -> Iterator[None]:
+    """On the main process, make `folder` and keep other runs out of it: all write to log.txt, and evaluations to inference/.
 
     Raises:
         UserError: it cannot be written to, or another run is there; the message says which.
@@ -85,12 +82,14 @@ def _output_dir(folder: str, eval_only: bool) -> Iterator[None]:
         yield
         return
     prepare_output_dir(folder)
-    doing = "evaluation" if eval_only else "training"
     with ExitStack() as stack:
         try:
-            stack.enter_context(held(Path(folder, f"{doing}.lock")))
+            stack.enter_context(held(Path(folder, "run.lock")))
         except UserError as error:
-            raise UserError(f"another {doing} is going on in OUTPUT_DIR {folder}: {error}; use another folder, or wait") from None
+            raise UserError(
+                f"another run is going on in OUTPUT_DIR {folder}: {error}; use another folder (one that trains can be evaluated "
+                "with its checkpoint as MODEL.WEIGHTS), or wait"
+            ) from None
         yield
 
 

@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 
 from resnest_det.data.coco import load_coco_instances
 from resnest_det.errors import UserError
-from resnest_det.evaluation.average_precision import FIGURES, coco_figures, precision_and_recall
+from resnest_det.evaluation.average_precision import FIGURES, coco_figures, counted
 from resnest_det.evaluation.coco import COCOEvaluator
 from resnest_det.evaluation.ground_truth import ground_truth_of_instances
 from resnest_det.evaluation.masks import encode_masks, segmentation_to_mask
@@ -133,9 +133,9 @@ def test_figures_equal_pycocotools_to_the_last_digit(seed, most_detections, cate
     for task in ("bbox", "segm"):
         ours, theirs = coco_figures(truth, detections, task), pycocotools_figures(truth, detections, task)
         assert same(ours, theirs), {k: (ours[k], theirs[k]) for k in theirs if ours[k] != theirs[k]}
-        arrays = precision_and_recall(truth, detections, task, 30)
+        arrays = counted(truth, detections, (task,), 30)[task].eval
         expected = by_pycocotools(truth, detections, task, 30).eval
-        assert np.array_equal(arrays[0], expected["precision"]) and np.array_equal(arrays[1], expected["recall"])
+        assert all(np.array_equal(arrays[name], expected[name]) for name in ("precision", "recall"))
 
 
 @pytest.mark.parametrize("first_wrong", [1, 2, 3])
@@ -152,8 +152,8 @@ def test_precision_of_one_equals_pycocotools_where_objects_are_many(first_wrong)
         detections.append(
             {"image_id": i + 2, "category_id": 1, "score": 1 - i / 300, "bbox": [60.0, 40.0, 9.0, 9.0] if wrong else box}
         )
-    ours, theirs = precision_and_recall(truth, detections, "bbox", 100), by_pycocotools(truth, detections, "bbox", 100).eval
-    assert np.array_equal(ours[0], theirs["precision"]) and np.array_equal(ours[1], theirs["recall"])
+    ours, theirs = counted(truth, detections, ("bbox",), 100)["bbox"].eval, by_pycocotools(truth, detections, "bbox", 100).eval
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ("precision", "recall"))
     assert theirs["precision"].max() == (1 / (1 + np.spacing(1)) if first_wrong == 1 else 1)
 
 
@@ -174,8 +174,8 @@ def test_limit_on_detections_takes_the_place_of_100():
     ]
     for limit, recall in ((20, 0), (100, 50), (300, 100)):
         assert coco_figures(truth, detections, "bbox", limit)["AR100"] == recall
-        ours, theirs = precision_and_recall(truth, detections, "bbox", limit), by_pycocotools(truth, detections, "bbox", limit)
-        assert np.array_equal(ours[0], theirs.eval["precision"])
+        ours, theirs = counted(truth, detections, ("bbox",), limit)["bbox"], by_pycocotools(truth, detections, "bbox", limit)
+        assert np.array_equal(ours.eval["precision"], theirs.eval["precision"])
 
 
 def dataset_of(path, truth):

@@ -1,12 +1,16 @@
 """`train_net --engine detectron2`: whole runs, checkpoints that go from one host to the other, and bad input."""
 
 import json
+import re
+import signal
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.helpers.commands import start_training
 from tests.helpers.tiny_run import read_metrics, write_tiny_run
 
 pytestmark = pytest.mark.detectron2
@@ -116,6 +120,25 @@ def test_run_writes_the_same_files_and_resumes(tmp_path):
     figures = read_metrics(out)[-1]
     assert {"bbox/AP", "segm/AP", "bbox_TTA/AP"} <= set(figures) and figures["iteration"] == 4
     assert torch.load(out / "model_final.pth", weights_only=True)["iteration"] == 3
+
+
+@pytest.mark.slow
+def test_terminated_and_resumed_after_the_last_step(tmp_path):
+    keys = ["MODEL.DEVICE", "cpu", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]
+    arguments = [*write_tiny_run(tmp_path), *keys, "TEST.PRECISE_BN.ENABLED", "False"]
+    process = start_training(*arguments, "SOLVER.MAX_ITER", "1000", "SOLVER.STEPS", "(900,)", engine="detectron2")
+    marker = tmp_path / "out" / "last_checkpoint"
+    while process.poll() is None and not marker.exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in text and text.splitlines()[-1] == "terminated", text
+    last = int(re.search(r"Stopped after iteration (\d+), of which there is a checkpoint", text)[1])
+    assert marker.read_text() == f"model_{last:07d}.pth"
+    resume = [*arguments[:2], "--engine", "detectron2", "--resume", *arguments[2:]]
+    main([*resume, "SOLVER.MAX_ITER", str(last + 3), "SOLVER.STEPS", "(900,)"])
+    assert f"Starting training from iteration {last + 1}\n" in (tmp_path / "out" / "log.txt").read_text()
+    assert torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["iteration"] == last + 2
 
 
 @pytest.mark.slow
