@@ -2,7 +2,8 @@
 
 import argparse
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -14,7 +15,9 @@ from resnest_det.configuration.model import resolve_device
 from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import load_config, named_keys
 from resnest_det.configuration.solver import scale_to_world_size
+from resnest_det.engine.callbacks import callback_named
 from resnest_det.engine.launch import launch
+from resnest_det.engine.writers import SERVICES, check_services
 from resnest_det.errors import UserError, naming
 from resnest_det.integrations.detectron2_version import check_detectron2
 from resnest_det.integrations.installed import is_installed
@@ -52,6 +55,16 @@ def argument_parser() -> argparse.ArgumentParser:
         help="detector and trainer to use; auto uses Detectron2 if it is installed",
     )
     add_register_flags(parser)
+    parser.add_argument(
+        "--track", action="append", default=[], metavar="SERVICE", help=f"send the curves there too: {', '.join(SERVICES)}"
+    )
+    parser.add_argument(
+        "--callback",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="a subclass of resnest_det.engine.callbacks.Callback of your own, made without arguments",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, after all flags")
     return parser
@@ -70,6 +83,14 @@ def main(arguments: Sequence[str]) -> None:
     num_processes = _processes(args)
     engine = choose_engine(args.engine)
     # Read before any process starts, so that a wrong key is reported at once, and only once.
+    services = tuple(name for each in args.track for name in each.split(","))
+    with _flag("--track"):
+        check_services(services)
+    with _flag("--callback"):
+        for text in args.callback:
+            callback_named(text)
+    if engine == "detectron2" and (services or args.callback):
+        raise UserError("--track and --callback are of the built-in trainer: Detectron2's has hooks; use --engine builtin")
     load, work, class_counts = load_config, run_builtin, CLASS_COUNTS
     if engine == "detectron2":
         host = _detectron2_train()
@@ -87,6 +108,8 @@ def main(arguments: Sequence[str]) -> None:
         registered_datasets(args),
         args.config_file,
         tuple(args.opts),
+        services,
+        tuple(args.callback),
         {key: kind for key, kind in class_counts.items() if key not in named},
     )
     with naming({name: f"--{name.replace('_', '-')}" for name in ("num_machines", "machine_rank", "dist_url")}):
@@ -100,6 +123,15 @@ def main(arguments: Sequence[str]) -> None:
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
         )
+
+
+@contextmanager
+def _flag(name: str) -> Iterator[None]:
+    """Name the flag in errors about its value."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def choose_engine(wanted: str) -> str:

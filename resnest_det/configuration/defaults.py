@@ -225,6 +225,8 @@ DEFAULTS = dict(
         WARMUP_METHOD="linear",
         CHECKPOINT_PERIOD=5000,
         CHECKPOINT_EPOCHS=0.0,
+        CHECKPOINTS_KEPT=0,  # this project's own: of those saved every CHECKPOINT_PERIOD, the last ones; 0 keeps all
+        EMA=dict(ENABLED=False, DECAY=0.999),  # this project's own: evaluate and save a moving average of the parameters too
         REFERENCE_WORLD_SIZE=0,
         CLIP_GRADIENTS=dict(ENABLED=False, CLIP_TYPE="value", CLIP_VALUE=1.0, NORM_TYPE=2.0),
         AMP=dict(ENABLED=False),
@@ -232,6 +234,8 @@ DEFAULTS = dict(
     TEST=dict(
         EVAL_PERIOD=0,
         EVAL_EPOCHS=0.0,
+        BEST_METRIC="",  # this project's own: the figure by which model_best.pth is chosen, such as "segm/AP"; "": by the model
+        PATIENCE=0,  # this project's own: evaluations without a better figure after which training stops; 0: it does not
         EXPECTED_RESULTS=[],
         KEYPOINT_OKS_SIGMAS=[],
         DETECTIONS_PER_IMAGE=100,
@@ -240,6 +244,25 @@ DEFAULTS = dict(
         AUG=dict(ENABLED=False, MIN_SIZES=(400, 500, 600, 700, 800, 900, 1000, 1100, 1200), MAX_SIZE=4000, FLIP=True),
         PRECISE_BN=dict(ENABLED=False, NUM_ITER=200),
     ),
+)
+
+
+# This project's own, beside those of ResNeSt.
+OWN_KEYS = (
+    "MODEL.WEIGHTS_ALLOW_MISMATCH",
+    "TEST.AP_MAX_DETECTIONS",
+    "TEST.FOLD_NORMS",
+    "TEST.BEST_METRIC",
+    "TEST.PATIENCE",
+    "TEST.EVAL_EPOCHS",
+    "SOLVER.MAX_EPOCHS",
+    "SOLVER.STEPS_EPOCHS",
+    "SOLVER.WARMUP_EPOCHS",
+    "SOLVER.CHECKPOINT_EPOCHS",
+    "SOLVER.CHECKPOINTS_KEPT",
+    "SOLVER.EMA.ENABLED",
+    "SOLVER.EMA.DECAY",
+    "VIS_EPOCHS",
 )
 
 

@@ -8,9 +8,11 @@ import torch
 from fvcore.common.config import CfgNode
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from resnest_det.configuration.nodes import with_values
 from resnest_det.engine import solver
+from resnest_det.engine.averaging import averaged_model
 from resnest_det.errors import UserError, naming, shown
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,16 @@ def build_schedule(cfg: CfgNode) -> ParamScheduler:
             method=given.WARMUP_METHOD,
             rescale_interval=given.RESCALE_INTERVAL,
         )
+
+
+def build_average(cfg: CfgNode, model: nn.Module) -> AveragedModel | None:
+    """The moving average of SOLVER.EMA, which is as `model` is until it is first updated; None when it is off.
+
+    Raises:
+        UserError: SOLVER.EMA.DECAY is none.
+    """
+    with naming({"decay": "SOLVER.EMA.DECAY"}):
+        return averaged_model(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
 
 
 def build_gradient_clipper(cfg: CfgNode) -> Callable | None:

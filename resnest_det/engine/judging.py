@@ -11,7 +11,7 @@ class Evaluations:
 
     Args:
         results: of each its iteration, and its figures by name, such as {"bbox/AP": 37.5}.
-        metric: the figure to go by; higher is better. One that an evaluation does not have, or that is not a number, is below all.
+        metric: the figure to go by; higher is better. One that is missing or not a number is below all.
     """
 
     def __init__(self, results: list[tuple[int, Mapping[str, float]]], metric: str):
@@ -35,7 +35,7 @@ class Evaluations:
         return len(values) - 1 - values.index(max(values)) if values else 0
 
     def stuck(self, prefix: str) -> list[str]:
-        """Classes whose figure `prefix`<class>, such as "bbox/AP-car", was 0 in each of the last evaluations, while others' was not."""
+        """Classes whose figure `prefix`<class>, as in "bbox/AP-car", stayed 0 in the last evaluations, while others' did not."""
         last = [results for _, results in self.results[-STUCK_AFTER:]]
         if len(last) < STUCK_AFTER:
             return []

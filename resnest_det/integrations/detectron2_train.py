@@ -11,7 +11,7 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, default_setup, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
@@ -31,9 +31,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnest_det.configuration.data import CLASS_COUNTS as OWN_CLASS_COUNTS
+from resnest_det.configuration.defaults import OWN_KEYS, default_config
 from resnest_det.configuration.model import check_batch_norm
-from resnest_det.configuration.nodes import with_values
+from resnest_det.configuration.nodes import value_of, with_values
 from resnest_det.configuration.reading import find_config_file, merge_file
+from resnest_det.configuration.solver import in_iterations
 from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, Architecture
 from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.engine.checkpoint import newest_checkpoint
@@ -54,22 +56,35 @@ logger = logging.getLogger(__name__)
 CLASS_COUNTS = OWN_CLASS_COUNTS | {"MODEL.RETINANET.NUM_CLASSES": "thing_classes"}
 
 
+# Keys of the built-in trainer that this one would ignore.
+NOT_READ = ("TEST.BEST_METRIC", "TEST.PATIENCE", "SOLVER.CHECKPOINTS_KEPT", "SOLVER.EMA.ENABLED", "SOLVER.EMA.DECAY")
+
+
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Detectron2's configuration with the keys of ResNeSt, then a YAML file, then `KEY VALUE` overrides; frozen.
 
-    MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH and TEST.AP_MAX_DETECTIONS exist as in the built-in detector.
-    TEST.FOLD_NORMS has no effect: Detectron2 always evaluates the model as it is.
+    MODEL.DEVICE is "auto" unless set. This project's own keys exist as in the built-in detector; those of `NOT_READ` have to be
+    at their defaults, and TEST.FOLD_NORMS has no effect: Detectron2 always evaluates the model as it is.
 
     Raises:
-        UserError: see `resnest_det.configuration.reading.merge_file`.
+        UserError: see `resnest_det.configuration.reading.merge_file`; or a key of `NOT_READ` is set.
     """
-    cfg = get_cfg()
+    cfg, defaults = get_cfg(), default_config()
     add_resnest_config(cfg)
     cfg.MODEL.DEVICE = "auto"
-    cfg.MODEL.WEIGHTS_ALLOW_MISMATCH = False
-    cfg.TEST.AP_MAX_DETECTIONS = 100
-    cfg.TEST.FOLD_NORMS = True
+    for key in OWN_KEYS:
+        section = cfg
+        *sections, name = key.split(".")
+        for each in sections:
+            section = section.setdefault(each, CfgNode())
+        section[name] = value_of(defaults, key)
     merge_file(cfg, config_file, overrides)
+    for key in NOT_READ:
+        if value_of(cfg, key) != value_of(defaults, key):
+            raise UserError(
+                f"{key} {value_of(cfg, key)!r} is not supported by Detectron2's trainer; supported: {value_of(defaults, key)!r}, "
+                "its default, or --engine builtin"
+            )
     cfg.freeze()
     return cfg
 
@@ -100,7 +115,8 @@ def run(cfg: CfgNode, options: RunOptions) -> dict:
             "INPUT.MASK_FORMAT is set to 'bitmask': DATASETS.TRAIN has run-length masks, which Detectron2 cannot read as polygons"
         )
         cfg = with_values(cfg, {"INPUT.MASK_FORMAT": "bitmask"})
-    return _train(cfg, options.resume)
+    images = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    return _train(in_iterations(cfg, len(images)), options.resume)
 
 
 def _evaluate(cfg: CfgNode, last_checkpoint: bool) -> dict:

@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode
 from resnest_det.configuration.model import resolve_device
 from resnest_det.data.catalog import DatasetFiles, register
 from resnest_det.distributed import get_rank, is_main_process, synchronize
+from resnest_det.engine.callbacks import callback_named
 from resnest_det.engine.environment import environment_summary
 from resnest_det.engine.events import setup_logging
 from resnest_det.engine.launch import claim_gpu, join_process_group, share_cpu_threads
@@ -33,6 +34,8 @@ class RunOptions:
         eval_only: evaluate, do not train.
         datasets: datasets to register in every process, by name.
         config_file, overrides: origin of the configuration, for the log and for hosts that ask for it.
+        services: names of `resnest_det.engine.writers.SERVICES` that get the curves too.
+        callbacks: MODULE:NAME of the classes of callbacks of one's own.
         counted: keys that nobody has set, to be taken from the data; see `resnest_det.configuration.data.count_classes`.
     """
 
@@ -41,6 +44,8 @@ class RunOptions:
     datasets: Mapping[str, DatasetFiles] = field(default_factory=dict)
     config_file: str = ""
     overrides: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+    callbacks: tuple[str, ...] = ()
     counted: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -104,9 +109,11 @@ def run_builtin(cfg: CfgNode, options: RunOptions) -> dict:
         _write_config(cfg, keep=options.eval_only)
     if options.eval_only:
         return evaluate_only(cfg, data, last_checkpoint=options.resume)
-    results = train(cfg, data, resume=options.resume)
+    callbacks = [callback_named(text)() for text in options.callbacks] if is_main_process() else []
+    results = train(cfg, data, resume=options.resume, services=options.services, callbacks=callbacks)
     if is_main_process():
-        out, weights = Path(cfg.OUTPUT_DIR), Path(cfg.OUTPUT_DIR, "model_final.pth")
+        out = Path(cfg.OUTPUT_DIR)
+        weights = next(path for path in (out / "model_best.pth", out / "model_final.pth") if path.exists())
         pictures = f"; pictures of predictions beside the truth in {out / 'inference'}" if cfg.DATASETS.TEST else ""
         logger.info(
             "Done: the model is %s%s. Next: tensorboard --logdir %s shows its curves; resnest-det train --config-file %s "
