@@ -38,8 +38,8 @@ def anchor_doubts(cfg: CfgNode, data: Statistics) -> list[str]:
     if unmet:
         shown = ", ".join(unmet[:_SHOWN]) + (f" and {len(unmet) - _SHOWN} more" if len(unmet) > _SHOWN else "")
         lines.append(
-            f"no anchor fits any object of {shown} to an IoU of {needed:g} (between MODEL.RPN.IOU_THRESHOLDS), so only the best of "
-            "ill-fitting ones learn it; see MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS"
+            f"no anchor fits any object of {shown} to an IoU of {needed:g} (between MODEL.RPN.IOU_THRESHOLDS), so only the "
+            "best of ill-fitting ones learn it; see MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS"
         )
     return lines
 

@@ -1,6 +1,5 @@
 """A run that looks after itself: the best checkpoint, stopping in time, averages, what is kept, and who is told."""
 
-import json
 import shutil
 import sys
 
@@ -115,20 +114,8 @@ def test_resumed_it_is_as_if_it_had_never_stopped(averaged, tmp_path, killed_in_
     assert sorted(path.name for path in other.glob("*.pth")) == sorted(path.name for path in folder.glob("*.pth"))
 
 
-def test_training_ends_when_nothing_gets_better(tiny, tmp_path, caplog):
-    keys = [
-        "SOLVER.BASE_LR",
-        "0.0",
-        "TEST.PATIENCE",
-        "2",
-        "TEST.EVAL_PERIOD",
-        "1",
-        "SOLVER.MAX_ITER",
-        "9",
-        "TEST.PRECISE_BN.ENABLED",
-        "False",
-    ]
-    results = []
+def test_training_ends_when_nothing_gets_better(tiny, tmp_path):
+    keys = ["TEST.PATIENCE", "2", "TEST.EVAL_PERIOD", "1", "SOLVER.MAX_ITER", "9", "TEST.PRECISE_BN.ENABLED", "False"]
     with pytest.MonkeyPatch.context() as patch:
         figures = iter([10.0, 30.0, 30.0, 20.0, 99.0, 99.0])
         patch.setattr(steps.Evaluation, "run", lambda self, model, *, last: {"segm": {"AP": next(figures)}})
@@ -146,7 +133,7 @@ def test_training_ends_when_nothing_gets_better(tiny, tmp_path, caplog):
         assert "no evaluation of the last 2 has a better segm/AP than 30.000, that of iteration 1" in text
         # Resumed, it stays as it is.
         main([*tiny[:2], "--resume", *keys])
-        assert list(losses_of(tmp_path / "out")) == [0, 1, 2, 3] and not results
+        assert list(losses_of(tmp_path / "out")) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +162,7 @@ def test_out_of_memory_names_what_fits(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(GeneralizedRCNN, "forward", tight)
     with pytest.raises(
         UserError,
-        match="SOLVER.IMS_PER_BATCH 4 at iteration 0: out of memory in a step of 4 images: CUDA out of memory. Tried .*; 2 of the "
+        match="SOLVER.IMS_PER_BATCH 4 at iteration 0: out of memory in a step of 4 images: CUDA out of memory. .*; 2 of the "
         "same images fit: set SOLVER.IMS_PER_BATCH 2 and SOLVER.BASE_LR 0.01, a smaller INPUT.MIN_SIZE_TRAIN",
     ):
         main([*tiny, *NO_EVALUATION])
@@ -217,8 +204,7 @@ def test_anchors_that_fit_nothing_are_told(tiny, tmp_path):
     sizes = "[[64], [128], [256], [512], [1024]]"
     main([*tiny, *NO_EVALUATION, "SOLVER.MAX_ITER", "1", "MODEL.ANCHOR_GENERATOR.SIZES", sizes])
     log = (tmp_path / "out" / "log.txt").read_text()
-    assert "no anchor fits any object of red, blue to an IoU of 0.7 (MODEL.RPN.IOU_THRESHOLDS)" in log
+    assert "no anchor fits any object of red, blue to an IoU of 0.5 (between MODEL.RPN.IOU_THRESHOLDS)" in log
     assert "100% of the objects" in log and "smaller than half of the smallest anchor, 64 pixels" in log
-    log = json.dumps(log)
     main([*tiny[:2], *NO_EVALUATION, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path / "well")])
-    assert "anchor" not in (tmp_path / "well" / "log.txt").read_text().split("Full configuration")[0].split("tiny_")[-1]
+    assert "no anchor fits" not in (tmp_path / "well" / "log.txt").read_text()
