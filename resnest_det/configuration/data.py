@@ -14,7 +14,7 @@ from resnest_det.configuration.tables import tasks_of
 from resnest_det.data import samplers
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
-from resnest_det.data.image_files import check_image_files
+from resnest_det.data.image_files import check_image_files, check_image_sizes
 from resnest_det.data.loader import InferenceBatches, PackedRecords, training_batches
 from resnest_det.data.mapper import inference_sample, training_sample
 from resnest_det.data.panoptic import with_panoptic_classes
@@ -95,6 +95,7 @@ def read_run_data(
         check_classes([datasets[name]], cfg)
         _check_enough_images(len(datasets[name].records), name)
         check_image_files(name, datasets[name].records, datasets[name].metadata.image_root)
+        check_image_sizes(datasets[name].records)
     images = _training_images(cfg, [datasets[name] for name in cfg.DATASETS.TRAIN]) if train else None
     return RunData(
         images,
@@ -216,7 +217,7 @@ def _trained_on(cfg, dataset: Dataset) -> dict:
         contiguous = getattr(dataset.metadata, f"{kind}_dataset_id_to_contiguous_id", {})  # label PNG files have no ids
         kept[name] = list(labels)
         if contiguous:
-            kept[f"{kind}_ids"] = sorted(contiguous, key=contiguous.get)
+            kept[f"{kind}_ids"] = [getattr(each, "text", each) for each in sorted(contiguous, key=contiguous.get)]
     return kept
 
 
@@ -320,6 +321,7 @@ def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:
     _check_enough_images(len(records), "DATASETS.TRAIN")
     for dataset, its_records in zip(datasets, shown):
         check_image_files(dataset.name, its_records, dataset.metadata.image_root)
+        check_image_sizes(its_records)
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         threshold, square_root = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
         repeat_factors = samplers.repeat_factors_from_categories(records, threshold, square_root)

@@ -241,6 +241,9 @@ DEFAULTS = dict(
         DETECTIONS_PER_IMAGE=100,
         AP_MAX_DETECTIONS=100,  # this project's own: detections of an image and class that AP counts, 100 by COCO's definition
         FOLD_NORMS=True,  # this project's own: evaluate a faster copy, norms in convolutions; False: the model as it is
+        # This project's own: how many images of each dataset are drawn beside their truth, detections from which score on, and
+        # whether they are the worst ones, not such as are spread evenly over the dataset.
+        PICTURES=dict(COUNT=4, SCORE_THRESH=0.5, WORST=False),
         AUG=dict(ENABLED=False, MIN_SIZES=(400, 500, 600, 700, 800, 900, 1000, 1100, 1200), MAX_SIZE=4000, FLIP=True),
         PRECISE_BN=dict(ENABLED=False, NUM_ITER=200),
     ),
@@ -252,6 +255,9 @@ OWN_KEYS = (
     "MODEL.WEIGHTS_ALLOW_MISMATCH",
     "TEST.AP_MAX_DETECTIONS",
     "TEST.FOLD_NORMS",
+    "TEST.PICTURES.COUNT",
+    "TEST.PICTURES.SCORE_THRESH",
+    "TEST.PICTURES.WORST",
     "TEST.BEST_METRIC",
     "TEST.PATIENCE",
     "TEST.EVAL_EPOCHS",

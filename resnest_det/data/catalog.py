@@ -1,5 +1,6 @@
 """Names of datasets and where they live; nothing is read until a dataset is asked for."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,10 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from resnest_det.data import shapes
-from resnest_det.data.coco import Dataset, load_coco_instances
+from resnest_det.data.coco import Dataset, instances_dataset, load_coco_instances
+from resnest_det.data.formats.labels import LabelFiles
+from resnest_det.data.formats.reading import panoptic_root_of, read_labels
 from resnest_det.data.panoptic import load_coco_panoptic
 from resnest_det.data.semantic import SemanticFiles, load_semantic
 from resnest_det.errors import UserError, nearest
+
+logger = logging.getLogger(__name__)
 
 # name: (image folder, annotation file), below the datasets root, and the archives to unpack there
 _COCO = {
@@ -58,7 +63,7 @@ class PanopticFiles:
     stuff_only: bool = False
 
 
-DatasetFiles = CocoFiles | PanopticFiles | SemanticFiles
+DatasetFiles = CocoFiles | PanopticFiles | SemanticFiles | LabelFiles
 
 _registered: dict[str, DatasetFiles] = {}
 
@@ -218,6 +223,8 @@ def _shapes_panoptic(split: str) -> tuple[PanopticFiles, str]:
 
 
 def _load(name: str, files: DatasetFiles, hint: str, keep_truth: bool) -> Dataset:
+    if isinstance(files, LabelFiles):
+        return _load_labels(name, files, keep_truth)
     if isinstance(files, CocoFiles):
         _check_files_exist(name, [files.json_file], {"images": files.image_root}, hint)
         return load_coco_instances(name, files.json_file, files.image_root, keep_truth=keep_truth)
@@ -236,6 +243,16 @@ def _load(name: str, files: DatasetFiles, hint: str, keep_truth: bool) -> Datase
         stuff_only=files.stuff_only,
         keep_truth=keep_truth,
     )
+
+
+def _load_labels(name: str, files: LabelFiles, keep_truth: bool) -> Dataset:
+    if files.kind == "panoptic":
+        panoptic_root = panoptic_root_of(files.path)
+        return load_coco_panoptic(name, files.path, panoptic_root, files.image_root, keep_truth=keep_truth)
+    labels = read_labels(files)
+    for line in labels.notes:
+        logger.warning("dataset %s: %s", name, line)
+    return instances_dataset(name, labels.content, files.path, files.image_root, keep_truth=keep_truth)
 
 
 def _check_files_exist(name: str, files: list[str], folders: dict[str, str], hint: str) -> None:

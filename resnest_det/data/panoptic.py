@@ -26,11 +26,12 @@ from resnest_det.data.annotation_files import (
     read_annotation_file,
 )
 from resnest_det.data.coco import Dataset, image_entry, load_coco_instances, with_classes
+from resnest_det.data.image import READERS
 from resnest_det.data.image_files import check_files
 from resnest_det.data.label_png import UNLABELLED, read_label_png
 from resnest_det.data.panoptic_png import MAX_SEGMENT_ID, check_panoptic_png, read_segment_ids
 from resnest_det.data.records import Annotation, Record, SegmentInfo
-from resnest_det.data.semantic import READERS, SemanticMetadata, class_color
+from resnest_det.data.semantic import SemanticMetadata, class_color
 from resnest_det.errors import UserError, shown
 
 logger = logging.getLogger(__name__)

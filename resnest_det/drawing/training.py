@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from resnest_det.drawing.instances import draw_comparison
+from resnest_det.drawing.comparison import draw_comparison
 from resnest_det.evaluation.masks import segmentation_to_mask
 
 

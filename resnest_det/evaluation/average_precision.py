@@ -48,10 +48,12 @@ def _percent(mean: float) -> float:
     return 100 * mean if mean > -1 else math.nan
 
 
-def counted(
-    ground_truth: dict, detections: list[dict], tasks: Sequence[str], max_detections: int
-) -> dict[str, hotcoco.COCOeval]:
-    """hotcoco's evaluation of each task after `accumulate`; its `eval` has the arrays that pycocotools' has."""
+def counted(ground_truth: dict, detections: list[dict], tasks: Sequence[str], max_detections: int) -> dict[str, hotcoco.COCOeval]:
+    """hotcoco's evaluation of each task after `accumulate`; its `eval` has the arrays that pycocotools' has.
+
+    In it images, categories, annotations of these images and detections are numbered from 1: the first two in the order of their
+    ids, the others as they are given. Names of categories are these numbers.
+    """
     # Counters keep ids as 64-bit integers or doubles and take 0 for "no match"; numbers from 1, in the order of the ids, which
     # decides between equal scores, are the same to all of them.
     image_numbers = _numbers(ground_truth["images"])

@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 from resnest_det.configuration.data import check_classes, class_names, count_classes, match_classes, training_records
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
-from resnest_det.data.image_files import check_image_files
+from resnest_det.data.image_files import check_image_files, check_image_sizes
 from resnest_det.data.label_png import UNLABELLED
 from resnest_det.data.panoptic import PanopticMetadata, with_truth
 from resnest_det.data.semantic import SemanticMetadata
@@ -62,6 +62,7 @@ def register_datasets(
         check_classes([dataset], cfg)
         read = dataset.records if name in cfg.DATASETS.TEST else training_records(cfg, dataset)
         check_image_files(name, read, dataset.metadata.image_root)
+        check_image_sizes(read)
         records = _records(dataset, cfg)
         DatasetCatalog.register(name, lambda records=records: records)
         MetadataCatalog.get(name).set(**_metadata(dataset))

@@ -262,22 +262,12 @@ def _described(build: Callable[..., nn.Module], name: str, text: str) -> Callabl
     return build
 
 
-DETECTORS = {
-    "fasterrcnn": FasterRCNN,
-    "maskrcnn": MaskRCNN,
-    "keypointrcnn": KeypointRCNN,
-    "retinanet": RetinaNet,
-    "fcos": FCOS,
-}
+DETECTORS = {"fasterrcnn": FasterRCNN, "maskrcnn": MaskRCNN, "keypointrcnn": KeypointRCNN, "retinanet": RetinaNet, "fcos": FCOS}
 SEGMENTATION_MODELS = {"deeplabv3": (DeepLabV3, DeepLabHead), "fcn": (FCN, FCNHead)}
 BUILDERS = {
     builder.__name__: builder
     for builder in (
-        *(
-            _detector_builder(kind, f"resnest{depth}")
-            for kind in DETECTORS
-            for depth in (14, 50, 101, 200, 269)
-        ),
+        *(_detector_builder(kind, f"resnest{depth}") for kind in DETECTORS for depth in (14, 50, 101, 200, 269)),
         *(_segmentation_builder(kind, f"resnest{depth}") for kind in SEGMENTATION_MODELS for depth in (50, 101)),
     )
 }

@@ -21,10 +21,10 @@ class Evaluation:
         self.augment = partial(build_test_time_augmentation, cfg)
         self.fold_norms = cfg.TEST.FOLD_NORMS
 
-    def run(self, model: nn.Module, *, last: bool) -> dict:
+    def run(self, model: nn.Module, *, last: bool, pictures: str = "") -> dict:
         """Evaluate `model`, and the `last` time also with test-time augmentation; see `evaluate`."""
         model = ready_for_inference(model) if self.fold_norms else model
-        results = evaluate(model, self.sets)
+        results = evaluate(model, self.sets, pictures)
         if last and self.augmented_sets:
             results |= evaluate_augmented(model, self.augment, self.augmented_sets)
         return results

@@ -81,7 +81,6 @@ class Run:
         self.log = log
         self.spikes = SpikeWatch()
         self.done = start - 1  # the last iteration
-        self.results: dict | None = None  # of the evaluation after it
         period = cfg.TEST.EVAL_PERIOD
         # Of a single evaluation, that after the last iteration, model_final.pth is the best.
         self.chooses = 0 < period < cfg.SOLVER.MAX_ITER and bool(evaluation.sets)
@@ -142,9 +141,10 @@ class Run:
         if get_world_size() > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
-        self.results = self.evaluation.run(model, last=last)
+        # Pictures of the last evaluation stand where those of --eval-only do; earlier ones are kept, to watch the model learn.
+        results = self.evaluation.run(model, last=last, pictures="" if last else f"iteration_{iteration:07d}")
         if self.log is not None:
-            figures = flatten_results(self.results)
+            figures = flatten_results(results)
             better = self.evaluations.add(iteration, figures)
             # Before the line in metrics.json, by which a resumed run knows that this evaluation need not be done again.
             if self.chooses and better:
@@ -153,7 +153,7 @@ class Run:
             self.log.results(iteration, figures)
             self._tell_of_stuck_classes()
         synchronize()
-        return self.results
+        return results
 
     def finish(self) -> dict:
         """The results of the model that the training has ended with; there is a model_final.pth of it."""
@@ -172,8 +172,6 @@ class Run:
             # The run may have been killed between its last two checkpoints, both of the same iteration.
             if not self.checkpointer.get_checkpoint_file().endswith("model_final.pth"):
                 self.checkpointer.save("model_final", iteration=self.done, **self.facts)
-        if stopped and self.results is not None and not self.evaluation.augmented_sets:
-            return self.results
         return self.evaluate(max(self.done + 1, 0 if stopped else self.cfg.SOLVER.MAX_ITER), last=True)
 
     def _known(self) -> list[tuple[int, Mapping[str, float]]]:
@@ -203,7 +201,7 @@ class Run:
         return actions
 
     def _note_done(self, iteration: int, batch: list[dict]) -> None:
-        self.done, self.results = iteration, None
+        self.done = iteration
         if self.trained.averaged is not None:
             self.trained.averaged.update_parameters(self.trained.model)
 

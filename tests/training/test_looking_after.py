@@ -117,10 +117,10 @@ def test_resumed_it_is_as_if_it_had_never_stopped(averaged, tmp_path, killed_in_
 def test_training_ends_when_nothing_gets_better(tiny, tmp_path):
     keys = ["TEST.PATIENCE", "2", "TEST.EVAL_PERIOD", "1", "SOLVER.MAX_ITER", "9", "TEST.PRECISE_BN.ENABLED", "False"]
     with pytest.MonkeyPatch.context() as patch:
-        figures = iter([10.0, 30.0, 30.0, 20.0, 99.0, 99.0])
-        patch.setattr(steps.Evaluation, "run", lambda self, model, *, last: {"segm": {"AP": next(figures)}})
+        figures = iter([10.0, 30.0, 30.0, 20.0, 20.0, 20.0])
+        patch.setattr(steps.Evaluation, "run", lambda self, model, **more: {"segm": {"AP": next(figures)}})
         main([*tiny, *keys])
-        assert [line["segm/AP"] for line in read_metrics(tmp_path / "out") if "segm/AP" in line] == [10, 30, 30, 20]
+        assert [line["segm/AP"] for line in read_metrics(tmp_path / "out") if "segm/AP" in line] == [10, 30, 30, 20, 20]
         assert list(losses_of(tmp_path / "out")) == [0, 1, 2, 3]
         assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_final.pth"
         assert read_checkpoint(tmp_path / "out" / "model_final.pth")["iteration"] == 3
