@@ -9,12 +9,14 @@ from types import ModuleType
 import torch
 from fvcore.common.config import CfgNode
 
+from resnest_det.commands.own_data import add_data_flags, settings_of
 from resnest_det.commands.register import add_register_flags, registered_datasets
 from resnest_det.configuration.data import CLASS_COUNTS, check_training_data
 from resnest_det.configuration.model import resolve_device
 from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import load_config, named_keys
 from resnest_det.configuration.solver import scale_to_world_size
+from resnest_det.data.catalog import register
 from resnest_det.engine.callbacks import callback_named
 from resnest_det.engine.launch import launch
 from resnest_det.engine.writers import SERVICES, check_services
@@ -25,6 +27,7 @@ from resnest_det.training.process import RunOptions, run_builtin, run_process
 
 EXAMPLES = """
 examples:
+  train_net.py --data photos --model mask_rcnn_ResNeSt50_FPN
   train_net.py --config-file mask_rcnn_ResNeSt50_FPN
   train_net.py --config-file mask_rcnn_ResNeSt50_FPN --resume
   train_net.py --config-file cfg.yaml --num-gpus 8 SOLVER.BASE_LR 0.01 OUTPUT_DIR ./run1
@@ -40,7 +43,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Train and evaluate a detector.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML file, or the name of a bundled recipe")
+    parser.add_argument("--config-file", metavar="FILE", help="a YAML file, or the name of a bundled recipe")
+    add_data_flags(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR, if there is one")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or with --resume the last checkpoint")
     parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs to use on each machine, one process each; 0 for the CPU")
@@ -81,7 +85,9 @@ def main(arguments: Sequence[str]) -> None:
     if flags:
         raise UserError(f"{flags[0]} stands among the config keys; flags come before KEY VALUE")
     num_processes = _processes(args)
-    engine = choose_engine(args.engine)
+    engine = choose_engine("builtin" if args.model and args.engine == "auto" else args.engine)
+    if engine == "detectron2" and (args.model or args.auto_batch):
+        raise UserError("--model and --auto-batch choose settings for the built-in trainer; use --engine builtin")
     # Read before any process starts, so that a wrong key is reported at once, and only once.
     services = tuple(name for each in args.track for name in each.split(","))
     with _flag("--track"):
@@ -95,21 +101,29 @@ def main(arguments: Sequence[str]) -> None:
     if engine == "detectron2":
         host = _detectron2_train()
         load, work, class_counts = host.load_config, host.run, host.CLASS_COUNTS
-    cfg = _with_device(load(args.config_file, args.opts), args)
+
+    def loaded(config_file: str, overrides: list) -> CfgNode:
+        return _with_device(load(config_file, overrides), args)
+
+    for name, files in (registered := registered_datasets(args)).items():
+        register(name, files)
+    settings = settings_of(args, loaded, num_processes)
+    cfg = loaded(settings.config_file, settings.overrides)
     if not args.eval_only:
         world_size = max(num_processes * args.num_machines, 1)  # less than one is for `launch` to refuse
         check_training_data(scale_to_world_size(cfg, world_size), world_size)
     if engine == "detectron2" and num_processes * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
         raise UserError("Detectron2 runs several processes only on GPUs; on the CPU use one, or --engine builtin")
-    named = named_keys(args.config_file, args.opts)
+    named = named_keys(settings.config_file, settings.overrides)
     options = RunOptions(
         args.resume,
         args.eval_only,
-        registered_datasets(args),
-        args.config_file,
-        tuple(args.opts),
+        registered | settings.datasets,
+        settings.config_file,
+        tuple(map(str, settings.overrides)),
         services,
         tuple(args.callback),
+        settings.lines,
         {key: kind for key, kind in class_counts.items() if key not in named},
     )
     with naming({name: f"--{name.replace('_', '-')}" for name in ("num_machines", "machine_rank", "dist_url")}):

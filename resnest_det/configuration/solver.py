@@ -18,6 +18,8 @@ from resnest_det.errors import UserError, naming, shown
 logger = logging.getLogger(__name__)
 
 MOST_ITERATIONS = 10**9
+# Numbers of iterations that are the fewer the larger the batch is.
+RATE_KEYS = ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
@@ -169,7 +171,7 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
         {
             "SOLVER.IMS_PER_BATCH": round(given.IMS_PER_BATCH * scale),
             "SOLVER.BASE_LR": given.BASE_LR * scale,
-            **{f"SOLVER.{key}": round(given[key] / scale) for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")},
+            **{f"SOLVER.{key}": round(given[key] / scale) for key in RATE_KEYS},
             "SOLVER.STEPS": tuple(round(step / scale) for step in given.STEPS),
             "TEST.EVAL_PERIOD": round(cfg.TEST.EVAL_PERIOD / scale),
             "SOLVER.REFERENCE_WORLD_SIZE": world_size,

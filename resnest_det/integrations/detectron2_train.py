@@ -64,7 +64,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Detectron2's configuration with the keys of ResNeSt, then a YAML file, then `KEY VALUE` overrides; frozen.
 
     MODEL.DEVICE is "auto" unless set. This project's own keys exist as in the built-in detector; those of `NOT_READ` have to be
-    at their defaults. TEST.FOLD_NORMS has no effect: Detectron2 always evaluates the model as it is. Neither has TEST.PICTURES: it
+    at their defaults. TEST.FOLD_NORMS has no effect: Detectron2 evaluates the model as it is. Neither has TEST.PICTURES: it
     draws none.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ class RunOptions:
         config_file, overrides: origin of the configuration, for the log and for hosts that ask for it.
         services: names of `resnest_det.engine.writers.SERVICES` that get the curves too.
         callbacks: MODULE:NAME of the classes of callbacks of one's own.
+        told: lines about the configuration, for the log and for config.yaml.
         counted: keys that nobody has set, to be taken from the data; see `resnest_det.configuration.data.count_classes`.
     """
 
@@ -46,6 +47,7 @@ class RunOptions:
     overrides: tuple[str, ...] = ()
     services: tuple[str, ...] = ()
     callbacks: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
     counted: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -104,9 +106,11 @@ def run_builtin(cfg: CfgNode, options: RunOptions) -> dict:
     logger.info("Environment:\n%s", environment_summary())
     overrides = " ".join(options.overrides) or "none"
     logger.info("Built-in detector on %s; config %s; overrides %s", cfg.MODEL.DEVICE, options.config_file, overrides)
+    for line in options.told:
+        logger.info(line)
     cfg, data = prepare(cfg, train=not options.eval_only, counted=options.counted)
     if is_main_process():
-        _write_config(cfg, keep=options.eval_only)
+        _write_config(cfg, options.told, keep=options.eval_only)
     if options.eval_only:
         return evaluate_only(cfg, data, last_checkpoint=options.resume)
     callbacks = [callback_named(text)() for text in options.callbacks] if is_main_process() else []
@@ -127,9 +131,10 @@ def run_builtin(cfg: CfgNode, options: RunOptions) -> dict:
     return results
 
 
-def _write_config(cfg: CfgNode, keep: bool) -> None:
+def _write_config(cfg: CfgNode, told: Sequence[str], keep: bool) -> None:
     path = Path(cfg.OUTPUT_DIR, "config.yaml")
     if not (keep and path.exists()):
         with atomic_write(path) as file:
+            file.writelines(f"# {line}\n" for line in told)
             file.write(cfg.dump())
         logger.info("Full configuration: %s", path)
