@@ -1,7 +1,7 @@
 """A first schedule for data of one's own: rules from what the data and the machine are to settings, each with its reason.
 
-docs/recipes.md says what the rules rest on. They choose only keys that nobody has set, and what depends on one that is set goes by
-its value: with SOLVER.IMS_PER_BATCH 4 the learning rate is one for 4 images.
+docs/recipes.md says what the rules rest on. They choose only keys that nobody has set, and what depends on one that is set goes
+by its value: with SOLVER.IMS_PER_BATCH 4 the learning rate is one for 4 images.
 """
 
 import math
@@ -98,9 +98,7 @@ def _choose_sizes(plan: Plan, data: Statistics, machine: Machine) -> None:
     wanted = short * min(SMALL / small, 2)
     side = int(np.clip(wanted, min(LEAST_SHORT, short), most))
     side = max(32, round(side / 16) * 16)
-    reason = (
-        f"images of {short:.0f} pixels, a tenth of the objects below {small:.0f}: shown so, those are {small * side / short:.0f}"
-    )
+    reason = f"images of {short:.0f} pixels, a tenth of the objects below {small:.0f}: so they are {small * side / short:.0f}"
     if side == round(most / 16) * 16 and wanted > most:
         reason += f"; {most} at most on {'a GPU' if machine.device == 'cuda' else 'a CPU'}"
     plan.choose("INPUT.MIN_SIZE_TRAIN", tuple(round(side * factor) for factor in _SHRUNK), reason)
@@ -124,8 +122,9 @@ def _choose_anchors(plan: Plan, data: Statistics) -> None:
         return float(overlaps_of_shapes(boxes, _octaves(first, levels), ratios).max(axis=1).mean())
 
     fits = {first: fit(first, ratios) for first in (8, 12, 16, 24, 32, 48, 64)}
-    best = max(fits, key=fits.__getitem__)
-    first = best if fits[best] > fits[ANCHOR] + 0.02 else ANCHOR
+    # Of equals the published one, else the largest: then objects are looked for in the finest map.
+    good = [first for first, value in fits.items() if value >= max(fits.values()) - 0.02]
+    first = ANCHOR if ANCHOR in good else max(good)
     plan.choose(
         "MODEL.ANCHOR_GENERATOR.SIZES",
         _octaves(first, levels),
@@ -138,7 +137,7 @@ def _choose_anchors(plan: Plan, data: Statistics) -> None:
         plan.choose(
             "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
             own,
-            f"height to width of a tenth, half and nine tenths of the objects; overlap {with_own:.2f} in the place of {default:.2f}",
+            f"height to width of a tenth, half and nine tenths of the objects: overlap {with_own:.2f}, not {default:.2f}",
         )
 
 
@@ -147,7 +146,7 @@ def _octaves(first: float, levels: int) -> list[list[float]]:
 
 
 def _choose_sampler(plan: Plan, data: Statistics) -> None:
-    """Show images of rare classes more often, as LVIS does: those in fewer than a tenth of the images, where others are in half."""
+    """Show images of classes in fewer than a tenth of them more often, as LVIS does, where others are in half of them."""
     images = len(np.unique(data.image_of))
     pairs = np.unique(np.stack([data.image_of, data.labels]), axis=1)[1] if images else np.zeros(0, dtype=int)
     shares = np.bincount(pairs, minlength=len(data.classes)) / max(images, 1)
@@ -196,7 +195,7 @@ def by_machine(plan: Plan, data: Statistics, machine: Machine, fits: int) -> Non
     plan.choose("SOLVER.CHECKPOINT_PERIOD", period, "with each evaluation")
     plan.choose("SOLVER.CHECKPOINTS_KEPT", 2, "beside the best and the last")
     if any(norm in ("BN", "SyncBN") for norm in _norms_of(plan.cfg)):
-        plan.choose("TEST.PRECISE_BN.NUM_ITER", int(np.clip(epoch, 10, 200)), "an epoch, 200 at most")
+        plan.choose("TEST.PRECISE_BN.NUM_ITER", int(np.clip(period // 10, 10, 200)), "a tenth of the steps between evaluations")
     else:
         plan.choose("TEST.PRECISE_BN.ENABLED", False, "there is no batch norm")
     if machine.device == "cuda":
@@ -244,4 +243,4 @@ def _choose_norms(plan: Plan, each: int, processes: int) -> None:
 
 
 def _is_detector(weights: str) -> bool:
-    return "rcnn" in weights or "panoptic" in weights or weights.endswith("model_final.pth") or weights.endswith("model_best.pth")
+    return "rcnn" in weights or "panoptic" in weights or weights.endswith(("model_final.pth", "model_best.pth"))
