@@ -9,13 +9,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.anchor_fit import boxes_as_shown
+from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.data.statistics import Statistics
 from resnest_det.detector.anchors import overlaps_of_shapes
+from resnest_det.errors import UserError
 
 # The published recipes: 16 images a step at a rate of 0.02, short sides of 640 to 800 pixels and at most 1333, anchors from 32.
 BATCH, RATE, SHORT, LONG, ANCHOR = 16, 0.02, 800, 1333, 32
@@ -24,6 +27,7 @@ _SHRUNK = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # of the short side, as 640 to 800
 SMALL = 24
 LEAST_SHORT = 320
 CPU_SHORT = 480  # a step takes seconds
+FEW = "what is not pretrained needs a batch to take its statistics over"
 LEAST_STEPS = 20  # in an epoch: of fewer images a batch has fewer
 
 
@@ -164,19 +168,19 @@ def by_machine(plan: Plan, data: Statistics, machine: Machine, fits: int) -> Non
         fits: images that a process has memory for in a step.
     """
     solver, images = plan.cfg.SOLVER, max(1, len(data.image_sizes) - data.without_objects)
-    of_steps = max(2, images // LEAST_STEPS // machine.processes)
+    pretrained = bool(plan.cfg.MODEL.WEIGHTS)
+    of_steps = max(2 if pretrained else BATCH // 2, images // LEAST_STEPS // machine.processes)
     wanted = BATCH if machine.device == "cuda" else BATCH // 2
     each = max(1, min(max(1, wanted // machine.processes), fits, of_steps))
     if each == max(1, wanted // machine.processes):
         why = "as published" if machine.device == "cuda" else "half of what is published, so that a step takes seconds"
     elif each == of_steps:
-        why = f"an epoch of {images} images then has {LEAST_STEPS} steps or so"
+        why = f"an epoch of {images} images then has {LEAST_STEPS} steps or so" if each > 8 or pretrained else FEW
     else:
         why = f"{fits} fit into the memory of a process"
     plan.choose("SOLVER.IMS_PER_BATCH", each * machine.processes, f"{why}; {machine.processes} on {machine.device}")
     batch = plan.cfg.SOLVER.IMS_PER_BATCH
     _choose_norms(plan, batch // machine.processes, machine.processes)
-    pretrained = bool(plan.cfg.MODEL.WEIGHTS)
     plan.choose("SOLVER.BASE_LR", RATE * batch / BATCH, f"{RATE} for {BATCH} images, in proportion")
     shown = images_shown(images, pretrained)
     plan.choose(
@@ -233,6 +237,8 @@ def _choose_norms(plan: Plan, each: int, processes: int) -> None:
     few = f"batch norm over {together} images is too noisy"
     if not weights:
         backbone, heads, why = "GN", "GN", few
+        if not _can_be_built(plan.cfg, "GN"):
+            return  # it needs 32 channels
     elif _is_detector(weights):
         backbone, heads, why = "FrozenBN", "FrozenBN", f"{few}, and the weights have its statistics"
     else:
@@ -240,6 +246,16 @@ def _choose_norms(plan: Plan, each: int, processes: int) -> None:
     plan.choose("MODEL.RESNETS.NORM", backbone, why)
     for head in ("FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", *(["SEM_SEG_HEAD"] if tasks_of(plan.cfg).pixels else [])):
         plan.choose(f"MODEL.{head}.NORM", heads, why)
+
+
+def _can_be_built(cfg: CfgNode, norm: str) -> bool:
+    values = {f"MODEL.{part}.NORM": norm for part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD")}
+    try:
+        with torch.device("meta"):
+            assemble_model(with_values(cfg, values))
+    except UserError:
+        return False
+    return True
 
 
 def _is_detector(weights: str) -> bool:
