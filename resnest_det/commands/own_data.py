@@ -11,7 +11,8 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.reading import find_config_file
-from resnest_det.data.catalog import DatasetFiles, register
+from resnest_det.configuration.standalone import register_datasets_of, with_datasets
+from resnest_det.data.catalog import DatasetFiles
 from resnest_det.data.formats.splits import find_splits
 from resnest_det.engine.events import setup_logging
 from resnest_det.errors import UserError
@@ -51,11 +52,14 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def settings_of(args: argparse.Namespace, load: Callable[[str, list], CfgNode], processes: int) -> Settings:
+def settings_of(
+    args: argparse.Namespace, load: Callable[[str, list], CfgNode], registered: dict[str, DatasetFiles], processes: int
+) -> Settings:
     """The configuration and the datasets that the flags ask for.
 
     Args:
         load: reads and checks a configuration, and resolves MODEL.DEVICE.
+        registered: datasets of other flags, by name.
         processes: of this machine.
 
     Raises:
@@ -73,7 +77,11 @@ def settings_of(args: argparse.Namespace, load: Callable[[str, list], CfgNode], 
         lines = ()
         if args.auto_batch:
             config = _earlier(args, load(args.config_file, overrides).OUTPUT_DIR) or args.config_file
-            schedule = Schedule({}, ()) if config != args.config_file else _lowered(load(config, overrides), datasets, processes)
+            schedule = (
+                Schedule({}, ())
+                if config != args.config_file
+                else _lowered(load(config, overrides), registered | datasets, processes)
+            )
             overrides, lines = overrides + _flat(schedule), schedule.lines
             return Settings(config, overrides, datasets, lines)
         return Settings(args.config_file, overrides, datasets, lines)
@@ -91,8 +99,7 @@ def settings_of(args: argparse.Namespace, load: Callable[[str, list], CfgNode], 
         return Settings(earlier, args.opts, datasets)
     if args.eval_only:
         return Settings(args.model, overrides, datasets)
-    for name, files in datasets.items():
-        register(name, files)
+    register_datasets_of(with_datasets(cfg, datasets))
     recipe = find_config_file(args.model).stem
     detector = trained_weights(recipe) if recipe in TRAINED_DETECTORS and "MODEL.WEIGHTS" not in given else ""
     with _quiet():
@@ -103,7 +110,7 @@ def settings_of(args: argparse.Namespace, load: Callable[[str, list], CfgNode], 
 def _datasets(folder: str) -> tuple[dict[str, DatasetFiles], list]:
     """The splits of a folder by the names that they get, and the overrides that name them."""
     setup_logging(None)
-    splits = find_splits(os.path.expanduser(folder))
+    splits = find_splits(os.path.abspath(os.path.expanduser(folder)))
     base = "".join(each if each.isalnum() or each in "-_." else "_" for each in Path(folder).resolve().stem) or "data"
     names = {split: f"{base}_{split}" for split in splits}
     overrides = ["DATASETS.TRAIN", (names["train"],), "DATASETS.TEST", (names["val"],)]
@@ -117,8 +124,7 @@ def _earlier(args: argparse.Namespace, folder: str) -> str:
 
 
 def _lowered(cfg: CfgNode, datasets: dict[str, DatasetFiles], processes: int) -> Schedule:
-    for name, files in datasets.items():
-        register(name, files)
+    register_datasets_of(with_datasets(cfg, datasets))
     with _quiet():
         return lower_to_memory(cfg, processes)
 

@@ -16,7 +16,7 @@ from resnest_det.configuration.model import resolve_device
 from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import load_config, named_keys
 from resnest_det.configuration.solver import scale_to_world_size
-from resnest_det.data.catalog import register
+from resnest_det.configuration.standalone import in_run_folder, with_datasets
 from resnest_det.engine.callbacks import callback_named
 from resnest_det.engine.launch import launch
 from resnest_det.engine.writers import SERVICES, check_services
@@ -32,6 +32,7 @@ examples:
   train_net.py --config-file mask_rcnn_ResNeSt50_FPN --resume
   train_net.py --config-file cfg.yaml --num-gpus 8 SOLVER.BASE_LR 0.01 OUTPUT_DIR ./run1
   train_net.py --config-file cfg.yaml --eval-only MODEL.WEIGHTS run1/model_final.pth
+  train_net.py --config-file run1/config.yaml --eval-only
   train_net.py --config-file cfg.yaml --register mine=mine.json,images DATASETS.TRAIN "('mine',)"
   train_net.py --config-file cfg.yaml --engine builtin
   on two machines: --num-gpus 8 --num-machines 2 --machine-rank 0 (and 1) --dist-url tcp://HOST_OF_0:29500
@@ -105,10 +106,11 @@ def main(arguments: Sequence[str]) -> None:
     def loaded(config_file: str, overrides: list) -> CfgNode:
         return _with_device(load(config_file, overrides), args)
 
-    for name, files in (registered := registered_datasets(args)).items():
-        register(name, files)
-    settings = settings_of(args, loaded, num_processes)
-    cfg = loaded(settings.config_file, settings.overrides)
+    registered = registered_datasets(args)
+    settings = settings_of(args, loaded, registered, num_processes)
+    keys = tuple(settings.overrides)
+    cfg = in_run_folder(load(settings.config_file, keys), settings.config_file, keys, use=args.eval_only)
+    cfg = with_datasets(_with_device(cfg, args), registered | settings.datasets)
     if not args.eval_only:
         world_size = max(num_processes * args.num_machines, 1)  # less than one is for `launch` to refuse
         check_training_data(scale_to_world_size(cfg, world_size), world_size)
@@ -118,9 +120,8 @@ def main(arguments: Sequence[str]) -> None:
     options = RunOptions(
         args.resume,
         args.eval_only,
-        registered | settings.datasets,
         settings.config_file,
-        tuple(map(str, settings.overrides)),
+        tuple(map(str, keys)),
         services,
         tuple(args.callback),
         settings.lines,

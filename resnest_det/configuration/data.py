@@ -1,7 +1,7 @@
 """From configuration to data: the only place that reads INPUT, DATASETS and DATALOADER keys."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -19,7 +19,7 @@ from resnest_det.data.loader import InferenceBatches, PackedRecords, training_ba
 from resnest_det.data.mapper import inference_sample, training_sample
 from resnest_det.data.panoptic import with_panoptic_classes
 from resnest_det.data.records import Record, Sample
-from resnest_det.data.semantic import SemanticMetadata
+from resnest_det.data.semantic import SemanticMetadata, class_color
 from resnest_det.data.statistics import Statistics, describe, doubts, statistics_of
 from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
 from resnest_det.distributed import get_rank, get_world_size
@@ -53,7 +53,8 @@ class RunData:
     """The datasets of a run, each read once: the training images, if it trains, and the datasets of DATASETS.TEST.
 
     `trained_on` is what a checkpoint keeps of them: {"thing_classes", "stuff_classes": names, "thing_ids", "stuff_ids": ids in
-    the first dataset's file, in the order of the classes, if the model tells them apart; "input_format": INPUT.FORMAT}.
+    the first dataset's file, "thing_colors", "stuff_colors": [R, G, B], in the order of the classes, if the model tells them
+    apart; "input_format": INPUT.FORMAT}.
     `train_statistics` are of all images of DATASETS.TRAIN together, `test_statistics` of each dataset of DATASETS.TEST.
     """
 
@@ -216,6 +217,10 @@ def _trained_on(cfg, dataset: Dataset) -> dict:
         kind = name.removesuffix("_classes")
         contiguous = getattr(dataset.metadata, f"{kind}_dataset_id_to_contiguous_id", {})  # label PNG files have no ids
         kept[name] = list(labels)
+        colors = getattr(dataset.metadata, f"{kind}_colors", None) or [
+            class_color(None, index, name) for index in range(len(labels))
+        ]
+        kept[f"{kind}_colors"] = [list(color) for color in colors]
         if contiguous:
             kept[f"{kind}_ids"] = [getattr(each, "text", each) for each in sorted(contiguous, key=contiguous.get)]
     return kept
@@ -234,25 +239,34 @@ def build_train_loader(
     Raises:
         UserError: a key's value is wrong; the message names it.
     """
-    world_size, tasks = get_world_size(), tasks_of(cfg)
-    make_sample = partial(
-        training_sample,
-        augmentation=build_augmentation(cfg),
-        image_format=cfg.INPUT.FORMAT,
-        mask_format=cfg.INPUT.MASK_FORMAT if tasks.masks else None,
-        semantic=tasks.pixels,
-        ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-    )
+    world_size = get_world_size()
     landscape = images.landscape if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     return training_batches(
         images.records,
-        make_sample,
+        build_training_mapper(cfg),
         samplers.batches(samplers.training_draws(images.repeat_factors, seed), cfg.SOLVER.IMS_PER_BATCH, landscape),
         seed=seed,
         start_iteration=start_iteration,
         rank=get_rank(),
         world_size=world_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS if num_workers is None else num_workers,
+    )
+
+
+def build_training_mapper(cfg) -> Callable[[Record, np.random.Generator], Sample]:
+    """What makes a training sample of a record, with the random choices of a generator.
+
+    Raises:
+        UserError: a key's value is wrong; the message names it.
+    """
+    tasks = tasks_of(cfg)
+    return partial(
+        training_sample,
+        augmentation=build_augmentation(cfg),
+        image_format=cfg.INPUT.FORMAT,
+        mask_format=cfg.INPUT.MASK_FORMAT if tasks.masks else None,
+        semantic=tasks.pixels,
+        ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
     )
 
 

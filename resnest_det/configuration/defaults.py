@@ -192,6 +192,15 @@ DEFAULTS = dict(
         PROPOSAL_FILES_TEST=(),
         PRECOMPUTED_PROPOSAL_TOPK_TRAIN=2000,
         PRECOMPUTED_PROPOSAL_TOPK_TEST=1000,
+        # This project's own. Datasets beside those known by name: {"name"} and the files as in `resnest_det.data.catalog`.
+        REGISTERED=[],
+        ROOT="",  # the folder of datasets known by name, where DETECTRON2_DATASETS is not set
+        # A run writes down what the classes of its model are called, and their ids in the data. Whoever uses the model goes by
+        # them where its weights do not say.
+        THING_CLASSES=[],
+        THING_IDS=[],
+        STUFF_CLASSES=[],
+        STUFF_IDS=[],
     ),
     DATALOADER=dict(
         NUM_WORKERS=4,
@@ -250,32 +259,22 @@ DEFAULTS = dict(
 )
 
 
-# This project's own, beside those of ResNeSt.
-OWN_KEYS = (
-    "MODEL.WEIGHTS_ALLOW_MISMATCH",
-    "TEST.AP_MAX_DETECTIONS",
-    "TEST.FOLD_NORMS",
-    "TEST.PICTURES.COUNT",
-    "TEST.PICTURES.SCORE_THRESH",
-    "TEST.PICTURES.WORST",
-    "TEST.BEST_METRIC",
-    "TEST.PATIENCE",
-    "TEST.EVAL_EPOCHS",
-    "SOLVER.MAX_EPOCHS",
-    "SOLVER.STEPS_EPOCHS",
-    "SOLVER.WARMUP_EPOCHS",
-    "SOLVER.CHECKPOINT_EPOCHS",
-    "SOLVER.CHECKPOINTS_KEPT",
-    "SOLVER.EMA.ENABLED",
-    "SOLVER.EMA.DECAY",
-    "VIS_EPOCHS",
-)
-
-
 def add_resnest_config(cfg: CfgNode) -> None:
-    """Add the keys of ResNeSt, with their defaults, to a configuration that has MODEL.RESNETS, such as Detectron2's."""
+    """Add the keys of ResNeSt, with their defaults, to a configuration that has MODEL.RESNETS, such as Detectron2's.
+
+    Every other key that this project has and `cfg` lacks is added too, so that the `config.yaml` of a run can be merged into it.
+    """
+    _add_missing(cfg, DEFAULTS)
     for key, value in RESNEST_KEYS.items():
         cfg.MODEL.RESNETS[key] = copy.copy(value)
+
+
+def _add_missing(cfg: CfgNode, defaults: dict) -> None:
+    for key, value in defaults.items():
+        if key not in cfg:
+            cfg[key] = CfgNode(value) if isinstance(value, dict) else copy.copy(value)
+        elif isinstance(value, dict):
+            _add_missing(cfg[key], value)
 
 
 def default_config() -> CfgNode:

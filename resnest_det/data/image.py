@@ -163,24 +163,6 @@ def _check_size(image: Image.Image, orientation: int | None, file_name: str, siz
     raise UserError(problem)
 
 
-def upright_size(file_name: str) -> tuple[int, int]:
-    """(height, width) of an image as `read_image` turns it; only the file's header is read.
-
-    Raises:
-        UserError: the file is missing, not an image, or damaged; the message names it.
-    """
-    try:
-        with open_image(file_name) as image:
-            width, height = reversed(image.size) if _exif_orientation(image) in _SIDEWAYS else image.size
-            return height, width
-    except FileNotFoundError as error:
-        raise UserError(f"image {file_name} does not exist") from error
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"image {file_name} cannot be read, it is damaged or not an image: {error}") from error
-
-
 def read_record_image(record: dict, image_format: str) -> np.ndarray:
     """The image of a dataset record, (H, W, C) uint8.
 

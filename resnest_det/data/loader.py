@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from resnest_det.data.records import Record, Sample
 from resnest_det.data.samplers import Draw
 from resnest_det.errors import ArgumentError, UserError
-from resnest_det.stopping import deferred, raise_if_requested
+from resnest_det.stopping import deferred, raise_if_requested, waiting
 
 
 class PackedRecords:
@@ -130,7 +130,7 @@ def _load(
     while True:
         try:
             # An interrupted transfer would become a worker's traceback.
-            with deferred(), _deaths.raised() if num_workers else nullcontext():
+            with deferred(), waiting(), _deaths.raised() if num_workers else nullcontext():
                 batch = next(loaded)
         except StopIteration:
             return

@@ -103,26 +103,35 @@ def _panel(
     word: str,
     faint: bool = False,
 ) -> Image.Image:
-    canvas = enlarge(image)
-    masks = instances.get("masks")
-    if masks is not None and len(masks) and masks.shape[1:] != (canvas.height, canvas.width):
-        size = (canvas.height, canvas.width)
-        masks = F.interpolate(masks.float()[None], size=size, mode="bilinear", align_corners=False)[0] >= 0.5
     labels = [class_names[label] for label in instances["classes"].tolist()]
     if "scores" in instances:
         labels = [f"{label} {100 * score:.0f}%" for label, score in zip(labels, instances["scores"].tolist())]
-    picture = draw_objects(
-        np.asarray(canvas),
-        instances["boxes"].double() * scale_to_read(*image.size),
-        instances["classes"],
+    return draw_enlarged(
+        image,
+        instances,
         class_names,
-        masks=masks,
         colors=colors,
         labels=[f"{word} {label}" if is_wrong else label for label, is_wrong in zip(labels, wrong)],
         frames=[WRONG if is_wrong else None for is_wrong in wrong],
         faint=faint,
     )
-    return Image.fromarray(picture)
+
+
+def draw_enlarged(image: Image.Image, instances: dict, class_names: list[str], **options) -> Image.Image:
+    """`draw_objects` on an image that is enlarged, if it is small, to a longest side of 480 pixels.
+
+    Args:
+        image: RGB.
+        instances: `boxes`, `classes` and optionally `masks`, see `draw_comparison`.
+        options: others of `draw_objects`.
+    """
+    canvas = enlarge(image)
+    masks = instances.get("masks")
+    if masks is not None and len(masks) and masks.shape[1:] != (canvas.height, canvas.width):
+        size = (canvas.height, canvas.width)
+        masks = F.interpolate(masks.float()[None], size=size, mode="bilinear", align_corners=False)[0] >= 0.5
+    boxes = instances["boxes"].double() * scale_to_read(*image.size)
+    return Image.fromarray(draw_objects(np.asarray(canvas), boxes, instances["classes"], class_names, masks=masks, **options))
 
 
 def truth_of_record(record: Record) -> dict:

@@ -1,5 +1,7 @@
 """A panoptic map drawn over its image."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -33,6 +35,21 @@ def draw_panoptic(image: Image.Image, segment_ids: np.ndarray, segments: list[di
 
     _write_names(canvas, ids, segments)
     return canvas
+
+
+def draw_labels(image: Image.Image, labels: np.ndarray, classes: Sequence[tuple[str, tuple[int, int, int]]]) -> Image.Image:
+    """An image with the classes of its pixels over it.
+
+    Args:
+        image: RGB.
+        labels: (height, width) integers; those that are no class have no label.
+        classes: name and color of each class.
+    """
+    # Segments of a map: all pixels of a class are one, and 0 is for those that have no label.
+    labels = np.where(labels < len(classes), labels.astype(np.int32), -1)
+    present = [label for label in np.unique(labels).tolist() if label >= 0]
+    segments = [{"id": label + 1, "label": classes[label][0], "color": classes[label][1]} for label in present]
+    return draw_panoptic(image, labels + 1, segments)
 
 
 def _write_names(canvas: Image.Image, ids: np.ndarray, segments: list[dict]) -> None:

@@ -18,7 +18,7 @@ from resnest_det.data.records import Record
 from resnest_det.distributed import all_gather_objects
 from resnest_det.drawing.comparison import best_first, draw_comparison, first, match_image, truth_of_record
 from resnest_det.drawing.objects import class_colors
-from resnest_det.drawing.panoptic import draw_panoptic
+from resnest_det.drawing.panoptic import draw_labels, draw_panoptic
 from resnest_det.drawing.sheets import save_picture, side_by_side
 
 logger = logging.getLogger(__name__)
@@ -131,13 +131,13 @@ class ObjectWriter(ComparisonWriter):
         super().__init__(records, output_dir, pictures)
 
     def draw(self, record: Record, image: Image.Image, output: dict) -> Image.Image:
-        truth = truth_of_record(_with_objects(record))
+        truth = truth_of_record(with_objects(record))
         return draw_comparison(image, truth, output, self.class_names, self.pictures.score_threshold, self.colors)
 
     def errors(self, record: Record, output: dict) -> float:
         found = best_first({key: value for key, value in output.items() if key != "masks"})
         sure = first(found, int((found["scores"] >= self.pictures.score_threshold).sum()))
-        record = _with_objects(record)
+        record = with_objects(record)
         without_masks = [{key: value for key, value in each.items() if key != "segmentation"} for each in record["annotations"]]
         truth = truth_of_record(record | {"annotations": without_masks})
         return match_image(truth, sure, (record["width"], record["height"])).errors
@@ -148,7 +148,8 @@ def thing_colors(dataset: Dataset) -> list[tuple[int, int, int]]:
     return getattr(dataset.metadata, "thing_colors", None) or class_colors(len(dataset.metadata.thing_classes))
 
 
-def _with_objects(record: Record) -> Record:
+def with_objects(record: Record) -> Record:
+    """The record with its objects, where a panoptic PNG has them."""
     return with_truth(record)[0] if record.get("objects_in_png") else record
 
 
@@ -219,18 +220,11 @@ class SemanticWriter(ComparisonWriter):
 
     def draw(self, record: Record, image: Image.Image, output: dict) -> Image.Image:
         panels = ("truth", read_semantic_labels(record)), ("predicted", _most_probable(output))
-        return side_by_side([(caption, self._draw(image, labels)) for caption, labels in panels])
+        return side_by_side([(caption, draw_labels(image, labels, self.classes)) for caption, labels in panels])
 
     def errors(self, record: Record, output: dict) -> float:
         truth = read_semantic_labels(record)
         return _share_of_errors(truth, _most_probable(output), truth != UNLABELLED)
-
-    def _draw(self, image: Image.Image, labels: np.ndarray) -> Image.Image:
-        # Segments of a map: all pixels of a class are one, and 0 is for those that have no label.
-        labels = np.where(labels == UNLABELLED, -1, labels.astype(np.int32))
-        present = [label for label in np.unique(labels).tolist() if label >= 0]
-        segments = [{"id": i + 1, "label": self.classes[i][0], "color": self.classes[i][1]} for i in present]
-        return draw_panoptic(image, labels + 1, segments)
 
 
 def _most_probable(output: dict) -> np.ndarray:

@@ -28,8 +28,8 @@ class DetectionCheckpointer(Checkpointer):
     """Saves and reads the model and everything needed to resume exactly.
 
     A file has the keys `model`, those of the checkpointables (`optimizer`, `grad_scaler`),
-    `iteration` (the last one done), `seed` and `trained_on` (what the classes are called), and digests of all of it that are
-    compared when it is read. The text file `last_checkpoint` names the newest.
+    `iteration` (the last one done), `seed`, `trained_on` (what the classes are called) and `config` (the text of the run's
+    configuration), and digests of all of it that are compared when it is read. The text file `last_checkpoint` names the newest.
     """
 
     def __init__(self, model: nn.Module, save_dir: str, **checkpointables: Any):

@@ -1,16 +1,12 @@
 """Running out of memory, told as such; and how much of it there is."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from resnest_det.errors import UserError
-
-# What torch's allocators and the C++ library say, where they do not raise OutOfMemoryError.
-_WORDS = re.compile(r"out of memory|can't allocate memory|bad_alloc|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
+from resnest_det.errors import UserError, out_of_memory
 
 
 class OutOfMemory(UserError):
@@ -27,7 +23,7 @@ def telling_of_memory(images: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _WORDS.search(str(error))):
+        if out_of_memory(error) is None:
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
     else:

@@ -31,16 +31,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnest_det.configuration.data import CLASS_COUNTS as OWN_CLASS_COUNTS
-from resnest_det.configuration.defaults import OWN_KEYS, default_config
+from resnest_det.configuration.defaults import DEFAULTS
 from resnest_det.configuration.model import check_batch_norm
-from resnest_det.configuration.nodes import value_of, with_values
+from resnest_det.configuration.nodes import leaves, with_values
 from resnest_det.configuration.reading import find_config_file, merge_file
 from resnest_det.configuration.solver import in_iterations
+from resnest_det.configuration.standalone import datasets_of
 from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, Architecture
 from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.engine.checkpoint import newest_checkpoint
 from resnest_det.engine.precise_bn import update_batch_norm_statistics
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, shown
 from resnest_det.evaluation.panoptic import PanopticEvaluator
 from resnest_det.inference.evaluating import verify_results
 from resnest_det.integrations.detectron2 import add_resnest_config
@@ -56,38 +57,50 @@ logger = logging.getLogger(__name__)
 CLASS_COUNTS = OWN_CLASS_COUNTS | {"MODEL.RETINANET.NUM_CLASSES": "thing_classes"}
 
 
-# Keys of the built-in trainer that this one would ignore.
-NOT_READ = ("TEST.BEST_METRIC", "TEST.PATIENCE", "SOLVER.CHECKPOINTS_KEPT", "SOLVER.EMA.ENABLED", "SOLVER.EMA.DECAY")
-
-
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Detectron2's configuration with the keys of ResNeSt, then a YAML file, then `KEY VALUE` overrides; frozen.
 
-    MODEL.DEVICE is "auto" unless set. This project's own keys exist as in the built-in detector; those of `NOT_READ` have to be
-    at their defaults. TEST.FOLD_NORMS has no effect: Detectron2 evaluates the model as it is. Neither has TEST.PICTURES: it
-    draws none.
+    MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH, TEST.AP_MAX_DETECTIONS, keys in epochs and the datasets and
+    classes of DATASETS exist as in the built-in detector. TEST.FOLD_NORMS has no effect: Detectron2 always evaluates the model as it is.
+    Neither has TEST.PICTURES: it draws none.
 
     Raises:
-        UserError: see `resnest_det.configuration.reading.merge_file`; or a key of `NOT_READ` is set.
+        UserError: see `resnest_det.configuration.reading.merge_file`; or a key is set that only the built-in detector reads.
     """
-    cfg, defaults = get_cfg(), default_config()
+    cfg = get_cfg()
     add_resnest_config(cfg)
     cfg.MODEL.DEVICE = "auto"
-    for key in OWN_KEYS:
-        section = cfg
-        *sections, name = key.split(".")
-        for each in sections:
-            section = section.setdefault(each, CfgNode())
-        section[name] = value_of(defaults, key)
     merge_file(cfg, config_file, overrides)
-    for key in NOT_READ:
-        if value_of(cfg, key) != value_of(defaults, key):
-            raise UserError(
-                f"{key} {value_of(cfg, key)!r} is not supported by Detectron2's trainer; supported: {value_of(defaults, key)!r}, "
-                "its default, or --engine builtin"
-            )
+    _check_own_keys(cfg)
     cfg.freeze()
     return cfg
+
+
+# Keys of this project that mean the same here, or nothing.
+_OWN_KEYS_READ = (
+    "MODEL.RESNETS.",
+    "MODEL.WEIGHTS_ALLOW_MISMATCH",
+    "TEST.AP_MAX_DETECTIONS",
+    "TEST.FOLD_NORMS",
+    "TEST.PICTURES.",
+    "DATASETS.",
+    "SOLVER.MAX_EPOCHS",
+    "SOLVER.STEPS_EPOCHS",
+    "SOLVER.WARMUP_EPOCHS",
+    "SOLVER.CHECKPOINT_EPOCHS",
+    "TEST.EVAL_EPOCHS",
+    "VIS_EPOCHS",
+)
+
+
+def _check_own_keys(cfg: CfgNode) -> None:
+    detectron2s, values = dict(leaves(get_cfg())), dict(leaves(cfg))
+    for key, default in leaves(DEFAULTS):
+        if key not in detectron2s and not key.startswith(_OWN_KEYS_READ) and values[key] != default:
+            raise UserError(
+                f"{key} {shown(values[key])} is not supported: Detectron2's trainer does not read this key; "
+                f"supported: {default!r}, its default, or --engine builtin"
+            )
 
 
 def run(cfg: CfgNode, options: RunOptions) -> dict:
@@ -108,7 +121,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict:
         cfg, SimpleNamespace(config_file=config_file, opts=overrides, eval_only=options.eval_only, resume=options.resume)
     )
     logger.info("Detectron2 on %s; config %s; overrides %s", cfg.MODEL.DEVICE, config_file, " ".join(overrides) or "none")
-    cfg = register_datasets(cfg, list(options.datasets), only_test=options.eval_only, counted=options.counted)
+    cfg = register_datasets(cfg, list(datasets_of(cfg)), only_test=options.eval_only, counted=options.counted)
     if options.eval_only:
         return _evaluate(cfg, options.resume)
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon" and have_run_length_masks(cfg.DATASETS.TRAIN):

@@ -35,7 +35,7 @@ from resnest_det.weights.weights import read_weights
 
 SMALLEST_PROPOSAL = 1e-3  # pixels, torchvision's own
 
-# (here, there); {n} is a number in the name, and `shifted` says from which number it counts there.
+# (here, there); `_name_there` has those whose numbers differ.
 _NAMES = (
     (r"backbone\.bottom_up\.(.+)", r"backbone.body.\1"),
     (r"proposal_generator\.rpn_head\.conv\.(weight|bias)", r"rpn.head.conv.0.0.\1"),
@@ -62,16 +62,29 @@ def to_torchvision(config: str | CfgNode, checkpoint: str, overrides: list[str] 
     Raises:
         UserError: the configuration has a part that torchvision lacks, or the checkpoint does not hold the whole detector.
     """
-    cfg = config if isinstance(config, CfgNode) else load_config(config, overrides or [])
-    _check_convertible(cfg)
+    cfg = _read(config, overrides)
     weights = read_weights(resolve_weights(checkpoint))
     ours = assemble_model(cfg)
     load_into(ours, weights).require_whole("only a whole detector can be converted")
-    model = _build(cfg, ours)
+    model = _build(cfg, ours, weights.class_names.get("thing_classes"))
     model.load_state_dict(_translated(ours, bgr=cfg.INPUT.FORMAT == "BGR"))
-    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    model.classes = ["__background__", *weights.class_names.get("thing_classes", [f"class {index}" for index in range(count)])]
     return model.eval()
+
+
+def build_torchvision(config: str | CfgNode, overrides: list[str] | None = None) -> FasterRCNN:
+    """The same, freshly initialised and in training mode: to train it as torchvision does.
+
+    Raises:
+        UserError: the configuration has a part that torchvision lacks.
+    """
+    cfg = _read(config, overrides)
+    return _build(cfg, assemble_model(cfg), None)
+
+
+def _read(config: str | CfgNode, overrides: list[str] | None) -> CfgNode:
+    cfg = config if isinstance(config, CfgNode) else load_config(config, overrides or [])
+    _check_convertible(cfg)
+    return cfg
 
 
 def _check_convertible(cfg: CfgNode) -> None:
@@ -96,18 +109,16 @@ def _check_convertible(cfg: CfgNode) -> None:
         )
 
 
-def _build(cfg: CfgNode, ours: nn.Module) -> FasterRCNN:
-    """torchvision's model of the same shape, freshly initialised."""
+def _build(cfg: CfgNode, ours: nn.Module, class_names: list[str] | None) -> FasterRCNN:
+    """torchvision's model of the same shape as `ours`, freshly initialised."""
     rpn, heads, box, mask = cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
     channels, classes = cfg.MODEL.FPN.OUT_CHANNELS, heads.NUM_CLASSES + 1
     strides = ours.backbone.out_feature_strides
     numbers = {level: str(index) for index, level in enumerate(strides)}
     names = {feature: str(index) for index, feature in enumerate(cfg.MODEL.FPN.IN_FEATURES)}
-    arguments = resnest_arguments(cfg) | {"out_features": None}
-    del arguments["out_features"]
-    backbone = ResNeStWithFPN(
-        NamedFeatures(names=names, **arguments), norm_layer=_norm_layer(cfg.MODEL.FPN.NORM), out_channels=channels
-    )
+    arguments = {name: value for name, value in resnest_arguments(cfg).items() if name != "out_features"}
+    body = NamedFeatures(names=names, **arguments)
+    backbone = ResNeStWithFPN(body, norm_layer=_norm_layer(cfg.MODEL.FPN.NORM), out_channels=channels)
 
     def pooler(head: CfgNode) -> AlignedRoIAlign:
         return AlignedRoIAlign(
@@ -168,6 +179,7 @@ def _build(cfg: CfgNode, ours: nn.Module) -> FasterRCNN:
         cfg.MODEL.PIXEL_STD[::order],
         ours.backbone.size_divisibility,
     )
+    model.classes = ["__background__", *(class_names or [f"class {index}" for index in range(heads.NUM_CLASSES)])]
     return model
 
 

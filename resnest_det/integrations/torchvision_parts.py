@@ -104,9 +104,7 @@ class PixelTransform(GeneralizedRCNNTransform):
         """The image as it is: `resize`, which comes after this, needs it in 8 bits."""
         return image
 
-    def resize(
-        self, image: Tensor, target: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         """A normalised image (C, H', W') of one (C, H, W) in 0 ... 1, and what is true of it."""
         height, width = image.shape[-2:]
         short_side = self.torch_choice(list(self.min_size)) if self.training else self.min_size[-1]
@@ -140,10 +138,7 @@ class PixelTransform(GeneralizedRCNNTransform):
         return [max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))]
 
     def postprocess(
-        self,
-        result: list[dict[str, Tensor]],
-        image_shapes: list[tuple[int, int]],
-        original_image_sizes: list[tuple[int, int]],
+        self, result: list[dict[str, Tensor]], image_shapes: list[tuple[int, int]], original_image_sizes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         """Detections in the pixels of the images as they came, masks (D, 1, H, W) as probabilities, 0 outside the boxes."""
         if self.training:

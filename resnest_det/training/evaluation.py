@@ -10,6 +10,7 @@ from resnest_det.configuration.evaluation import build_evaluation_sets
 from resnest_det.configuration.model import build_test_time_augmentation
 from resnest_det.data.coco import Dataset
 from resnest_det.inference.evaluating import evaluate, evaluate_augmented, ready_for_inference
+from resnest_det.inference.exported import ExportedDetector
 
 
 class Evaluation:
@@ -21,9 +22,10 @@ class Evaluation:
         self.augment = partial(build_test_time_augmentation, cfg)
         self.fold_norms = cfg.TEST.FOLD_NORMS
 
-    def run(self, model: nn.Module, *, last: bool, pictures: str = "") -> dict:
+    def run(self, model: nn.Module | ExportedDetector, *, last: bool, pictures: str = "") -> dict:
         """Evaluate `model`, and the `last` time also with test-time augmentation; see `evaluate`."""
-        model = ready_for_inference(model) if self.fold_norms else model
+        if self.fold_norms and isinstance(model, nn.Module):
+            model = ready_for_inference(model)
         results = evaluate(model, self.sets, pictures)
         if last and self.augmented_sets:
             results |= evaluate_augmented(model, self.augment, self.augmented_sets)

@@ -13,6 +13,8 @@ from resnest_det.configuration.data import RunData, count_classes, hold_against_
 from resnest_det.configuration.model import build_model, check_batch_norm
 from resnest_det.configuration.nodes import leaves, value_of
 from resnest_det.configuration.solver import build_average, build_optimizer, in_iterations, scale_to_world_size
+from resnest_det.configuration.standalone import whole_configuration
+from resnest_det.configuration.tables import tasks_of
 from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.distributed import all_gather_objects, get_world_size, is_main_process
 from resnest_det.engine.averaging import KEY as AVERAGE
@@ -25,6 +27,7 @@ from resnest_det.engine.writers import open_services
 from resnest_det.errors import UserError
 from resnest_det.files import remove_unfinished
 from resnest_det.inference.evaluating import verify_results
+from resnest_det.inference.exported import ExportedDetector, exported_format
 from resnest_det.training.evaluation import Evaluation
 from resnest_det.training.steps import Run, Trained
 from resnest_det.weights.checkpoint_files import read_checkpoint
@@ -119,7 +122,7 @@ def train(
             ]
         )
     try:
-        facts = {"seed": seed, "trained_on": data.trained_on}
+        facts = {"seed": seed, "trained_on": data.trained_on, "config": whole_configuration(cfg, data.trained_on)}
         run = Run(cfg, Trained(model, averaged, optimizer, scaler), data.train, evaluation, checkpointer, facts, start, log)
         if start < cfg.SOLVER.MAX_ITER:
             run.train()
@@ -135,7 +138,7 @@ def train(
 
 
 def evaluate_only(cfg: CfgNode, data: RunData, *, last_checkpoint: bool = False) -> dict:
-    """Evaluate MODEL.WEIGHTS, or the last checkpoint in OUTPUT_DIR.
+    """Evaluate MODEL.WEIGHTS, a checkpoint or an exported detector, or the last checkpoint in OUTPUT_DIR.
 
     Args:
         cfg, data: of `prepare`.
@@ -144,9 +147,12 @@ def evaluate_only(cfg: CfgNode, data: RunData, *, last_checkpoint: bool = False)
         UserError: there are no weights, they do not fill the whole model, or they are of other classes than the data.
     """
     evaluation = Evaluation(cfg, data.test)
-    model = build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
-    if last_checkpoint and checkpointer.has_checkpoint():
+    exported = not last_checkpoint and exported_format(cfg.MODEL.WEIGHTS)
+    model = exported_model(cfg) if exported else build_model(cfg)
+    checkpointer = None if exported else DetectionCheckpointer(model, cfg.OUTPUT_DIR)
+    if exported:
+        path, trained_on = model.path, model.settings["trained_on"]
+    elif last_checkpoint and checkpointer.has_checkpoint():
         path = checkpointer.get_checkpoint_file()
         saved = checkpointer.load(path)
         load_averaged(model, saved, path)
@@ -164,6 +170,24 @@ def evaluate_only(cfg: CfgNode, data: RunData, *, last_checkpoint: bool = False)
     if is_main_process():
         verify_results(cfg.TEST.EXPECTED_RESULTS, results)
     return results
+
+
+def exported_model(cfg: CfgNode) -> ExportedDetector:
+    """The detector in the file MODEL.WEIGHTS.
+
+    Raises:
+        UserError: the file cannot be used, it does other tasks than the configuration's model, or test-time augmentation is on,
+            which needs the parts of a model.
+    """
+    model, tasks = ExportedDetector(cfg.MODEL.WEIGHTS), tasks_of(cfg)
+    wanted = {"boxes": tasks.objects, "masks": tasks.masks, "labels": tasks.pixels, "panoptic": tasks.panoptic}
+    if any(wanted[name] != (name in model.output_names) for name in wanted):
+        has = ", ".join(name for name in wanted if name in model.output_names)
+        needs = ", ".join(name for name in wanted if wanted[name])
+        raise UserError(f"MODEL.WEIGHTS {model.path} gives {has}, but the configuration's model gives {needs}")
+    if cfg.TEST.AUG.ENABLED:
+        raise UserError(f"TEST.AUG.ENABLED needs the parts of a model; MODEL.WEIGHTS {model.path} is an exported file")
+    return model
 
 
 def choose_seed(configured: int) -> int:

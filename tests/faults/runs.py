@@ -35,8 +35,8 @@ class Training:
     def __init__(self, folder: Path, processes: int = 1, keys: Sequence[str] = ()):
         folder.mkdir(parents=True)
         self.folder = folder
-        flags = ["--num-processes", str(processes)] if processes > 1 else []
-        self.arguments = [*write_tiny_run(folder), *flags]
+        self.arguments = write_tiny_run(folder)
+        self.flags = ["--num-processes", str(processes)] if processes > 1 else []
         self.keys = [*KEYS, "DATALOADER.NUM_WORKERS", "1", *keys]
         run = Run(self, folder / "out")
         begun = time.monotonic()
@@ -59,9 +59,10 @@ class Run:
         self.output.write_text("")
         self._printed_before = 0
 
-    def start(self, *flags: str, keys: Sequence[str] = (), **options: Any) -> subprocess.Popen:
-        """Begin, or go on; `options` as `start_training` has them."""
+    def start(self, flags: Sequence[str] | None = None, keys: Sequence[str] = (), **options: Any) -> subprocess.Popen:
+        """Begin, or go on; `options` as `start_training` has them, `flags` instead of those of the training."""
         self._printed_before = self.output.stat().st_size
+        flags = self.training.flags if flags is None else flags
         arguments = [*self.training.arguments, "--resume", *flags, *self.training.keys, "OUTPUT_DIR", str(self.out), *keys]
         options["env"] = {"OMP_NUM_THREADS": "1", **options.get("env", {})}
         with self.output.open("a") as output:
@@ -156,7 +157,7 @@ def wait_until_gone(session: int, seconds: float) -> list[str]:
     end = time.monotonic() + seconds
     while (left := processes_of(session)) and time.monotonic() < end:
         time.sleep(0.02)
-    return [f"{pid}: {_command_line(pid)}" for pid in left]
+    return [f"{pid}: {command_line(pid)}" for pid in left]
 
 
 def kill(session: int) -> None:
@@ -170,7 +171,8 @@ def kill(session: int) -> None:
         time.sleep(0.01)
 
 
-def _command_line(pid: int) -> str:
+def command_line(pid: int) -> str:
+    """The words that a process was started with, the first 200 characters; "?" if it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
     except OSError:

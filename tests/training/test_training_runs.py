@@ -116,6 +116,7 @@ def test_evaluation_holds_the_data_against_what_the_checkpoint_was_trained_on(fi
     assert read_checkpoint(weights)["trained_on"] == {
         "thing_classes": ["red", "blue"],
         "thing_ids": [1, 2],
+        "thing_colors": [[255, 77, 77], [61, 103, 204]],
         "input_format": "RGB",
     }
     content = json.loads((folder.parent / "tiny.json").read_text())

@@ -1,5 +1,6 @@
 """Where labels of any format are, what was read of them, and what had to be mended."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -61,6 +62,14 @@ class Notes:
         for what, (count, place) in self._found.items():
             verb, _, rest = what.partition(": ")
             yield f"{'' if verb == 'told' else f'{verb} '}{count} {rest} ({place}{', ...' if count > 1 else ''})"
+
+
+def counts_by_name(content: InstanceFile) -> Counter:
+    """Objects of each class by its name; classes without any count 0."""
+    names = {category.id: str(category.name) for category in content.categories}
+    counts = Counter(dict.fromkeys(names.values(), 0))
+    counts.update(names[annotation.category_id] for annotation in content.annotations or () if annotation.category_id in names)
+    return counts
 
 
 @dataclass

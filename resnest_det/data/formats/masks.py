@@ -151,8 +151,9 @@ def _read(path: str) -> np.ndarray:
     return values if values.ndim == 2 else values[:, :, 0] + 256 * values[:, :, 1] + 65536 * values[:, :, 2]
 
 
-def connected(mask: np.ndarray) -> list[np.ndarray]:
-    """The parts of a mask (H, W) bool whose pixels touch, at a corner at least, from top to bottom."""
+def connected(mask: np.ndarray, *, corners: bool = True) -> list[np.ndarray]:
+    """The parts of a mask (H, W) bool whose pixels touch, at a side or, with `corners`, at a corner, from top to bottom."""
+    apart = 0 if corners else 1
     padded = np.pad(mask.astype(np.int8), ((0, 0), (1, 1)))
     turns = np.diff(padded, axis=1)
     rows, starts = np.nonzero(turns == 1)
@@ -169,7 +170,7 @@ def connected(mask: np.ndarray) -> list[np.ndarray]:
     for row in range(1, mask.shape[0]):
         above, here = first_of_row[row - 1], first_of_row[row]
         while above < first_of_row[row] and here < first_of_row[row + 1]:
-            if starts[above] <= ends[here] and starts[here] <= ends[above]:
+            if starts[above] + apart <= ends[here] and starts[here] + apart <= ends[above]:
                 low, high = sorted((root(above), root(here)))
                 owner[high] = low
             if ends[above] < ends[here]:

@@ -54,6 +54,10 @@ class Pictures:
     def path(self, name: str) -> str:
         return os.path.join(self.root, name)
 
+    def renamed(self, name: str, found: str) -> bool:
+        """Whether `found` is not simply what `name` is, seen from a folder above."""
+        return not f"/{os.path.abspath(self.path(found)).replace(os.sep, '/')}".endswith(f"/{name.removeprefix('./')}")
+
     def find(self, name: str, where: str, *, stem_only: bool = False) -> str | None:
         """The file that `name` means: this path, or else the one file of this last part of a path, in whatever folder.
 

@@ -7,16 +7,17 @@ from dataclasses import replace
 from resnest_det.data.annotation_files import InstanceFile
 from resnest_det.data.formats.boxes_csv import read_csv
 from resnest_det.data.formats.coco_export import read_coco
+from resnest_det.data.formats.collector import commonest_spellings
 from resnest_det.data.formats.cvat import read_cvat
 from resnest_det.data.formats.label_studio import read_label_studio
 from resnest_det.data.formats.labelme import read_labelme
-from resnest_det.data.formats.labels import ABSENT, KINDS, LabelFiles, Labels, Notes
+from resnest_det.data.formats.labels import ABSENT, KINDS, LabelFiles, Labels, Notes, counts_by_name
 from resnest_det.data.formats.masks import read_masks
 from resnest_det.data.formats.pictures import Pictures
 from resnest_det.data.formats.splitting import split_images
 from resnest_det.data.formats.voc import read_voc
 from resnest_det.data.formats.yolo import read_yolo
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, shown
 
 # One in five images is for evaluation where nobody has said which.
 VAL_FRACTION = 0.2
@@ -54,9 +55,26 @@ def read_labels(files: LabelFiles, *, need_images: bool = True) -> Labels:
     if notes.count(ABSENT) > count:
         first = next(line for line in notes if ABSENT.partition(": ")[2] in line)
         raise UserError(f"{files.path}: most images are absent below {files.image_root}: {first}, and {count} are there")
+    if labels.listed:
+        _tell_of_like_names(labels)
+    used = {str(image.file_name) for image in labels.content.images}
+    without = [name for name in pictures.names if name not in used] if files.split is None else []
+    if without:
+        notes.add("told: images that the labels say nothing of, not taken", without[0], len(without))
     if not count:
         raise UserError(f"{files.path}: no image with labels, of {len(pictures.names)} in {files.image_root}")
     return labels if files.part is None else _part(labels, *files.part)
+
+
+def _tell_of_like_names(labels: Labels) -> None:
+    """Classes are listed on purpose, letters perhaps, so none is taken for another."""
+    names = [str(category.name) for category in labels.content.categories]
+    meant = commonest_spellings(counts_by_name(labels.content))
+    for name in names:
+        if meant[name] != name:
+            labels.notes.add(
+                "told: listed classes that differ in case alone, kept apart", f"{shown(name)} and {shown(meant[name])}"
+            )
 
 
 def panoptic_root_of(panoptic_json: str) -> str:

@@ -53,6 +53,23 @@ def look_at_file(path: str) -> str | None:
     return _LOOKS[suffix](path) if suffix in _LOOKS else None
 
 
+# Of a format that is given, the files it may be in.
+_SUFFIX = {"yolo": ".txt", "voc": ".xml", "cvat": ".xml", "csv": ".csv"}
+
+
+def files_of_kind(folder: str, kind: str) -> list[Found]:
+    """The files at and below a folder that are of this format by their suffix alone; of masks the folder itself."""
+    if kind == "masks":
+        return [Found(kind, folder)]
+    suffix = _SUFFIX.get(kind, ".json")
+    return [
+        Found(kind, os.path.join(parent, name))
+        for parent, names in walk(folder)
+        for name in names
+        if name.lower().endswith(suffix) and name.lower() not in NO_LABELS
+    ]
+
+
 def look_into(folder: str) -> list[Found]:
     """The files with labels at and below a folder, and folders with masks."""
     found: list[Found] = []
@@ -85,23 +102,30 @@ def folders_of_images(folder: str) -> list[str]:
     ]
 
 
+# As what a key holds that is not there.
+_ABSENT = msgspec.Raw(b"null")
+
+
 class _Keys(msgspec.Struct):
-    images: msgspec.Raw | None = None
-    annotations: msgspec.Raw | None = None
-    categories: msgspec.Raw | None = None
-    shapes: msgspec.Raw | None = None
+    images: msgspec.Raw = _ABSENT
+    annotations: msgspec.Raw = _ABSENT
+    categories: msgspec.Raw = _ABSENT
+    shapes: msgspec.Raw = _ABSENT
 
 
 class _Segments(msgspec.Struct):
-    segments_info: msgspec.Raw | None = None
+    segments_info: msgspec.Raw = _ABSENT
 
 
 class _Task(msgspec.Struct):
-    data: msgspec.Raw | None = None
-    annotations: msgspec.Raw | None = None
-    completions: msgspec.Raw | None = None
-    label: msgspec.Raw | None = None
-    annotation_id: msgspec.Raw | None = None
+    data: msgspec.Raw = _ABSENT
+    annotations: msgspec.Raw = _ABSENT
+    completions: msgspec.Raw = _ABSENT
+    annotation_id: msgspec.Raw = _ABSENT
+
+
+def _there(raw: msgspec.Raw) -> bool:
+    return bytes(raw) != b"null"
 
 
 def _json(path: str) -> str | None:
@@ -109,20 +133,18 @@ def _json(path: str) -> str | None:
         content = read_bytes(path)
         if content.lstrip()[:1] == b"[":
             task = next(iter(msgspec.json.decode(content, type=list[_Task])), _Task())
-            old_or_new = task.annotations is not None or task.completions is not None
-            return "label-studio" if (task.data is not None and old_or_new) or task.annotation_id is not None else None
+            full = _there(task.data) and (_there(task.annotations) or _there(task.completions))
+            return "label-studio" if full or _there(task.annotation_id) else None
         keys = msgspec.json.decode(content, type=_Keys)
-        if keys.shapes is not None:
+        if _there(keys.shapes):
             return "labelme"
-        if keys.images is None or keys.categories is None:
+        if not (_there(keys.images) and _there(keys.categories) and _there(keys.annotations)):
             return None
-        if keys.annotations is not None:
-            try:
-                first = next(iter(msgspec.json.decode(keys.annotations, type=list[_Segments])), _Segments())
-            except msgspec.MsgspecError:
-                return "coco"
-            return "panoptic" if first.segments_info is not None else "coco"
-        return None
+        try:
+            first = next(iter(msgspec.json.decode(keys.annotations, type=list[_Segments])), _Segments())
+        except msgspec.MsgspecError:
+            return "coco"
+        return "panoptic" if _there(first.segments_info) else "coco"
     except (msgspec.MsgspecError, UserError, RecursionError, UnicodeDecodeError):
         # A file of thousands of images that is damaged is told by its reader, not passed over.
         return "coco" if re.search(r"instances|coco", plain(os.path.basename(path))) else None
@@ -141,7 +163,8 @@ def _txt(path: str) -> str | None:
     except OSError:
         return None
     numbers = [re.fullmatch(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", word) for word in words]
-    return "yolo" if len(words) >= 5 and all(numbers[:5]) else None
+    # A mistake in one of them is for the reader to tell.
+    return "yolo" if len(words) >= 5 and numbers[0] and sum(map(bool, numbers[:5])) >= 3 else None
 
 
 def _yaml(path: str) -> str | None:

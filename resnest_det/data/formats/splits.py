@@ -8,10 +8,18 @@ from dataclasses import replace
 from resnest_det.data.formats.boxes_csv import splits_in
 from resnest_det.data.formats.coco_export import image_root_in
 from resnest_det.data.formats.collector import commonest_spellings
-from resnest_det.data.formats.labels import KINDS, LabelFiles, Labels
+from resnest_det.data.formats.labels import KINDS, LabelFiles, Labels, counts_by_name
 from resnest_det.data.formats.pictures import plain, walk
 from resnest_det.data.formats.reading import VAL_FRACTION, read_labels
-from resnest_det.data.formats.recognise import PER_IMAGE, Found, folders_of_images, look_at_file, look_into, split_of
+from resnest_det.data.formats.recognise import (
+    PER_IMAGE,
+    Found,
+    files_of_kind,
+    folders_of_images,
+    look_at_file,
+    look_into,
+    split_of,
+)
 from resnest_det.data.formats.yolo import folder_of_images, read_data_yaml
 from resnest_det.errors import UserError, nearest
 
@@ -101,9 +109,9 @@ def _sets(path: str, kind: str | None, images: str | None) -> dict[str | None, L
         if kind is None:
             raise UserError(f"{path}: labels of no format that is known ({', '.join(KINDS)}); --from names one")
         return _of_file(Found(kind, path), None, images or _root_near(path), images)
-    found = look_into(path)
-    kind = kind or _one_kind(found, path)
-    found = [each for each in found if each.kind == kind]
+    looked = look_into(path)
+    given, kind = kind, kind or _one_kind(looked, path)
+    found = [each for each in looked if each.kind == kind] or (files_of_kind(path, kind) if given else [])
     if not found:
         raise UserError(f"{path}: there are no {kind} labels in it")
     # A data.yaml without splits only has the names.
@@ -161,9 +169,12 @@ def _of_file(found: Found, split: str | None, root: str, images: str | None) -> 
         data = read_data_yaml(found.path)
         if not data.splits:
             raise UserError(f"{found.path}: has no train, val or test")
-        return {
+        sets = {
             name: LabelFiles(found.path, "yolo", images or folder_of_images(data, name, found.path), name) for name in data.splits
         }
+        # Written so where nobody has split the images: the keys must be there.
+        same = len(sets) > 1 and len({tuple(entries) for entries in data.splits.values()}) == 1
+        return {None: next(iter(sets.values()))} if same else sets
     if found.kind == "csv" and split is None:
         splits = splits_in(found.path)
         if splits:
@@ -230,16 +241,8 @@ def _classes(read: dict[str, Labels]) -> tuple[str, ...]:
         return tuple(names)
     counts = Counter(dict.fromkeys(names, 0))
     for labels in read.values():
-        counts.update(counts_of(labels))
+        counts.update(counts_by_name(labels.content))
     return tuple(sorted(set(commonest_spellings(counts).values())))
-
-
-def counts_of(labels: Labels) -> Counter:
-    """Objects of each class by its name; classes without any count 0."""
-    names = {category.id: str(category.name) for category in labels.content.categories}
-    counts = Counter(dict.fromkeys(names.values(), 0))
-    counts.update(names[annotation.category_id] for annotation in labels.content.annotations if annotation.category_id in names)
-    return counts
 
 
 def _tell(read: dict[str, Labels], classes: tuple[str, ...]) -> None:
@@ -249,7 +252,7 @@ def _tell(read: dict[str, Labels], classes: tuple[str, ...]) -> None:
             "%s: %s labels in %s, %d images, %d objects", name, labels.files.kind, labels.files.path, len(content.images),
             len(content.annotations),
         )  # fmt: skip
-        counts = counts_of(labels)
+        counts = counts_by_name(labels.content)
         absent = [each for each in classes if not counts[each]]
         if absent and len(absent) < len(classes):
             few = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")

@@ -22,7 +22,8 @@ from resnest_det.errors import UserError, shown
 
 NAMES_FILES = ("classes.txt", "obj.names", "predefined_classes.txt", "labels.txt", "classes.names")
 # Other texts that are beside labels.
-NO_LABELS = (*NAMES_FILES, "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt", "notes.txt", "requirements.txt")
+NO_LABELS = (*NAMES_FILES, "readme.txt", "notes.txt", "requirements.txt")
+_LISTS = ("train", "val", "valid", "test")  # of images, unless an image has this name
 SPLIT_KEYS = ("train", "val", "test")
 _MOST_CLASSES = 100_000
 
@@ -80,16 +81,7 @@ def read_data_yaml(path: str) -> DataYaml:
     Raises:
         UserError: it is no YAML, or has no list of different names; names the file and the key.
     """
-    try:
-        content = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark is not None else ""
-        raise UserError(f"{path}: {line}malformed YAML: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a data.yaml: holds {shown(content)}")
+    content = _content_of(path)
     splits = {}
     for split in SPLIT_KEYS:
         entry = content.get(split, content.get("valid") if split == "val" else None)
@@ -100,6 +92,20 @@ def read_data_yaml(path: str) -> DataYaml:
         if found:
             splits[split] = found
     return DataYaml(_names_of(content, path), splits, "kpt_shape" in content)
+
+
+def _content_of(path: str) -> dict:
+    try:
+        content = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark is not None else ""
+        raise UserError(f"{path}: {line}malformed YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a data.yaml: holds {shown(content)}")
+    return content
 
 
 def _names_of(content: dict, path: str) -> list[str]:
@@ -209,7 +215,11 @@ def _match(images: Sequence[str], files: LabelFiles, pictures: Pictures) -> tupl
     # Of a split, the folders of the labels may be those of other splits, too.
     whole = os.path.isdir(files.path)
     stems_of_all = set() if whole else {plain(stem) for name in pictures.names for stem in _label_stems(name, files, pictures)}
-    return labels, [path for stem, path in found.items() if path not in owners and stem not in stems_of_all]
+
+    def is_other(stem: str) -> bool:
+        return stem in stems_of_all or os.path.basename(stem) in _LISTS
+
+    return labels, [path for stem, path in found.items() if path not in owners and not is_other(stem)]
 
 
 def _label_stems(name: str, files: LabelFiles, pictures: Pictures) -> Iterator[str]:
@@ -224,6 +234,8 @@ def _label_stems(name: str, files: LabelFiles, pictures: Pictures) -> Iterator[s
             yield os.sep.join([*parts[:index], "labels", *parts[index + 1 :]])
             break
     yield path
+    if os.path.isfile(files.path):
+        yield os.path.normpath(os.path.join(os.path.dirname(files.path), "labels", stem))
 
 
 def _names_near(files: LabelFiles) -> list[str]:
@@ -236,7 +248,8 @@ def _names_near(files: LabelFiles) -> list[str]:
                 return _different([line.strip() for line in read_lines(path) if line.strip()], path)
         for name in sorted(os.listdir(folder)):
             if name.lower().endswith((".yaml", ".yml")) and b"names" in _head(os.path.join(folder, name)):
-                return read_data_yaml(os.path.join(folder, name)).names
+                path = os.path.join(folder, name)
+                return _names_of(_content_of(path), path)
         folder = os.path.dirname(folder)
     return []
 
@@ -272,7 +285,8 @@ def _objects(path: str, keypoints: bool) -> Iterator[tuple[int, int, list[float]
 def _add(collector: Collector, image: Image, name: str, values: list[float], place: str) -> None:
     width, height = image.width, image.height
     if len(values) > 5:
-        scaled = [value * (height if index % 2 else width) for index, value in enumerate(values)]
+        # Rounded, so that coordinates of four decimals come back as they were before they were divided by the sides.
+        scaled = [round(value * (height if index % 2 else width), 4) for index, value in enumerate(values)]
         collector.polygons(image, name, parts_of_outline(scaled), place)
         return
     if len(values) == 5:
@@ -282,6 +296,7 @@ def _add(collector: Collector, image: Image, name: str, values: list[float], pla
         collector.notes.add("left out: boxes of negative width or height", place)
         return
     corners = [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
+    corners = [round(corner, 4) for corner in corners]
     collector.box(image, name, corners, place)
 
 
@@ -310,6 +325,7 @@ def parts_of_outline(outline: Sequence[float]) -> list[list[float]]:
             part = []
         else:
             part.append(point)
-    if len(part) >= 3 or not parts:
-        parts.append(part)
-    return [[value for point in each for value in point] for each in parts]
+    polygons = [[value for point in each for value in point] for each in parts]
+    closed = len(polygons) == 1 and not part
+    # Other outlines may cross their first point, too.
+    return polygons if closed or (polygons and outline_of_parts(polygons) == list(outline)) else [list(outline)]
