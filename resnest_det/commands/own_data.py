@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
@@ -74,17 +74,16 @@ def settings_of(
         datasets, own = _datasets(args.data)
         overrides = own + overrides
     if not args.model:
-        lines = ()
-        if args.auto_batch:
-            config = _earlier(args, load(args.config_file, overrides).OUTPUT_DIR) or args.config_file
-            schedule = (
-                Schedule({}, ())
-                if config != args.config_file
-                else _lowered(load(config, overrides), registered | datasets, processes)
-            )
-            overrides, lines = overrides + _flat(schedule), schedule.lines
-            return Settings(config, overrides, datasets, lines)
-        return Settings(args.config_file, overrides, datasets, lines)
+        settings = Settings(args.config_file, overrides, datasets)
+        if not args.auto_batch:
+            return settings
+        cfg = load(args.config_file, overrides)
+        if earlier := _earlier(args, cfg.OUTPUT_DIR):
+            return replace(settings, config_file=earlier)
+        register_datasets_of(with_datasets(cfg, registered | datasets))
+        with _quiet():
+            schedule = lower_to_memory(cfg, processes)
+        return replace(settings, overrides=overrides + _flat(schedule), lines=schedule.lines)
 
     if args.num_machines > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError(
@@ -121,12 +120,6 @@ def _earlier(args: argparse.Namespace, folder: str) -> str:
     """The configuration of the run that is resumed, "" where there is none."""
     path = Path(folder, "config.yaml")
     return str(path) if args.resume and path.is_file() and Path(folder, "last_checkpoint").is_file() else ""
-
-
-def _lowered(cfg: CfgNode, datasets: dict[str, DatasetFiles], processes: int) -> Schedule:
-    register_datasets_of(with_datasets(cfg, datasets))
-    with _quiet():
-        return lower_to_memory(cfg, processes)
 
 
 def _flat(schedule: Schedule) -> list:

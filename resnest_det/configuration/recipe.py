@@ -194,8 +194,10 @@ def by_machine(plan: Plan, data: Statistics, machine: Machine, fits: int) -> Non
     plan.choose("SOLVER.WARMUP_ITERS", min(1000, max(1, solver.MAX_ITER // 10)), "a tenth of the run, 1000 at most")
     epoch = math.ceil(images / batch)
     period = max(epoch, math.ceil(solver.MAX_ITER / 10))
-    plan.choose("TEST.EVAL_PERIOD", period, "ten times in the run, once in an epoch at most")
-    plan.choose("TEST.PATIENCE", 5, "half of the evaluations without a better one: it will not come")
+    if plan.cfg.DATASETS.TEST:
+        plan.choose("TEST.EVAL_PERIOD", period, "ten times in the run, once in an epoch at most")
+        if plan.cfg.TEST.EVAL_PERIOD:
+            plan.choose("TEST.PATIENCE", 5, "half of the evaluations without a better one: it will not come")
     plan.choose("SOLVER.CHECKPOINT_PERIOD", period, "with each evaluation")
     plan.choose("SOLVER.CHECKPOINTS_KEPT", 2, "beside the best and the last")
     if any(norm in ("BN", "SyncBN") for norm in _norms_of(plan.cfg)):

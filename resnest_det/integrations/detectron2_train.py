@@ -61,7 +61,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Detectron2's configuration with the keys of ResNeSt, then a YAML file, then `KEY VALUE` overrides; frozen.
 
     MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH, TEST.AP_MAX_DETECTIONS, keys in epochs and the datasets and
-    classes of DATASETS exist as in the built-in detector. TEST.FOLD_NORMS has no effect: Detectron2 always evaluates the model as it is.
+    classes of DATASETS exist as in the built-in detector. TEST.FOLD_NORMS has no effect: Detectron2 evaluates the model as it is.
     Neither has TEST.PICTURES: it draws none.
 
     Raises:

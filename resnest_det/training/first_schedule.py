@@ -8,12 +8,12 @@ from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.recipe import BATCH, Machine, Plan, by_data, by_machine
 from resnest_det.configuration.solver import RATE_KEYS
+from resnest_det.configuration.weights import fetch_initial_weights
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
 from resnest_det.data.statistics import Statistics, statistics_of
 from resnest_det.errors import UserError
 from resnest_det.training.measuring import measure_fit
-from resnest_det.weights.downloads import resolve_weights
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def choose_schedule(cfg: CfgNode, given: Collection[str], processes: int, traine
         raise UserError(f"{data.name}: there are no images")
     by_data(plan, data, machine, trained_detector)
     if plan.cfg.MODEL.WEIGHTS:
-        resolve_weights(plan.cfg.MODEL.WEIGHTS)  # that they cannot be had is told before anything is measured
+        fetch_initial_weights(plan.cfg.MODEL.WEIGHTS)  # that they cannot be had is told before anything is measured
     lines, fits = [], BATCH
     if "SOLVER.IMS_PER_BATCH" not in given:
         fit = measure_fit(plan.cfg, data, max(2, BATCH // processes))
