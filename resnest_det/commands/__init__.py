@@ -20,6 +20,7 @@ from resnest_det.stopping import end_interrupted, handle_signals, prepare_end
 # name: (module of this folder with a `main(arguments)`, what it does)
 COMMANDS = {
     "train": ("train_net", "train and evaluate a detector from a configuration file"),
+    "predict": ("predict", "find objects in images and videos with a trained detector"),
     "classify": ("classify", "name what is in images: the most probable ImageNet classes"),
     "verify": ("verify_imagenet", "measure a classifier's accuracy on the validation images of ImageNet"),
     "convert": ("convert_weights", "translate a checkpoint into another library's parameter names"),

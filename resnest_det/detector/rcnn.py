@@ -65,9 +65,7 @@ class GeneralizedRCNN(ImageModel):
         """Detections; see `ImageModel.results`."""
         proposals, _ = self.proposal_generator(features, image_sizes)
         detections = self.roi_heads.detect(features, [image.boxes for image in proposals], image_sizes)
-        return [
-            rescale_detections(*image, compact=self.compact_masks) for image in zip(detections, image_sizes, output_sizes)
-        ]
+        return [rescale_detections(*image, compact=self.compact_masks) for image in zip(detections, image_sizes, output_sizes)]
 
     def prepare_targets(self, batch: Sequence[dict], image_sizes: Sequence[tuple[int, int]]) -> list[dict]:
         """The targets on the model's device, with the `image_size`, the `name` and the `generator` (or None) of each image."""

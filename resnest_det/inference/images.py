@@ -9,7 +9,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Union
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from resnest_det.data.image import MAX_PIXELS, read_image, to_eight_bits
 from resnest_det.errors import UserError, printable
 from resnest_det.weights.transfer import open_web
 
-Source = Union[str, os.PathLike, np.ndarray, Image.Image, torch.Tensor]
+Source = str | os.PathLike | np.ndarray | Image.Image | torch.Tensor
 
 _TIMEOUT = 20  # seconds without a byte
 _MOST_SECONDS = 120  # for all of them
@@ -52,7 +51,7 @@ def read_picture(source: Source, image_format: str, name: str = "image") -> Pict
 
     Args:
         source: a path or an address (http, https), turned upright by its EXIF orientation; or pixels: an array (H, W), (H, W, 1)
-            or (H, W, 3) uint8 in RGB, one of Pillow's images, as it is, or a tensor (C, H, W), uint8 or float from 0 to 1, in RGB.
+            or (H, W, 3) uint8 in RGB, one of Pillow's images, as it is, or a tensor (C, H, W) in RGB, uint8 or float from 0 to 1.
         image_format: "BGR", "RGB" or "L".
         name: of an image that has none.
 

@@ -117,9 +117,7 @@ class Predictor:
         """An image as the model takes it, resized; may be called from several threads."""
         height, width = picture.pixels.shape[:2]
         record = {"height": height, "width": width, "image_id": 0, "file_name": picture.name}
-        return sample_of_pixels(
-            record, picture.pixels, short_side=self.backend.short_side, max_side=self.backend.max_side
-        )
+        return sample_of_pixels(record, picture.pixels, short_side=self.backend.short_side, max_side=self.backend.max_side)
 
     def predict_pictures(self, pictures: Sequence[Picture], samples: Sequence[Sample] | None = None) -> list[Result]:
         """What is found in images that were read, all together in one batch.

@@ -22,7 +22,7 @@ from resnest_det.evaluation.coco import detections_to_coco
 from resnest_det.files import atomic_write
 from resnest_det.inference.classes import Classes
 
-_PICTURES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+PICTURES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,9 +159,9 @@ class Result:
             columns["tracker_id"] = self.tracker_ids.numpy()
         return _optional("pandas", "pandas").DataFrame(columns)
 
-    def to_json(self) -> dict:
+    def to_json(self, image_id: int | str | None = None) -> dict:
         """Everything that JSON takes: file_name, height, width, `detections` of `to_coco` with their names, and `segments`."""
-        detections = [entry | {"name": name} for entry, name in zip(self.to_coco(), self.names)]
+        detections = [entry | {"name": name} for entry, name in zip(self.to_coco(image_id), self.names)]
         found = {"file_name": self.file_name, "height": self.height, "width": self.width, "detections": detections}
         return found | ({"segments": self.segments} if self.segment_map is not None else {})
 
@@ -216,10 +216,10 @@ class Result:
         suffix = os.path.splitext(path)[1].lower()
         if suffix == ".json":
             write_file(path, json.dumps(self.to_json()).encode())
-        elif suffix in _PICTURES:
+        elif suffix in PICTURES:
             write_picture(path, self.draw())
         else:
-            raise UserError(f"{path}: results are saved as {', '.join(_PICTURES)} or .json")
+            raise UserError(f"{path}: results are saved as {', '.join(PICTURES)} or .json")
 
     def panoptic_png(self) -> bytes:
         """The segment map as a PNG in COCO's panoptic format: the id is R + 256 G + 256² B."""
@@ -234,7 +234,7 @@ def write_picture(path: str, picture: Image.Image) -> None:
     """
     try:
         with atomic_write(path, "wb", sync=False) as file:
-            picture.save(file, format=_PICTURES[os.path.splitext(path)[1].lower()], quality=92)
+            picture.save(file, format=PICTURES[os.path.splitext(path)[1].lower()], quality=92)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
