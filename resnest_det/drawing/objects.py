@@ -55,7 +55,7 @@ def draw_objects(
     if not len(boxes):
         return image.copy()
     classes = [int(each) for each in classes]
-    colors = class_colors(len(class_names)) if colors is None else colors
+    colors = class_colors(max(classes) + 1) if colors is None else colors
     of_each = [tuple(colors[label]) for label in classes]
     if labels is None:
         labels = [class_names[label] for label in classes]

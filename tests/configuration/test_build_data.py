@@ -187,7 +187,12 @@ def test_classes_are_matched_by_name(make_cfg, write_coco):
     assert [dataset.metadata.thing_classes for dataset in data.test] == [["cat", "dog"]] * 2
     assert data.test[1].metadata.thing_dataset_id_to_contiguous_id == {1: 1, 2: 0}
     assert {a["category_id"] for record in data.test[1].records for a in record["annotations"]} == {1}
-    assert data.trained_on == {"thing_classes": ["cat", "dog"], "thing_ids": [1, 2], "input_format": "BGR"}
+    assert data.trained_on == {
+        "thing_classes": ["cat", "dog"],
+        "thing_ids": [1, 2],
+        "thing_colors": [[255, 77, 77], [61, 103, 204]],
+        "input_format": "BGR",
+    }
 
     cfg.DATASETS.TRAIN = ("swapped",)
     data = read_run_data(cfg, train=True)
