@@ -7,6 +7,7 @@ from resnest_det.commands import train_net
 from resnest_det.commands.export_model import main
 from resnest_det.errors import UserError
 from resnest_det.inference.exported import ExportedDetector
+from resnest_det.inference.predictor import Predictor
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from tests.helpers.tiny_run import write_tiny_run
 
@@ -39,7 +40,16 @@ def test_a_run_becomes_a_file_with_the_same_figures(run, tmp_path, capsys):
     assert settings["trained_on"] == read_checkpoint(weights)["trained_on"]
     assert settings["trained_on"]["thing_classes"] == ["red", "blue"]
     assert (settings["short_side"], settings["max_side"], settings["input_format"]) == (64, 1333, "RGB")
-    assert "META_ARCHITECTURE: GeneralizedRCNN" in settings["config"]
+    assert "META_ARCHITECTURE: GeneralizedRCNN" in settings["config"] and str(folder) not in settings["config"]
+
+    picture = sorted((folder.parent / "images").iterdir())[0]
+    of_file, of_run = (Predictor(source, score_threshold=0)(picture) for source in (out, weights))
+    assert of_file.classes == of_run.classes and of_file.classes.things.names == ("red", "blue")
+    # The run's own threshold keeps fewer.
+    assert len(of_run.scores) <= len(of_file.scores)
+    torch.testing.assert_close(of_file.boxes[: len(of_run.boxes)], of_run.boxes, rtol=0, atol=1e-3)
+    with pytest.raises(UserError, match="device 'cuda' is not supported for .*tiny.pt: an exported detector runs on the CPU"):
+        Predictor(out, device="cuda")
 
     def evaluate(weights, *keys):
         train_net.main([*arguments, "--engine", "builtin", "--eval-only", "MODEL.WEIGHTS", str(weights), *keys])
