@@ -24,7 +24,7 @@ class MatchedDetections:
 
     Attributes:
         images, classes: how many there are.
-        image, label, area: (M,) of each detection.
+        image, label, area, score: (M,) of each detection.
         match: (10, M) the object that it matches at each threshold of overlap, -1 where it is false, -2 where it does not count.
         object_image, object_label, object_area: (N,) of each object that counts; others have label -1.
     """
@@ -34,6 +34,7 @@ class MatchedDetections:
     image: np.ndarray
     label: np.ndarray
     area: np.ndarray
+    score: np.ndarray
     match: np.ndarray
     object_image: np.ndarray
     object_label: np.ndarray
@@ -67,6 +68,7 @@ def matched_detections(ground_truth: dict, detections: list[dict], task: str = "
         np.array([image_of[each["image_id"]] for each in detections], dtype=np.int64)[order],
         np.array([class_of[each["category_id"]] for each in detections], dtype=np.int64)[order],
         sides.prod(axis=1)[order],
+        scores[order],
         match[:, order],
         np.array([image_of[each["image_id"]] for each in objects], dtype=np.int64),
         np.array([-1 if each["iscrowd"] else class_of[each["category_id"]] for each in objects], dtype=np.int64),
@@ -138,3 +140,28 @@ def interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float
     outside = 50 * (1 - confidence)
     low, high = np.percentile(values, (outside, 100 - outside))
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class BestThreshold:
+    """The score from which the detections of a class have the best F1 at an overlap of 0.5, and what it gives (0 to 1)."""
+
+    score: float
+    precision: float
+    recall: float
+
+
+def best_thresholds(matched: MatchedDetections) -> list[BestThreshold | None]:
+    """For each class; None where there are no objects, or no detection is right."""
+    thresholds: list[BestThreshold | None] = []
+    for label in range(matched.classes):
+        own = np.flatnonzero((matched.label == label) & (matched.match[0] != -2))
+        objects = int((matched.object_label == label).sum())
+        found = np.cumsum(matched.match[0, own] >= 0)
+        if not objects or not len(found) or not found[-1]:
+            thresholds.append(None)
+            continue
+        best = int(np.argmax(2 * found / (np.arange(1, len(found) + 1) + objects)))
+        score, precision = float(matched.score[own[best]]), float(found[best] / (best + 1))
+        thresholds.append(BestThreshold(score, precision, float(found[best] / objects)))
+    return thresholds
