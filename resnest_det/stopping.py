@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 # A launcher passes on a signal that the terminal has sent to every process already: both together are one.
@@ -30,7 +31,7 @@ _received: tuple[int, float] | None = None  # the first signal and when it came
 _deferring = False
 _waiting = False
 _nothing_to_tidy = False
-_status: int | None = None  # of a process that ends after a signal
+_status: int | None = None  # of a process that ends after a signal or an error
 
 
 def handle_signals(*, importing: bool = False) -> None:
@@ -137,20 +138,25 @@ def end_children() -> None:
         child.kill()
 
 
-def end_interrupted(stop: KeyboardInterrupt, *, say: bool = True) -> None:
+def end_interrupted(stop: KeyboardInterrupt, *, say: bool = True) -> NoReturn:
     """End this process after `stop` with the status of its signal (`SystemExit`), and, to `say` so, a line on standard error."""
-    global _status
     number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-    _status = 128 + number
     if say:
         print(WORDS[number], file=sys.stderr, flush=True)
-    signal.signal(signal.SIGALRM, lambda *_: _end_now(_status))
+    signal.signal(signal.SIGALRM, lambda *_: _end_now(128 + number))
     signal.setitimer(signal.ITIMER_REAL, _TIDYING)
     # Frees the loaders, which then end their workers.
     traceback.clear_frames(stop.__traceback__)
     end_children()
     signal.setitimer(signal.ITIMER_REAL, 0)
-    sys.exit(_status)
+    end(128 + number)
+
+
+def end(status: int) -> NoReturn:
+    """`sys.exit`, with what is registered for the end, but without waiting until the interpreter and torch are taken down."""
+    global _status
+    _status = status
+    sys.exit(status)
 
 
 def _skip_teardown() -> None:

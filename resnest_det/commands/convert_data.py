@@ -56,6 +56,6 @@ def main(arguments: list[str]) -> None:
         print(printable(line))
     objects = sum(len(record["annotations"]) for record in dataset.records)
     classes = len(dataset.metadata.thing_classes)
-    print(printable(f"{out}: {len(dataset.records)} images, {objects} objects to learn from, {classes} classes"))
+    print(printable(f"{out}: {len(dataset.records)} images, {objects} objects, {classes} classes"))
     if options.format == "coco":
         print(printable(f"train on it with --register mine={out} DATASETS.TRAIN \"('mine',)\""))

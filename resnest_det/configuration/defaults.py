@@ -234,6 +234,8 @@ DEFAULTS = dict(
         WARMUP_METHOD="linear",
         CHECKPOINT_PERIOD=5000,
         CHECKPOINT_EPOCHS=0.0,
+        CHECKPOINTS_KEPT=0,  # this project's own: of those saved every CHECKPOINT_PERIOD, the last ones; 0 keeps all
+        EMA=dict(ENABLED=False, DECAY=0.999),  # this project's own: evaluate and save a moving average of the parameters too
         REFERENCE_WORLD_SIZE=0,
         CLIP_GRADIENTS=dict(ENABLED=False, CLIP_TYPE="value", CLIP_VALUE=1.0, NORM_TYPE=2.0),
         AMP=dict(ENABLED=False),
@@ -241,6 +243,8 @@ DEFAULTS = dict(
     TEST=dict(
         EVAL_PERIOD=0,
         EVAL_EPOCHS=0.0,
+        BEST_METRIC="",  # this project's own: the figure by which model_best.pth is chosen, such as "segm/AP"; "": by the model
+        PATIENCE=0,  # this project's own: evaluations without a better figure after which training stops; 0: it does not
         EXPECTED_RESULTS=[],
         KEYPOINT_OKS_SIGMAS=[],
         DETECTIONS_PER_IMAGE=100,

@@ -22,6 +22,7 @@ from resnest_det.data.annotation_files import (
     must_be,
     no_list,
     read_annotation_file,
+    without_collector,
 )
 from resnest_det.data.outlines import check_outlines, slack_of
 from resnest_det.errors import UserError
@@ -44,6 +45,11 @@ class Metadata:
 
 
 @dataclass(frozen=True)
+class LabelsMetadata(Metadata):
+    """What is known of labels in any format: `json_file` is their file or folder, which other libraries cannot read as COCO's."""
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A dataset read into memory (images stay on disk).
 
@@ -63,6 +69,7 @@ class Dataset:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
+@without_collector()
 def load_coco_instances(name: str, json_file: str, image_root: str, *, keep_truth: bool = False) -> Dataset:
     """Read a COCO instance JSON file (https://cocodataset.org/#format-data); docs/data.md has the rules that it is held to.
 

@@ -24,6 +24,7 @@ from resnest_det.data.annotation_files import (
     check_text,
     must_be,
     read_annotation_file,
+    without_collector,
 )
 from resnest_det.data.coco import Dataset, image_entry, load_coco_instances, with_classes
 from resnest_det.data.image import READERS
@@ -51,6 +52,7 @@ class PanopticMetadata(SemanticMetadata):
     stuff_dataset_id_to_contiguous_id: dict[int, int]
 
 
+@without_collector()
 def load_coco_panoptic(
     name: str,
     panoptic_json: str,

@@ -1,10 +1,10 @@
-"""ResNeSt inside torchvision: importing this module registers detectors and segmentation models for `torchvision.models.get_model`.
+"""ResNeSt inside torchvision: importing this registers detectors and segmentation models for `torchvision.models.get_model`.
 
     import resnest_det.integrations.torchvision
     model = torchvision.models.get_model("maskrcnn_resnest50_fpn", weights_backbone="DEFAULT", num_classes=5)
 
-`resnest_fpn_backbone` is the backbone for torchvision's own classes; `resnest_det.integrations.torchvision_detector.to_torchvision`
-makes one of those of a detector trained here.
+`resnest_fpn_backbone` is the backbone for torchvision's own classes; `to_torchvision`, in `torchvision_detector.py`, makes one of
+those of a detector trained here.
 """
 
 import warnings
@@ -242,13 +242,15 @@ def _with_weights(model: nn.Module, weights: str | None) -> nn.Module:
     with errors_naming(path):
         check_numbers(state)
         targets = {name: value.shape for name, value in model.state_dict().items()}
-        wrong = [name for name in {**targets, **state} if name not in state or state[name].shape != targets.get(name)]
+        # Frozen norms count no batches.
+        names = [name for name in {**targets, **state} if not name.endswith("num_batches_tracked")]
+        wrong = [name for name in names if name not in state or state[name].shape != targets.get(name)]
         if wrong:
             name = wrong[0]
             in_file = tuple(state[name].shape) if name in state else "absent"
             in_model = tuple(targets[name]) if name in targets else "absent"
             raise UserError(
-                f"{len(wrong)} parameters do not fit the model, for instance {name}: {in_file} in the file, {in_model} in the model"
+                f"{len(wrong)} parameters do not fit the model, as {name}: {in_file} in the file, {in_model} in the model"
             )
     model.load_state_dict(state)
     return model

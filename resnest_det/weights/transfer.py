@@ -127,7 +127,7 @@ def download(url: str, part: Path, timeout: float) -> None:
             forget(part)
             _write_notes(part, response.headers, total)
         else:
-            raise Unavailable(f"HTTP {response.status} {response.reason}")
+            raise Unavailable(f"HTTP {response.status} {response.reason}"[:200])
         _receive(response, part, start, total)
 
 

@@ -9,8 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults.faults import FAULTS, can_mount, faults
+from tests.faults.faults import FAULTS, faults, possible
 from tests.faults.kills import kills
+from tests.faults.runs import Training
 
 
 def main() -> None:
@@ -21,13 +22,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        given = options.count, options.processes, options.seed
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        training = Training(folder / "training", options.processes)
         if options.what == ["kills"]:
-            found = kills(Path(folder), *given)
+            found = kills(training, folder, options.count, options.seed)
         else:
-            names = [name for name in FAULTS if name != "full_file_system" or can_mount()]
-            found = faults(Path(folder), names if options.what == ["all"] else options.what, *given)
+            names = possible(options.processes) if options.what == ["all"] else options.what
+            found = faults(training, folder, names, options.count, options.seed)
     print(", ".join(f"{name} {value:.4g}" for name, value in found.items()), f"in {time.monotonic() - begun:.0f} s")
 
 

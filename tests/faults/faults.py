@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.faults.machines import can_make_networks, lossy_network, machine_vanishes
 from tests.faults.runs import ITERATIONS, PATIENCE, Run, Training, ends_in_one_line, processes_of, wait_until_gone
 from tests.helpers.commands import ROOT
 
@@ -204,7 +205,7 @@ def images_gone(training: Training, folder: Path, numbers: random.Random) -> str
     return error
 
 
-# Of each: does it take a run of one process, or of two as well?
+# The last two are of runs on two machines, each with one process.
 FAULTS: dict[str, Callable[[Training, Path, random.Random], str]] = {
     function.__name__: function
     for function in (
@@ -218,12 +219,24 @@ FAULTS: dict[str, Callable[[Training, Path, random.Random], str]] = {
         two_at_once,
         output_gone,
         images_gone,
+        machine_vanishes,
+        lossy_network,
     )
 }
 
 
-def faults(folder: Path, names: list[str], count: int, processes: int, seed: int = 0) -> dict[str, int]:
-    """Each of `names` `count` times, on runs of `processes` processes.
+def possible(processes: int) -> list[str]:
+    """Names of the faults that this user can bring about on runs of that many processes."""
+    impossible = {"full_file_system"} if not can_mount() else set()
+    if processes != 2:
+        impossible |= {"machine_vanishes", "lossy_network"}
+    elif not can_make_networks():
+        impossible.add("lossy_network")
+    return [name for name in FAULTS if name not in impossible]
+
+
+def faults(training: Training, folder: Path, names: list[str], count: int, seed: int = 0) -> dict[str, int]:
+    """Each of `names` `count` times.
 
     Returns:
         how often each was survived; what was seen is printed.
@@ -231,7 +244,6 @@ def faults(folder: Path, names: list[str], count: int, processes: int, seed: int
     Raises:
         AssertionError: with the name and number of the fault.
     """
-    training = Training(folder / "training", processes)
     found = dict.fromkeys(names, 0)
     for number in range(count):
         for name in names:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from tests.faults.runs import ITERATIONS, Run, Training, command_line, processes_of, wait_until_gone
 
-# Whoever is left ends by itself within this time: a data worker looks after its parent every 5 s.
-_ORPHANS = 30.0
+# Whoever is left ends by itself: a data worker looks after its parent every 5 s. On a busy machine all takes long.
+_ORPHANS = 60.0
 
 
-def kills(folder: Path, count: int, processes: int, seed: int = 0) -> dict[str, int | float]:
-    """Kill runs of `processes` processes `count` times, go on after each until they are complete, and see that all is as if
-    nothing had happened.
+def kills(training: Training, folder: Path, count: int, seed: int = 0) -> dict[str, int | float]:
+    """Kill runs `count` times, go on after each until they are complete, and see that all is as if nothing had happened.
 
     Half of the kills hit the whole session, the others one process of it: the launcher, a rank, a data worker.
 
@@ -26,7 +25,6 @@ def kills(folder: Path, count: int, processes: int, seed: int = 0) -> dict[str, 
         AssertionError: with the number of the kill.
     """
     numbers = random.Random(seed)
-    training = Training(folder / "training", processes)
     found = {"runs": 0, "starting": 0, "training": 0, "ending": 0, "outlived": 0.0}
     done = 0
     while done < count:

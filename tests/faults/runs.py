@@ -35,8 +35,8 @@ class Training:
     def __init__(self, folder: Path, processes: int = 1, keys: Sequence[str] = ()):
         folder.mkdir(parents=True)
         self.folder = folder
-        flags = ["--num-processes", str(processes)] if processes > 1 else []
-        self.arguments = [*write_tiny_run(folder), *flags]
+        self.arguments = write_tiny_run(folder)
+        self.flags = ["--num-processes", str(processes)] if processes > 1 else []
         self.keys = [*KEYS, "DATALOADER.NUM_WORKERS", "1", *keys]
         run = Run(self, folder / "out")
         begun = time.monotonic()
@@ -59,9 +59,10 @@ class Run:
         self.output.write_text("")
         self._printed_before = 0
 
-    def start(self, *flags: str, keys: Sequence[str] = (), **options: Any) -> subprocess.Popen:
-        """Begin, or go on; `options` as `start_training` has them."""
+    def start(self, flags: Sequence[str] | None = None, keys: Sequence[str] = (), **options: Any) -> subprocess.Popen:
+        """Begin, or go on; `options` as `start_training` has them, `flags` instead of those of the training."""
         self._printed_before = self.output.stat().st_size
+        flags = self.training.flags if flags is None else flags
         arguments = [*self.training.arguments, "--resume", *flags, *self.training.keys, "OUTPUT_DIR", str(self.out), *keys]
         options["env"] = {"OMP_NUM_THREADS": "1", **options.get("env", {})}
         with self.output.open("a") as output:

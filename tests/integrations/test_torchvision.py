@@ -46,6 +46,9 @@ def test_detections_have_torchvisions_shapes_and_survive_scripting(kind):
     model = detector(kind, num_classes=2 if kind == "keypointrcnn" else 5).eval()
     if kind in ONE_STAGE:
         model.score_thresh = 0.0
+        model.detections_per_img = 5
+    else:
+        model.roi_heads.detections_per_img = 5
     images = [torch.rand(3, 64, 80), torch.rand(3, 90, 60)]
     with torch.inference_mode(), torch.jit.optimized_execution(False):
         found, (_, scripted) = model(images), torch.jit.script(model)(images)
@@ -148,7 +151,7 @@ def test_a_trained_detector_is_loaded(tmp_path):
     again = get_model("retinanet_resnest14_fpn", weights=str(tmp_path / "checkpoint.pth"), num_classes=3)
     name = "head.classification_head.cls_logits.weight"
     assert torch.equal(again.state_dict()[name], model.state_dict()[name])
-    with pytest.raises(UserError, match=r"checkpoint.pth: \d+ parameters do not fit the model, for instance head.*27.*36"):
+    with pytest.raises(UserError, match=r"checkpoint.pth: \d+ parameters do not fit the model, as .* in the file, "):
         get_model("retinanet_resnest14_fpn", weights=str(tmp_path / "checkpoint.pth"), num_classes=4)
 
 

@@ -56,7 +56,7 @@ def assert_same(found: dict, expected: dict) -> None:
     [
         ("faster_frozenbn", {"INPUT.FORMAT": "BGR", "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5, "MODEL.RPN.CONV_DIMS": [-1, -1]}),
         ("mask_bn", {"INPUT.FORMAT": "RGB"}),
-        ("mask_gn_radix1_agnostic_giou", {"MODEL.RPN.BBOX_REG_WEIGHTS": [2.0, 2.0, 1.0, 1.0]}),
+        ("mask_gn_radix1_agnostic_giou", {"MODEL.FPN.FUSE_TYPE": "sum", "MODEL.RPN.BBOX_REG_WEIGHTS": [2.0, 2.0, 1.0, 1.0]}),
         ("mask_plain_resnet", {}),
     ],
 )

@@ -147,7 +147,7 @@ def _mend_images(content: InstanceFile, json_file: str, pictures: Pictures, note
             notes.add(ABSENT, f"{where}, {name[:200]}")
             absent.add(image.id)
             continue
-        if found != name:
+        if found != name and pictures.renamed(name, found):
             notes.add(RENAMED, f"{where}, {name[:200]}")
         image.file_name = found
         before = kept.setdefault(found, image)

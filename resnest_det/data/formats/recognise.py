@@ -53,6 +53,23 @@ def look_at_file(path: str) -> str | None:
     return _LOOKS[suffix](path) if suffix in _LOOKS else None
 
 
+# Of a format that is given, the files it may be in.
+_SUFFIX = {"yolo": ".txt", "voc": ".xml", "cvat": ".xml", "csv": ".csv"}
+
+
+def files_of_kind(folder: str, kind: str) -> list[Found]:
+    """The files at and below a folder that are of this format by their suffix alone; of masks the folder itself."""
+    if kind == "masks":
+        return [Found(kind, folder)]
+    suffix = _SUFFIX.get(kind, ".json")
+    return [
+        Found(kind, os.path.join(parent, name))
+        for parent, names in walk(folder)
+        for name in names
+        if name.lower().endswith(suffix) and name.lower() not in NO_LABELS
+    ]
+
+
 def look_into(folder: str) -> list[Found]:
     """The files with labels at and below a folder, and folders with masks."""
     found: list[Found] = []
@@ -146,7 +163,8 @@ def _txt(path: str) -> str | None:
     except OSError:
         return None
     numbers = [re.fullmatch(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", word) for word in words]
-    return "yolo" if len(words) >= 5 and all(numbers[:5]) else None
+    # A mistake in one of them is for the reader to tell.
+    return "yolo" if len(words) >= 5 and numbers[0] and sum(map(bool, numbers[:5])) >= 3 else None
 
 
 def _yaml(path: str) -> str | None:

@@ -52,7 +52,7 @@ def image_of(
             collector.notes.add(ABSENT, f"{where}, image {name}")
             return None
         found = name.replace("\\", "/").lstrip("/")  # there are no images at all: labels alone are converted
-    elif found != name:
+    elif pictures.renamed(name, found):
         collector.notes.add(RENAMED, f"{where}, image {name}")
     if found in pictures:
         size = _actual_size(collector, pictures.path(found), size, path, where)

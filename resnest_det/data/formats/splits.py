@@ -11,11 +11,22 @@ from resnest_det.data.formats.collector import commonest_spellings
 from resnest_det.data.formats.labels import KINDS, LabelFiles, Labels, counts_by_name
 from resnest_det.data.formats.pictures import plain, walk
 from resnest_det.data.formats.reading import VAL_FRACTION, read_labels
-from resnest_det.data.formats.recognise import PER_IMAGE, Found, folders_of_images, look_at_file, look_into, split_of
+from resnest_det.data.formats.recognise import (
+    PER_IMAGE,
+    Found,
+    files_of_kind,
+    folders_of_images,
+    look_at_file,
+    look_into,
+    split_of,
+)
 from resnest_det.data.formats.yolo import folder_of_images, read_data_yaml
 from resnest_det.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
+
+# A folder of this name has the images, whatever is beside it.
+_IMAGES = ("images", "jpegimages")
 
 
 def find_splits(path: str, kind: str | None = None, images: str | None = None, seed: int = 0) -> dict[str, LabelFiles]:
@@ -101,9 +112,9 @@ def _sets(path: str, kind: str | None, images: str | None) -> dict[str | None, L
         if kind is None:
             raise UserError(f"{path}: labels of no format that is known ({', '.join(KINDS)}); --from names one")
         return _of_file(Found(kind, path), None, images or _root_near(path), images)
-    found = look_into(path)
-    kind = kind or _one_kind(found, path)
-    found = [each for each in found if each.kind == kind]
+    looked = look_into(path)
+    given, kind = kind, kind or _one_kind(looked, path)
+    found = [each for each in looked if each.kind == kind] or (files_of_kind(path, kind) if given else [])
     if not found:
         raise UserError(f"{path}: there are no {kind} labels in it")
     # A data.yaml without splits only has the names.
@@ -172,7 +183,13 @@ def _of_file(found: Found, split: str | None, root: str, images: str | None) -> 
         if splits:
             return {name: LabelFiles(found.path, "csv", images or root, name) for name in splits}
     own = image_root_in(found.path) if found.kind == "coco" else None
-    return {split: LabelFiles(found.path, found.kind, images or own or _images_of(split, root))}
+    return {
+        split: LabelFiles(
+            found.path,
+            found.kind,
+            images or own or _images_of(split or split_of(os.path.basename(found.path), with_stem=True), root),
+        )
+    }
 
 
 def _of_folders(found: list[Found], kind: str, folder: str, images: str | None) -> dict[str | None, LabelFiles]:
@@ -196,10 +213,11 @@ def _of_folders(found: list[Found], kind: str, folder: str, images: str | None) 
 
 
 def _images_of(split: str | None, folder: str) -> str:
-    """The folder that all images of a split are below; of all images, where none are in folders of splits."""
+    """The folder that all images of a split are below; of all images, where none are in a folder of the split."""
     folders = folders_of_images(folder)
     own = [each for each in folders if split_of(os.path.join(os.path.relpath(each, folder), "x"), with_stem=False) == split]
-    return os.path.commonpath(own or folders or [folder])
+    named = [each for each in own if plain(os.path.relpath(each, folder).split(os.sep)[0]) in _IMAGES]
+    return os.path.commonpath(named or own or folders or [folder])
 
 
 def _root_near(path: str) -> str:

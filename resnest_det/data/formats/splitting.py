@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 
 from resnest_det.data.annotation_files import InstanceFile
-from resnest_det.errors import ArgumentError
+from resnest_det.errors import ArgumentError, UserError
 
 
 def split_images(
@@ -30,8 +30,9 @@ def split_images(
         raise ArgumentError("fraction", f"is {fraction}; it must be above 0 and below 1")
     groups = _groups(content, group)
     if len(groups) < 2:
-        one = "group" if group else "image"
-        raise ArgumentError("group", f"is {group!r}: {len(groups)} {one}, where two parts need two")
+        if group:
+            raise ArgumentError("group", f"is {group!r}, which makes {len(groups)} group of the images; two parts need two")
+        raise UserError(f"{len(groups)} image: one part for training and one for evaluation need two")
     order = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))]
     wanted = min(max(round(fraction * len(content.images)), 1), len(content.images) - 1)
     chosen = _stratified(content, order, wanted, fraction) if stratified else _first(order, wanted)

@@ -94,8 +94,11 @@ def _add(collector: Collector, image: Image, element: Element, place: str, path:
             raise UserError(f"{path}: line {box.line}: a <bndbox> without <{corner}>")
         corners.append(number(found.text.strip(), f"{path}: line {found.line}: {corner}"))
     if first_pixel:
-        (x0, x1), (y0, y1) = sorted(corners[::2]), sorted(corners[1::2])
-        corners = [x0 - 1, y0 - 1, x1, y1] if corners == [x0, y0, x1, y1] else [x1, y1, x0 - 1, y0 - 1]
+        # The corners are the first and the last pixel; where they are exchanged, they stay so, to be counted.
+        x0, y0, x1, y1 = corners
+        x0, x1 = (x0 - 1, x1) if x0 - 1 <= x1 else (x0, x1 - 1)
+        y0, y1 = (y0 - 1, y1) if y0 - 1 <= y1 else (y0, y1 - 1)
+        corners = [x0, y0, x1, y1]
     collector.box(image, name, corners, place, crowd=crowd)
 
 

@@ -44,11 +44,11 @@ def write_labels(dataset: Dataset, out: str, to: str, *, images: str = "link") -
     try:
         if to == "coco":
             write_coco(dataset.truth, root, unfinished)
-            _check_counts(LabelFiles(unfinished, "coco", root), len(dataset.truth.images), counts_by_name(dataset.truth))
+            _check_counts(LabelFiles(unfinished, "coco", root), dataset, counts_by_name(dataset.truth))
         else:
-            counts = _WRITERS[to](dataset, unfinished, os.path.abspath(out), notes)
+            counts = _WRITERS[to](dataset, unfinished, os.path.abspath(out), images, notes)
             labels, pictures = (os.path.join(unfinished, folder) for folder in _FOLDERS[to])
-            _check_counts(LabelFiles(labels, to, root), len(dataset.records), counts)
+            _check_counts(LabelFiles(labels, to, root), dataset, counts)
             _put_images(dataset, pictures, images)
             if os.path.isdir(out):
                 os.replace(out, f"{unfinished}.old")  # a folder is not replaced by another in one step
@@ -128,7 +128,7 @@ def _names(dataset: Dataset) -> Iterator[tuple[dict, str]]:
         yield record, name
 
 
-def _write_yolo(dataset: Dataset, folder: str, out: str, notes: Notes) -> Counter:
+def _write_yolo(dataset: Dataset, folder: str, out: str, images: str, notes: Notes) -> Counter:
     """Label files and data.yaml; objects by class, as they are written."""
     names, counts = dataset.metadata.thing_classes, Counter()
     objects = [annotation for record in dataset.records for annotation in record["annotations"] if not annotation["iscrowd"]]
@@ -155,19 +155,20 @@ def _write_yolo(dataset: Dataset, folder: str, out: str, notes: Notes) -> Counte
             counts[names[annotation["category_id"]]] += 1
         text = "".join(f"{line}\n" for line in dict.fromkeys(lines))
         write_bytes(os.path.join(folder, "labels", f"{os.path.splitext(name)[0]}.txt"), text.encode())
-    content = {"path": out, "train": "images", "val": "images", "names": dict(enumerate(names))}
+    where = os.path.abspath(dataset.metadata.image_root) if images == "none" else "images"
+    content = {"path": out, "train": where, "val": where, "names": dict(enumerate(names))}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_bytes(os.path.join(folder, "data.yaml"), text.encode())
     return counts
 
 
-def _write_voc(dataset: Dataset, folder: str, out: str, notes: Notes) -> Counter:
-    """XML files; objects by class."""
+def _write_voc(dataset: Dataset, folder: str, out: str, images: str, notes: Notes) -> Counter:
+    """XML files; objects by class. VOC counts pixels from 1, and the corners are the first and the last pixel of the box."""
     names, counts = dataset.metadata.thing_classes, Counter()
     for record, name in _names(dataset):
         parts = [
             f"<annotation>\n  <folder>{_FOLDERS['voc'][1]}</folder>\n  <filename>{escape(name)}</filename>\n"
-            f"  <source><database>Unknown</database></source>\n  <size><width>{record['width']}</width>"
+            f"  <source><database>Pascal VOC</database></source>\n  <size><width>{record['width']}</width>"
             f"<height>{record['height']}</height><depth>3</depth></size>\n  <segmented>0</segmented>\n"
         ]
         for annotation in record["annotations"]:
@@ -175,7 +176,8 @@ def _write_voc(dataset: Dataset, folder: str, out: str, notes: Notes) -> Counter
             crowd = int(annotation["iscrowd"])
             if crowd:
                 notes.add("told: crowds, written as difficult objects", f"annotation {annotation['id']}")
-            corners = zip(("xmin", "ymin", "xmax", "ymax"), _corners(annotation, record))
+            x0, y0, x1, y1 = _corners(annotation, record)
+            corners = zip(("xmin", "ymin", "xmax", "ymax"), (x0 + 1, y0 + 1, x1, y1))
             parts.append(
                 f"  <object>\n    <name>{escape(label)}</name>\n    <pose>Unspecified</pose>\n    <truncated>0</truncated>\n"
                 f"    <difficult>{crowd}</difficult>\n    <bndbox>"
@@ -198,7 +200,7 @@ def _write_voc(dataset: Dataset, folder: str, out: str, notes: Notes) -> Counter
 
 # Of each format the folder of the labels and that of the images.
 _FOLDERS = {"yolo": ("labels", "images"), "voc": ("Annotations", "JPEGImages")}
-_WRITERS: dict[str, Callable[[Dataset, str, str, Notes], Counter]] = {"yolo": _write_yolo, "voc": _write_voc}
+_WRITERS: dict[str, Callable[[Dataset, str, str, str, Notes], Counter]] = {"yolo": _write_yolo, "voc": _write_voc}
 
 
 def _corners(annotation: dict, record: dict) -> tuple[float, float, float, float]:
@@ -244,13 +246,18 @@ def _put_images(dataset: Dataset, folder: str, how: str) -> None:
             os.symlink(os.path.abspath(record["file_name"]), target)
 
 
-def _check_counts(written: LabelFiles, images: int, by_class: Counter) -> None:
-    """That the written files have as many images, and objects of each class, as were to be written.
+def _check_counts(written: LabelFiles, dataset: Dataset, by_class: Counter) -> None:
+    """That the written files have as many images as the dataset, and objects of each class as were to be written.
 
     Raises:
         UserError: they have not.
     """
-    content = read_labels(written, need_images=False).content
+    images, names = len(dataset.records), None
+    if written.kind == "yolo":  # every image that is there is one of YOLO's
+        names = [name for _, name in _names(dataset)]
+    if not images:
+        return
+    content = read_labels(written, need_images=False, names=names).content
     found = counts_by_name(content)
     if len(content.images) != images or found != by_class:
         wrong = [f"{name} {found[name]} for {by_class[name]}" for name in {*found, *by_class} if found[name] != by_class[name]]

@@ -96,6 +96,7 @@ def read_xml(path: str) -> Element:
     except (expat.ExpatError, ValueError, LookupError) as error:
         if isinstance(error, UserError):
             raise
-        line = f"line {error.lineno}: " if isinstance(error, expat.ExpatError) else ""
-        raise UserError(f"{path}: {line}malformed XML: {error}") from error
+        if isinstance(error, expat.ExpatError):
+            raise UserError(f"{path}: line {error.lineno}: malformed XML: {expat.ErrorString(error.code)}") from error
+        raise UserError(f"{path}: malformed XML: {error}") from error
     return roots[0]

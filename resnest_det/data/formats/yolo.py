@@ -22,7 +22,8 @@ from resnest_det.errors import UserError, shown
 
 NAMES_FILES = ("classes.txt", "obj.names", "predefined_classes.txt", "labels.txt", "classes.names")
 # Other texts that are beside labels.
-NO_LABELS = (*NAMES_FILES, "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt", "notes.txt", "requirements.txt")
+NO_LABELS = (*NAMES_FILES, "readme.txt", "notes.txt", "requirements.txt")
+_LISTS = ("train", "val", "valid", "test")  # of images, unless an image has this name
 SPLIT_KEYS = ("train", "val", "test")
 _MOST_CLASSES = 100_000
 
@@ -214,7 +215,11 @@ def _match(images: Sequence[str], files: LabelFiles, pictures: Pictures) -> tupl
     # Of a split, the folders of the labels may be those of other splits, too.
     whole = os.path.isdir(files.path)
     stems_of_all = set() if whole else {plain(stem) for name in pictures.names for stem in _label_stems(name, files, pictures)}
-    return labels, [path for stem, path in found.items() if path not in owners and stem not in stems_of_all]
+
+    def is_other(stem: str) -> bool:
+        return stem in stems_of_all or os.path.basename(stem) in _LISTS
+
+    return labels, [path for stem, path in found.items() if path not in owners and not is_other(stem)]
 
 
 def _label_stems(name: str, files: LabelFiles, pictures: Pictures) -> Iterator[str]:
@@ -229,6 +234,8 @@ def _label_stems(name: str, files: LabelFiles, pictures: Pictures) -> Iterator[s
             yield os.sep.join([*parts[:index], "labels", *parts[index + 1 :]])
             break
     yield path
+    if os.path.isfile(files.path):
+        yield os.path.normpath(os.path.join(os.path.dirname(files.path), "labels", stem))
 
 
 def _names_near(files: LabelFiles) -> list[str]:
