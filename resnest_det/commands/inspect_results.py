@@ -8,7 +8,7 @@ from resnest_det.drawing.results import detections_by_image, draw_result
 from resnest_det.drawing.sheets import save_picture
 from resnest_det.errors import printable
 from resnest_det.evaluation.average_precision import counted, figures_of_tasks
-from resnest_det.evaluation.results import errors_by_image, ground_truth_of
+from resnest_det.evaluation.results import errors_by_image, ground_truth_of, names_by_id
 from resnest_det.evaluation.tables import format_results
 
 
@@ -28,7 +28,7 @@ def inspect_results(dataset: Dataset, detections: list[dict], output: Path, coun
     figures = figures_of_tasks(truth, detections, tasks)
     print(printable(format_results(figures), lines=True))
     counting = counted(truth, detections, ("bbox",), 100)["bbox"]
-    names = dataset.metadata.thing_classes
+    names = names_by_id(truth)
     plot_precision_recall(counting, names, output / "precision_recall.png")
     plot_sizes(figures, output / "ap_by_size.png")
     plot_confusion(counting, names, score_threshold, output / "confusion_matrix.png")

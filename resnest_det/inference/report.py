@@ -34,7 +34,7 @@ from resnest_det.evaluation.bootstrap import (
     interval,
     matched_detections,
 )
-from resnest_det.evaluation.results import errors_by_image, ground_truth_of
+from resnest_det.evaluation.results import errors_by_image, ground_truth_of, names_by_id
 from resnest_det.files import write_bytes
 from resnest_det.inference.advice import advice
 
@@ -108,7 +108,8 @@ def _evaluation(
     evaluated: Evaluated, trained_on: Statistics | None, metrics: Metrics | None, score_threshold: float, worst: int
 ) -> list[str]:
     dataset, detections = evaluated.dataset, evaluated.detections
-    truth, names = ground_truth_of(dataset), dataset.metadata.thing_classes
+    truth = ground_truth_of(dataset)
+    names = names_by_id(truth)
     tasks = ["bbox"]
     if detections and all("segmentation" in each for each in (*detections, *truth["annotations"])):
         tasks.append("segm")
