@@ -72,7 +72,7 @@ def registered_datasets(args: argparse.Namespace) -> dict[str, DatasetFiles]:
 
 def _instance_files(parts: list[str]) -> CocoFiles | LabelFiles | None:
     path = os.path.expanduser(parts[0])
-    settings = dict(part.split("=", 1) for part in parts[1:] if part.partition("=")[0] in ("images", "from", "split"))
+    settings = dict(part.split("=", 1) for part in parts[1:] if part.startswith(("images=", "from=", "split=")))
     if len(parts) == 2 and not settings:
         return CocoFiles(path, os.path.expanduser(parts[1]))
     if len(settings) < len(parts) - 1:

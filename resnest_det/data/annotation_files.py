@@ -163,7 +163,7 @@ _CALLED = {
 
 @contextlib.contextmanager
 def without_collector() -> Iterator[None]:
-    """Python's collector of cycles off: it would look through the millions of lists of a file, which have none, again and again."""
+    """Python's collector of cycles off: it would look through a file's millions of lists, which have none, again and again."""
     was_on = gc.isenabled()
     gc.disable()
     try:

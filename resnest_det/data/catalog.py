@@ -3,14 +3,15 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from resnest_det.data import shapes
-from resnest_det.data.coco import Dataset, instances_dataset, load_coco_instances
+from resnest_det.data.coco import Dataset, LabelsMetadata, instances_dataset, load_coco_instances
 from resnest_det.data.formats.labels import LabelFiles
-from resnest_det.data.formats.reading import panoptic_root_of, read_labels
+from resnest_det.data.formats.panoptic_export import panoptic_root_of
+from resnest_det.data.formats.reading import read_labels
 from resnest_det.data.panoptic import load_coco_panoptic
 from resnest_det.data.semantic import SemanticFiles, load_semantic
 from resnest_det.errors import UserError, nearest
@@ -279,7 +280,8 @@ def _load_labels(name: str, files: LabelFiles, keep_truth: bool) -> Dataset:
     labels = read_labels(files)
     for line in labels.notes:
         logger.warning("dataset %s: %s", name, line)
-    return instances_dataset(name, labels.content, files.path, files.image_root, keep_truth=keep_truth)
+    dataset = instances_dataset(name, labels.content, files.path, files.image_root, keep_truth=keep_truth)
+    return replace(dataset, metadata=LabelsMetadata(**vars(dataset.metadata)))
 
 
 def _check_files_exist(name: str, files: list[str], folders: dict[str, str], hint: str) -> None:

@@ -45,6 +45,11 @@ class Metadata:
 
 
 @dataclass(frozen=True)
+class LabelsMetadata(Metadata):
+    """What is known of labels in any format: `json_file` is their file or folder, which other libraries cannot read as COCO's."""
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A dataset read into memory (images stay on disk).
 

@@ -1,5 +1,7 @@
 """From detections in the network's input back to the image: rescaled boxes, masks pasted at full size."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
@@ -9,23 +11,63 @@ from resnest_det.detector.boxes import larger_than
 MASK_THRESHOLD = 0.5
 
 
+class CompactMasks(Sequence):
+    """Masks as the mask head gives them. Each becomes pixels when it is asked for: 300 on a photograph would be gigabytes.
+
+    Args:
+        probabilities: (D, M, M) within the boxes.
+        boxes: (D, 4) XYXY in pixels of the image.
+        image_size: (height, width).
+    """
+
+    def __init__(self, probabilities: Tensor, boxes: Tensor, image_size: tuple[int, int]):
+        self.probabilities = probabilities
+        self.boxes = boxes
+        self.image_size = image_size
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """(height, width) bool."""
+        return paste_masks(self.probabilities[index][None], self.boxes[index][None], self.image_size)[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[index] for index in range(len(self)))
+
+    def chosen(self, indices: Tensor) -> "CompactMasks":
+        """Some of them, by indices or by a bool for each."""
+        return CompactMasks(self.probabilities[indices], self.boxes[indices], self.image_size)
+
+    def cpu(self) -> "CompactMasks":
+        """The same in main memory."""
+        return CompactMasks(self.probabilities.cpu(), self.boxes.cpu(), self.image_size)
+
+    def pixels(self) -> Tensor:
+        """(D, height, width) bool, all at once."""
+        return paste_masks(self.probabilities, self.boxes, self.image_size)
+
+
 def rescale_detections(
-    detections: dict[str, Tensor], input_size: tuple[int, int], image_size: tuple[int, int]
-) -> dict[str, Tensor]:
+    detections: dict[str, Tensor], input_size: tuple[int, int], image_size: tuple[int, int], compact: bool = False
+) -> dict[str, Tensor | CompactMasks]:
     """Detections of one image, in the pixels of the image itself.
 
     Args:
         detections: `boxes` (D, 4) in input pixels, `scores`, `classes` and maybe `mask_probabilities` (D, M, M).
         input_size, image_size: (height, width) of the network's input without padding, and of the image.
+        compact: leave the masks as they are.
     Returns:
-        `boxes`, `scores`, `classes` and maybe `masks` (D, height, width) bool, without boxes that lie outside the image.
+        `boxes`, `scores`, `classes` and maybe `masks`, (D, height, width) bool or `CompactMasks`, without boxes that lie outside
+        the image.
     """
     scale = detections["boxes"].new_tensor([image_size[1] / input_size[1], image_size[0] / input_size[0]]).repeat(2)
     boxes = clip_boxes_to_image(detections["boxes"] * scale, image_size)
     keep = larger_than(boxes)
     result = {"boxes": boxes[keep], "scores": detections["scores"][keep], "classes": detections["classes"][keep]}
     if "mask_probabilities" in detections:
-        result["masks"] = paste_masks(detections["mask_probabilities"][keep], result["boxes"], image_size)
+        masks = CompactMasks(detections["mask_probabilities"][keep], result["boxes"], image_size)
+        result["masks"] = masks if compact else masks.pixels()
     return result
 
 

@@ -1,4 +1,4 @@
-"""The twelve COCO figures of detections against ground truth; hotcoco counts, and its numbers are pycocotools' to the last bit."""
+"""The twelve COCO figures of detections against ground truth: hotcoco counts, equal to pycocotools to the last bit."""
 
 import math
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def figures_of_tasks(
             whatever this is.
 
     Returns:
-        for each task the names in `FIGURES` and `AP-<category>` for each category, in percent; nan where there is no ground truth.
+        for each task the names in `FIGURES` and `AP-<category>` for each category, in percent; nan where there is no truth.
     """
     results = {}
     for task, counting in counted(ground_truth, detections, tasks, max_detections).items():

@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 from resnest_det.configuration.data import check_batch_size
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.data.annotation_files import read_json
-from resnest_det.data.coco import Metadata
+from resnest_det.data.coco import LabelsMetadata, Metadata
 from resnest_det.data.panoptic import PanopticMetadata
 from resnest_det.errors import UserError
 from resnest_det.integrations.mmdet_supported import untranslatable
@@ -87,6 +87,11 @@ def _dataset(cfg: CfgNode, metadata: Metadata, pipeline: list[dict]) -> dict:
 def _instances_json(metadata: Metadata) -> str:
     if metadata.json_file is None:
         raise UserError(f"dataset {metadata.name} has no file of instances, which MMDetection needs; register it with one")
+    if isinstance(metadata, LabelsMetadata):
+        raise UserError(
+            f"dataset {metadata.name}: MMDetection reads COCO's files; write one by `resnest-det convert-data "
+            f"{metadata.json_file} OUT.json`, and register it as NAME=OUT.json,{metadata.image_root}"
+        )
     return metadata.json_file
 
 

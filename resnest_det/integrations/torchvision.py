@@ -242,7 +242,9 @@ def _with_weights(model: nn.Module, weights: str | None) -> nn.Module:
     with errors_naming(path):
         check_numbers(state)
         targets = {name: value.shape for name, value in model.state_dict().items()}
-        wrong = [name for name in {**targets, **state} if name not in state or state[name].shape != targets.get(name)]
+        # Frozen norms count no batches.
+        names = [name for name in {**targets, **state} if not name.endswith("num_batches_tracked")]
+        wrong = [name for name in names if name not in state or state[name].shape != targets.get(name)]
         if wrong:
             name = wrong[0]
             in_file = tuple(state[name].shape) if name in state else "absent"

@@ -104,11 +104,12 @@ def segments_of(target: dict, task: str, things: int) -> tuple[Tensor, dict[int,
     ids = torch.zeros(semantic.shape if semantic is not None else masks.shape[1:], dtype=torch.int32)
     labels = {}
     if semantic is not None:
-        first = 1 if task == "panoptic" else 0  # class 0 of a panoptic dataset is all things together
+        # Class 0 of a panoptic dataset is all things together.
+        first, offset = (1, things - 1) if task == "panoptic" else (0, 0)
         for number in semantic.unique().tolist():
             if number >= first and number != UNLABELLED:
                 ids[semantic == number] = number + 1
-                labels[number + 1] = things + number - first
+                labels[number + 1] = number + offset
     for index, mask in enumerate(masks):
         ids[mask] = UNLABELLED + 2 + index  # above those of stuff
         labels[UNLABELLED + 2 + index] = int(target["labels"][index])

@@ -6,18 +6,22 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from resnest_det.integrations import transformers as _registers  # noqa: F401 (before any Auto class is asked)
+from resnest_det.integrations.transformers_version import check_transformers
 
-import transformers  # isort: skip
-from transformers import AutoConfig, AutoImageProcessor, Trainer, TrainingArguments
+check_transformers()
 
-from resnest_det.backbone.loading import load_weights
-from resnest_det.data.catalog import get_dataset
-from resnest_det.data.image_files import check_image_files
-from resnest_det.errors import UserError, nearest
-from resnest_det.files import packaged, write_json
-from resnest_det.integrations.transformers_data import TASKS, TrainingSamples, collate, evaluate_transformers, label_names
-from resnest_det.weights.downloads import resolve_weights
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers import AutoConfig, AutoImageProcessor, Trainer, TrainingArguments  # noqa: E402
+
+import resnest_det.integrations.transformers  # noqa: E402, F401 (registers)
+from resnest_det.backbone.loading import load_weights  # noqa: E402
+from resnest_det.data.catalog import get_dataset  # noqa: E402
+from resnest_det.data.image_files import check_image_files  # noqa: E402
+from resnest_det.errors import UserError, nearest  # noqa: E402
+from resnest_det.files import packaged, write_json  # noqa: E402
+from resnest_det.integrations.transformers_data import TASKS, TrainingSamples, collate, evaluate_transformers, label_names  # noqa: E402
+from resnest_det.weights.downloads import resolve_weights  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +106,7 @@ def train(recipe: str, train_dataset: str, val_dataset: str, output_dir: str, se
     task, weights, backbone_rate = (training.pop(name, None) for name in OWN_SETTINGS)
     try:
         # First of all: it starts the group of processes that synchronised norms ask for.
+        training.setdefault("dataloader_pin_memory", torch.cuda.is_available())  # it warns where there is nothing to copy to
         arguments = TrainingArguments(output_dir=output_dir, remove_unused_columns=False, **training)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"transformers refuses the settings of training: {error}") from None

@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from resnest_det.errors import UserError
@@ -31,21 +31,17 @@ def plain(name: str) -> str:
 
 
 class Pictures:
-    """The image files below `root`, listed once; all names are from there, with "/"."""
+    """The image files below `root`, listed once, or those of `names`; all names are from there, with "/"."""
 
-    def __init__(self, root: str):
+    def __init__(self, root: str, names: Iterable[str] | None = None):
         self.root = root
-        self.names: list[str] = []
+        self.names = list(_images_below(root) if names is None else names)
         self._by_name: dict[str, list[str]] = {}
         self._by_stem: dict[str, list[str]] = {}
-        for parent, file_names in walk(root):
-            for file_name in file_names:
-                stem, suffix = os.path.splitext(file_name)
-                if suffix.lower() in SUFFIXES:
-                    name = os.path.relpath(os.path.join(parent, file_name), root).replace(os.sep, "/")
-                    self.names.append(name)
-                    self._by_name.setdefault(plain(file_name), []).append(name)
-                    self._by_stem.setdefault(plain(stem), []).append(name)
+        for name in self.names:
+            last = plain(name.rpartition("/")[2])
+            self._by_name.setdefault(last, []).append(name)
+            self._by_stem.setdefault(os.path.splitext(last)[0], []).append(name)
         self._all = set(self.names)
 
     def __contains__(self, name: str) -> bool:
@@ -97,12 +93,23 @@ class Pictures:
             return shared, exact, len(parts) == 1
 
         ordered = sorted(found, key=likeness, reverse=True)
-        if len(ordered) > 1 and likeness(ordered[0]) == likeness(ordered[1]):
+        if len(ordered) > 1 and likeness(ordered[0]) == likeness(ordered[1]) and not self._same(*ordered[:2]):
             raise UserError(
                 f"{where}: whether image {path.strip('/')[:200]} is {ordered[0]} or {ordered[1]} of {self.root} cannot be "
                 "told; give the folder of the right one, or files of different names"
             )
         return ordered[0]
+
+    def _same(self, name: str, other: str) -> bool:
+        """Whether one is a link to the other, or both to a third."""
+        return os.path.realpath(self.path(name)) == os.path.realpath(self.path(other))
+
+
+def _images_below(root: str) -> Iterator[str]:
+    for parent, file_names in walk(root):
+        for file_name in file_names:
+            if os.path.splitext(file_name)[1].lower() in SUFFIXES:
+                yield os.path.relpath(os.path.join(parent, file_name), root).replace(os.sep, "/")
 
 
 def _path_of(name: str) -> str:

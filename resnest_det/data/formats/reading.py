@@ -1,7 +1,6 @@
 """Reading labels of any format."""
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from resnest_det.data.annotation_files import InstanceFile
@@ -11,8 +10,9 @@ from resnest_det.data.formats.collector import commonest_spellings
 from resnest_det.data.formats.cvat import read_cvat
 from resnest_det.data.formats.label_studio import read_label_studio
 from resnest_det.data.formats.labelme import read_labelme
-from resnest_det.data.formats.labels import ABSENT, KINDS, LabelFiles, Labels, Notes, counts_by_name
+from resnest_det.data.formats.labels import ABSENT, LabelFiles, Labels, Notes, counts_by_name
 from resnest_det.data.formats.masks import read_masks
+from resnest_det.data.formats.panoptic_export import read_panoptic
 from resnest_det.data.formats.pictures import Pictures
 from resnest_det.data.formats.splitting import split_images
 from resnest_det.data.formats.voc import read_voc
@@ -24,6 +24,7 @@ VAL_FRACTION = 0.2
 
 _READERS: dict[str, Callable[[LabelFiles, Pictures, Notes], Labels]] = {
     "coco": read_coco,
+    "panoptic": read_panoptic,
     "yolo": read_yolo,
     "voc": read_voc,
     "labelme": read_labelme,
@@ -34,20 +35,19 @@ _READERS: dict[str, Callable[[LabelFiles, Pictures, Notes], Labels]] = {
 }
 
 
-def read_labels(files: LabelFiles, *, need_images: bool = True) -> Labels:
+def read_labels(files: LabelFiles, *, need_images: bool = True, names: Iterable[str] | None = None) -> Labels:
     """Read labels into the typed document of COCO's instances.
 
     Args:
         need_images: refuse labels without a single image file; otherwise labels that tell sizes are read without any.
+        names: of the images that there are, from `files.image_root`; None: whatever is there.
 
     Raises:
-        UserError: the format is unknown, a file is malformed, more images are absent than there, or there are none. Names
+        UserError: a file is malformed, more images are absent than there, or there are none. Names
             file and line or entry.
     """
-    if files.kind not in _READERS:
-        raise UserError(f"{files.path}: cannot be read as {files.kind}; formats: {', '.join(KINDS)}")
     notes = Notes()
-    pictures = Pictures(files.image_root)
+    pictures = Pictures(files.image_root, names)
     if need_images and not pictures.names:
         raise UserError(f"{files.path}: there are no images in {files.image_root}")
     labels = _READERS[files.kind](files, pictures, notes)
@@ -75,21 +75,6 @@ def _tell_of_like_names(labels: Labels) -> None:
             labels.notes.add(
                 "told: listed classes that differ in case alone, kept apart", f"{shown(name)} and {shown(meant[name])}"
             )
-
-
-def panoptic_root_of(panoptic_json: str) -> str:
-    """The folder of the PNG files of a panoptic file: of its own name, beside it or one folder up, as COCO has it.
-
-    Raises:
-        UserError: there is none.
-    """
-    folder, name = os.path.split(os.path.abspath(panoptic_json))
-    stem = name.partition(".")[0]
-    tried = [os.path.join(parent, stem) for parent in (folder, os.path.dirname(folder))]
-    found = next((each for each in tried if os.path.isdir(each)), None)
-    if found is None:
-        raise UserError(f"{panoptic_json}: the folder of its PNG files is neither {tried[0]} nor {tried[1]}")
-    return found
 
 
 def _part(labels: Labels, name: str, seed: int) -> Labels:

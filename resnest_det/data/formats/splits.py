@@ -25,6 +25,9 @@ from resnest_det.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
 
+# A folder of this name has the images, whatever is beside it.
+_IMAGES = ("images", "jpegimages")
+
 
 def find_splits(path: str, kind: str | None = None, images: str | None = None, seed: int = 0) -> dict[str, LabelFiles]:
     """The splits of a folder, or of a file with labels: "train" and "val", and "test" where there is one.
@@ -180,7 +183,13 @@ def _of_file(found: Found, split: str | None, root: str, images: str | None) -> 
         if splits:
             return {name: LabelFiles(found.path, "csv", images or root, name) for name in splits}
     own = image_root_in(found.path) if found.kind == "coco" else None
-    return {split: LabelFiles(found.path, found.kind, images or own or _images_of(split, root))}
+    return {
+        split: LabelFiles(
+            found.path,
+            found.kind,
+            images or own or _images_of(split or split_of(os.path.basename(found.path), with_stem=True), root),
+        )
+    }
 
 
 def _of_folders(found: list[Found], kind: str, folder: str, images: str | None) -> dict[str | None, LabelFiles]:
@@ -204,10 +213,11 @@ def _of_folders(found: list[Found], kind: str, folder: str, images: str | None) 
 
 
 def _images_of(split: str | None, folder: str) -> str:
-    """The folder that all images of a split are below; of all images, where none are in folders of splits."""
+    """The folder that all images of a split are below; of all images, where none are in a folder of the split."""
     folders = folders_of_images(folder)
     own = [each for each in folders if split_of(os.path.join(os.path.relpath(each, folder), "x"), with_stem=False) == split]
-    return os.path.commonpath(own or folders or [folder])
+    named = [each for each in own if plain(os.path.relpath(each, folder).split(os.sep)[0]) in _IMAGES]
+    return os.path.commonpath(named or own or folders or [folder])
 
 
 def _root_near(path: str) -> str:

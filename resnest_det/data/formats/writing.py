@@ -44,11 +44,11 @@ def write_labels(dataset: Dataset, out: str, to: str, *, images: str = "link") -
     try:
         if to == "coco":
             write_coco(dataset.truth, root, unfinished)
-            _check_counts(LabelFiles(unfinished, "coco", root), len(dataset.truth.images), counts_by_name(dataset.truth))
+            _check_counts(LabelFiles(unfinished, "coco", root), dataset, counts_by_name(dataset.truth))
         else:
             counts = _WRITERS[to](dataset, unfinished, os.path.abspath(out), images, notes)
             labels, pictures = (os.path.join(unfinished, folder) for folder in _FOLDERS[to])
-            _check_counts(LabelFiles(labels, to, root), len(dataset.records), counts)
+            _check_counts(LabelFiles(labels, to, root), dataset, counts)
             _put_images(dataset, pictures, images)
             if os.path.isdir(out):
                 os.replace(out, f"{unfinished}.old")  # a folder is not replaced by another in one step
@@ -246,13 +246,18 @@ def _put_images(dataset: Dataset, folder: str, how: str) -> None:
             os.symlink(os.path.abspath(record["file_name"]), target)
 
 
-def _check_counts(written: LabelFiles, images: int, by_class: Counter) -> None:
-    """That the written files have as many images, and objects of each class, as were to be written.
+def _check_counts(written: LabelFiles, dataset: Dataset, by_class: Counter) -> None:
+    """That the written files have as many images as the dataset, and objects of each class as were to be written.
 
     Raises:
         UserError: they have not.
     """
-    content = read_labels(written, need_images=False).content
+    images, names = len(dataset.records), None
+    if written.kind == "yolo":  # every image that is there is one of YOLO's
+        names = [name for _, name in _names(dataset)]
+    if not images:
+        return
+    content = read_labels(written, need_images=False, names=names).content
     found = counts_by_name(content)
     if len(content.images) != images or found != by_class:
         wrong = [f"{name} {found[name]} for {by_class[name]}" for name in {*found, *by_class} if found[name] != by_class[name]]

@@ -188,7 +188,8 @@ def test_faults_of_labelme_name_the_shape(tmp_path, wrong, message):
 
 
 def cvat(body, labels="<label><name>cat</name></label><label><name>dog</name></label>"):
-    return f"<?xml version='1.0' encoding='utf-8'?>\n<annotations><version>1.1</version><meta><task><labels>{labels}</labels></task></meta>\n{body}</annotations>"
+    meta = f"<meta><task><labels>{labels}</labels></task></meta>"
+    return f"<?xml version='1.0' encoding='utf-8'?>\n<annotations><version>1.1</version>{meta}\n{body}</annotations>"
 
 
 IMAGE = f'<image id="0" name="a.jpg" width="{SIZE[1]}" height="{SIZE[0]}">'
@@ -201,7 +202,8 @@ def test_cvat_for_images(tmp_path):
         '<box label="cat" xtl="20" ytl="10" xbr="40" ybr="20" rotation="90"></box>'
         '<polygon label="cat" points="1,1;9.5,1;9,9"></polygon>'
         '<mask label="cat" rle="2, 3, 1, 4, 2" left="4" top="6" width="4" height="3"></mask>'
-        '<ellipse label="dog" cx="30" cy="20" rx="10" ry="5"></ellipse><polyline label="cat" points="1,1;2,2"></polyline></image>\n'
+        '<ellipse label="dog" cx="30" cy="20" rx="10" ry="5"></ellipse>'
+        '<polyline label="cat" points="1,1;2,2"></polyline></image>\n'
         '<image id="1" name="absent.jpg" width="3" height="3"/>'
     )
     (tmp_path / "annotations.xml").write_text(cvat(body))
@@ -214,7 +216,7 @@ def test_cvat_for_images(tmp_path):
         ("dog", 10, 5, 20, 20),
         ("dog", 20, 15, 20, 10),
     ]
-    mask = mask_util.decode(mask_of(labels.content.annotations[3 - 0].segmentation))[6:9, 4:8]
+    mask = mask_util.decode(mask_of(labels.content.annotations[3].segmentation))[6:9, 4:8]
     assert mask.tolist() == [[0, 0, 1, 1], [1, 0, 1, 1], [1, 1, 0, 0]]
     assert "left out 1 shapes of type polyline" in notes(labels) and "left out 1 labels of images that are absent" in notes(
         labels

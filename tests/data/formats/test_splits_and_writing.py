@@ -215,10 +215,10 @@ POLYGONS = [[5.125, 5, 25, 5, 25, 15.0625], [30, 20, 40, 20, 40, 30.5, 30, 30], 
 
 
 def three_objects(**more):
-    common = {"iscrowd": 0, "category_id": 0}
+    common, around = {"iscrowd": 0, "category_id": 0}, [1.3, 2.7, 31.3, 2.7, 31.3, 22.81, 1.3, 22.81]
     return [
         common | {"id": 0, "image_id": 0, "bbox": [5.125, 5, 39.875, 33], "segmentation": POLYGONS},
-        common | {"id": 1, "image_id": 1, "bbox": [1.3, 2.7, 30, 20.11], "category_id": 1, "segmentation": [[1.3, 2.7, 31.3, 2.7, 31.3, 22.81, 1.3, 22.81]]},
+        common | {"id": 1, "image_id": 1, "bbox": [1.3, 2.7, 30, 20.11], "segmentation": [around]} | {"category_id": 1},
         common | {"id": 2, "image_id": 1, "bbox": [2, 2, 10, 10], "segmentation": [[2, 2, 12, 2, 12, 12]]} | more,
     ]  # fmt: skip
 
