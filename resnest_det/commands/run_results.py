@@ -45,5 +45,7 @@ def read_run(run: str) -> RunResults:
     names = [name for name in cfg.DATASETS.TEST if results_file(folder, name, several).is_file()]
     if not names:
         expected = results_file(folder, (*cfg.DATASETS.TEST, "DATASET")[0], several)
-        raise UserError(f"{run} has no detections, expected at {expected}: `resnest-det train --config-file {config} --eval-only`")
+        raise UserError(
+            f"{run} has no detections, expected at {expected}: `resnest-det train --config-file {config} --eval-only`"
+        )
     return RunResults(folder, cfg, [get_dataset(name, keep_truth=True) for name in names])
