@@ -11,7 +11,6 @@ import pycocotools.mask as mask_util
 from resnest_det.data.annotation_files import Category, Image, InstanceFile, RunLengths, check_size, check_text
 from resnest_det.data.formats.labels import LabelFiles, Labels, Notes, PlacedAnnotation
 from resnest_det.data.formats.pictures import plain
-from resnest_det.data.outlines import slack_of
 from resnest_det.data.polygons import clip_polygon
 from resnest_det.errors import UserError, shown
 
@@ -182,8 +181,7 @@ class Collector:
 
     def _look_at(self, image: Image, corners: tuple[float, float, float, float], place: str) -> None:
         self._boxes += 1
-        slack = slack_of(np.array([image.width, image.height]))
-        if _leaves(image, corners, float(slack.min())):
+        if _leaves(image, corners, max(2.0, 0.01 * min(image.width, image.height))):
             self._leaving += 1
             self._first_leaving = self._first_leaving or place
 
