@@ -1,7 +1,7 @@
 """From configuration to data: the only place that reads INPUT, DATASETS and DATALOADER keys."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -14,7 +14,7 @@ from resnest_det.configuration.tables import tasks_of
 from resnest_det.data import samplers
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
-from resnest_det.data.image_files import check_image_files
+from resnest_det.data.image_files import check_image_files, check_image_sizes
 from resnest_det.data.loader import InferenceBatches, PackedRecords, training_batches
 from resnest_det.data.mapper import inference_sample, training_sample
 from resnest_det.data.panoptic import with_panoptic_classes
@@ -96,6 +96,7 @@ def read_run_data(
         check_classes([datasets[name]], cfg)
         _check_enough_images(len(datasets[name].records), name)
         check_image_files(name, datasets[name].records, datasets[name].metadata.image_root)
+        check_image_sizes(datasets[name].records)
     images = _training_images(cfg, [datasets[name] for name in cfg.DATASETS.TRAIN]) if train else None
     return RunData(
         images,
@@ -221,7 +222,7 @@ def _trained_on(cfg, dataset: Dataset) -> dict:
         ]
         kept[f"{kind}_colors"] = [list(color) for color in colors]
         if contiguous:
-            kept[f"{kind}_ids"] = sorted(contiguous, key=contiguous.get)
+            kept[f"{kind}_ids"] = [getattr(each, "text", each) for each in sorted(contiguous, key=contiguous.get)]
     return kept
 
 
@@ -238,25 +239,34 @@ def build_train_loader(
     Raises:
         UserError: a key's value is wrong; the message names it.
     """
-    world_size, tasks = get_world_size(), tasks_of(cfg)
-    make_sample = partial(
-        training_sample,
-        augmentation=build_augmentation(cfg),
-        image_format=cfg.INPUT.FORMAT,
-        mask_format=cfg.INPUT.MASK_FORMAT if tasks.masks else None,
-        semantic=tasks.pixels,
-        ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-    )
+    world_size = get_world_size()
     landscape = images.landscape if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     return training_batches(
         images.records,
-        make_sample,
+        build_training_mapper(cfg),
         samplers.batches(samplers.training_draws(images.repeat_factors, seed), cfg.SOLVER.IMS_PER_BATCH, landscape),
         seed=seed,
         start_iteration=start_iteration,
         rank=get_rank(),
         world_size=world_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS if num_workers is None else num_workers,
+    )
+
+
+def build_training_mapper(cfg) -> Callable[[Record, np.random.Generator], Sample]:
+    """What makes a training sample of a record, with the random choices of a generator.
+
+    Raises:
+        UserError: a key's value is wrong; the message names it.
+    """
+    tasks = tasks_of(cfg)
+    return partial(
+        training_sample,
+        augmentation=build_augmentation(cfg),
+        image_format=cfg.INPUT.FORMAT,
+        mask_format=cfg.INPUT.MASK_FORMAT if tasks.masks else None,
+        semantic=tasks.pixels,
+        ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
     )
 
 
@@ -325,6 +335,7 @@ def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:
     _check_enough_images(len(records), "DATASETS.TRAIN")
     for dataset, its_records in zip(datasets, shown):
         check_image_files(dataset.name, its_records, dataset.metadata.image_root)
+        check_image_sizes(its_records)
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         threshold, square_root = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
         repeat_factors = samplers.repeat_factors_from_categories(records, threshold, square_root)

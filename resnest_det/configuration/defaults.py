@@ -234,6 +234,8 @@ DEFAULTS = dict(
         WARMUP_METHOD="linear",
         CHECKPOINT_PERIOD=5000,
         CHECKPOINT_EPOCHS=0.0,
+        CHECKPOINTS_KEPT=0,  # this project's own: of those saved every CHECKPOINT_PERIOD, the last ones; 0 keeps all
+        EMA=dict(ENABLED=False, DECAY=0.999),  # this project's own: evaluate and save a moving average of the parameters too
         REFERENCE_WORLD_SIZE=0,
         CLIP_GRADIENTS=dict(ENABLED=False, CLIP_TYPE="value", CLIP_VALUE=1.0, NORM_TYPE=2.0),
         AMP=dict(ENABLED=False),
@@ -241,11 +243,16 @@ DEFAULTS = dict(
     TEST=dict(
         EVAL_PERIOD=0,
         EVAL_EPOCHS=0.0,
+        BEST_METRIC="",  # this project's own: the figure by which model_best.pth is chosen, such as "segm/AP"; "": by the model
+        PATIENCE=0,  # this project's own: evaluations without a better figure after which training stops; 0: it does not
         EXPECTED_RESULTS=[],
         KEYPOINT_OKS_SIGMAS=[],
         DETECTIONS_PER_IMAGE=100,
         AP_MAX_DETECTIONS=100,  # this project's own: detections of an image and class that AP counts, 100 by COCO's definition
         FOLD_NORMS=True,  # this project's own: evaluate a faster copy, norms in convolutions; False: the model as it is
+        # This project's own: how many images of each dataset are drawn beside their truth, detections from which score on, and
+        # whether they are the worst ones, not such as are spread evenly over the dataset.
+        PICTURES=dict(COUNT=4, SCORE_THRESH=0.5, WORST=False),
         AUG=dict(ENABLED=False, MIN_SIZES=(400, 500, 600, 700, 800, 900, 1000, 1100, 1200), MAX_SIZE=4000, FLIP=True),
         PRECISE_BN=dict(ENABLED=False, NUM_ITER=200),
     ),

@@ -8,14 +8,18 @@ import torch
 from fvcore.common.config import CfgNode
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from resnest_det.configuration.nodes import with_values
 from resnest_det.engine import solver
+from resnest_det.engine.averaging import averaged_model
 from resnest_det.errors import UserError, naming, shown
 
 logger = logging.getLogger(__name__)
 
 MOST_ITERATIONS = 10**9
+# Numbers of iterations that are the fewer the larger the batch is.
+RATE_KEYS = ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
@@ -88,6 +92,16 @@ def build_schedule(cfg: CfgNode) -> ParamScheduler:
         )
 
 
+def build_average(cfg: CfgNode, model: nn.Module) -> AveragedModel | None:
+    """The moving average of SOLVER.EMA, which is as `model` is until it is first updated; None when it is off.
+
+    Raises:
+        UserError: SOLVER.EMA.DECAY is none.
+    """
+    with naming({"decay": "SOLVER.EMA.DECAY"}):
+        return averaged_model(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+
+
 def build_gradient_clipper(cfg: CfgNode) -> Callable | None:
     """The clipping function of SOLVER.CLIP_GRADIENTS; None when it is off."""
     clip = cfg.SOLVER.CLIP_GRADIENTS
@@ -157,7 +171,7 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
         {
             "SOLVER.IMS_PER_BATCH": round(given.IMS_PER_BATCH * scale),
             "SOLVER.BASE_LR": given.BASE_LR * scale,
-            **{f"SOLVER.{key}": round(given[key] / scale) for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")},
+            **{f"SOLVER.{key}": round(given[key] / scale) for key in RATE_KEYS},
             "SOLVER.STEPS": tuple(round(step / scale) for step in given.STEPS),
             "TEST.EVAL_PERIOD": round(cfg.TEST.EVAL_PERIOD / scale),
             "SOLVER.REFERENCE_WORLD_SIZE": world_size,

@@ -18,6 +18,7 @@ from resnest_det.configuration.nodes import leaves, with_values
 from resnest_det.configuration.reading import load_config_text
 from resnest_det.configuration.values import MOST_CHARACTERS_OF_CLASSES
 from resnest_det.data.catalog import CocoFiles, DatasetFiles, PanopticFiles, datasets_root, register, use_root
+from resnest_det.data.formats.labels import LabelFiles
 from resnest_det.data.semantic import SemanticFiles
 from resnest_det.engine.checkpoint import newest_checkpoint
 from resnest_det.errors import UserError, shown
@@ -25,8 +26,8 @@ from resnest_det.errors import UserError, shown
 CONFIG_NAME = "config.yaml"
 
 # By a key that no other kind has.
-_KINDS = {"panoptic_json": PanopticFiles, "label_root": SemanticFiles, "json_file": CocoFiles}
-_PATHS = ("json_file", "image_root", "panoptic_json", "panoptic_root", "instances_json", "label_root", "list_file")
+_KINDS = {"panoptic_json": PanopticFiles, "label_root": SemanticFiles, "json_file": CocoFiles, "kind": LabelFiles}
+_PATHS = ("path", "json_file", "image_root", "panoptic_json", "panoptic_root", "instances_json", "label_root", "list_file")
 
 
 def datasets_of(cfg: CfgNode) -> dict[str, DatasetFiles]:

@@ -22,6 +22,7 @@ from resnest_det.data.annotation_files import (
     must_be,
     no_list,
     read_annotation_file,
+    without_collector,
 )
 from resnest_det.data.outlines import check_outlines, slack_of
 from resnest_det.errors import UserError
@@ -44,6 +45,11 @@ class Metadata:
 
 
 @dataclass(frozen=True)
+class LabelsMetadata(Metadata):
+    """What is known of labels in any format: `json_file` is their file or folder, which other libraries cannot read as COCO's."""
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A dataset read into memory (images stay on disk).
 
@@ -63,6 +69,7 @@ class Dataset:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
+@without_collector()
 def load_coco_instances(name: str, json_file: str, image_root: str, *, keep_truth: bool = False) -> Dataset:
     """Read a COCO instance JSON file (https://cocodataset.org/#format-data); docs/data.md has the rules that it is held to.
 
@@ -79,7 +86,18 @@ def load_coco_instances(name: str, json_file: str, image_root: str, *, keep_trut
             list, or has a box or mask that cannot belong to its image. The message names file and entry.
     """
     json_file = str(json_file)
-    content = read_annotation_file(json_file, InstanceFile)
+    return instances_dataset(name, read_annotation_file(json_file, InstanceFile), json_file, image_root, keep_truth=keep_truth)
+
+
+def instances_dataset(name: str, content: InstanceFile, json_file: str, image_root: str, *, keep_truth: bool = False) -> Dataset:
+    """The dataset of a file's content, which is checked and changed on the way; see `load_coco_instances`.
+
+    Args:
+        json_file: what messages call the file; of labels in another format that file, or their folder.
+
+    Raises:
+        UserError: see `load_coco_instances`.
+    """
     if content.annotations is None:
         if not keep_truth:
             raise no_list(json_file, "annotations", InstanceFile)
@@ -146,20 +164,20 @@ def _read_annotations(
     """Check annotations and put them into the records; those of listed images in the file's order, and what was left out."""
     by_id(annotations, "annotation", json_file)
     for annotation in annotations:
-        _check_fields(annotation, contiguous, f"{json_file}: annotation {annotation.id}")
+        _check_fields(annotation, contiguous, f"{json_file}: {annotation.called()}")
     listed = [annotation for annotation in annotations if annotation.image_id in images]
     its_image = [images[annotation.image_id] for annotation in listed]
     inside = _boxes_inside(listed, its_image, json_file)
     pointless = check_outlines(listed, its_image, inside, json_file)
 
-    left_out: dict[str, list[int]] = {}
+    left_out: dict[str, list[Annotation]] = {}
     if len(listed) < len(annotations):
-        left_out["annotations of images that are not listed"] = [a.id for a in annotations if a.image_id not in images]
+        left_out["annotations of images that are not listed"] = [a for a in annotations if a.image_id not in images]
     for annotation, is_inside, is_pointless in zip(listed, inside.tolist(), pointless.tolist()):
         if not is_inside:
-            left_out.setdefault("boxes with no area inside their image", []).append(annotation.id)
+            left_out.setdefault("boxes with no area inside their image", []).append(annotation)
         elif is_pointless:
-            left_out.setdefault("objects whose polygons have fewer than three points", []).append(annotation.id)
+            left_out.setdefault("objects whose polygons have fewer than three points", []).append(annotation)
         else:
             entry = {
                 "id": annotation.id,
@@ -171,7 +189,7 @@ def _read_annotations(
                 entry["segmentation"] = annotation.segmentation
             records[annotation.image_id]["annotations"].append(entry)
     if left_out:
-        parts = [f"{len(ids)} {what} (annotation {ids[0]}{', ...' if len(ids) > 1 else ''})" for what, ids in left_out.items()]
+        parts = [f"{len(them)} {what} ({them[0].called()}{', ...' if len(them) > 1 else ''})" for what, them in left_out.items()]
         logger.warning("%s: left out %s", json_file, ", ".join(parts))
     return listed, {what: len(ids) for what, ids in left_out.items()}
 
@@ -216,8 +234,8 @@ def _boxes_inside(annotations: list[Annotation], images: list[Image], json_file:
             meant = "of images of another size, or width and height of the images are exchanged"
         first = int(np.flatnonzero(wrong)[0])
         raise UserError(
-            f"{json_file}: {wrong.sum()} of {len(boxes)} boxes [x, y, width, height] {what}, the first that of annotation "
-            f"{annotations[first].id}, {list(annotations[first].bbox)} in an image of {images[first].width} x "
+            f"{json_file}: {wrong.sum()} of {len(boxes)} boxes [x, y, width, height] {what}, the first that of "
+            f"{annotations[first].called()}, {list(annotations[first].bbox)} in an image of {images[first].width} x "
             f"{images[first].height} pixels (width x height); they may be {meant}"
         )
     return inside

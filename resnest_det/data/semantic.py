@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from resnest_det.data.coco import Dataset, Metadata, load_coco_instances
+from resnest_det.data.image import READERS
 from resnest_det.data.label_png import MAX_CLASSES, UNLABELLED, LabelPng, label_png_size
 from resnest_det.data.records import Record
 from resnest_det.errors import ArgumentError, UserError, shown
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
-# Headers are short and the disk may be a network away: what takes long is to wait.
-READERS = 16
 
 
 @dataclass(frozen=True)

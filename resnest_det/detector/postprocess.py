@@ -86,21 +86,19 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, image_size: tuple[int, int
     """
     height, width = image_size
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
-    probabilities = probabilities.float()
+    probabilities, cells = probabilities.float(), probabilities.shape[-1]
     for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
         left, right = max(int(x0) - 1, 0), min(int(x1) + 2, width)
         top, bottom = max(int(y0) - 1, 0), min(int(y1) + 2, height)
         # Bilinear interpolation on an upright grid is one matrix for the rows and one for the columns.
-        rows = _interpolation_weights(top, bottom, boxes[i, 1], boxes[i, 3], probabilities)
-        columns = _interpolation_weights(left, right, boxes[i, 0], boxes[i, 2], probabilities)
+        rows = interpolation_weights(torch.arange(top, bottom, device=boxes.device), boxes[i, 1], boxes[i, 3], cells)
+        columns = interpolation_weights(torch.arange(left, right, device=boxes.device), boxes[i, 0], boxes[i, 2], cells)
         masks[i, top:bottom, left:right] = rows @ probabilities[i] @ columns.T >= threshold
     return masks
 
 
-def _interpolation_weights(start: int, stop: int, low: Tensor, high: Tensor, probabilities: Tensor) -> Tensor:
-    """(stop - start, M) weight of each of the M cells between `low` and `high` for the pixels from `start` to `stop`."""
-    cells = probabilities.shape[-1]
-    pixels = torch.arange(start, stop, device=low.device, dtype=low.dtype) + 0.5
-    positions = (pixels - low) / (high - low) * cells - 0.5
-    distances = positions[:, None] - torch.arange(cells, device=low.device, dtype=low.dtype)
+def interpolation_weights(pixels: Tensor, low: Tensor, high: Tensor, cells: int) -> Tensor:
+    """(..., P, cells) weight of each of the `cells` between `low` and `high` (both (..., 1)) for `pixels` (P,)."""
+    positions = (pixels + 0.5 - low) / (high - low) * cells - 0.5
+    distances = positions[..., None] - torch.arange(cells, device=low.device, dtype=low.dtype)
     return (1 - distances.abs()).clamp(min=0)

@@ -1,10 +1,12 @@
 """COCO ground truth for average precision: from an instance file, or from the segments of a panoptic dataset."""
 
+import os
 from typing import Any
 
 import pycocotools.mask as mask_util
 
-from resnest_det.data.coco import Dataset
+from resnest_det.data.annotation_files import without_collector
+from resnest_det.data.coco import Dataset, load_coco_instances
 from resnest_det.data.panoptic import with_truth
 from resnest_det.errors import UserError
 from resnest_det.evaluation.masks import segmentation_to_run_lengths
@@ -30,6 +32,29 @@ def check_can_be_evaluated(dataset: Dataset, tasks: tuple[str, ...]) -> None:
             )
 
 
+def read_ground_truth(json_file: str, tasks: tuple[str, ...] = ("bbox", "segm")) -> dict[str, Any]:
+    """`ground_truth_of_instances` of a file, to count a results file against it by `average_precision.coco_figures`.
+
+    Raises:
+        UserError: see `resnest_det.data.coco.load_coco_instances` and `check_can_be_evaluated`; or it only lists images.
+    """
+    dataset = load_coco_instances(os.path.basename(json_file), json_file, "", keep_truth=True)
+    if dataset.truth.annotations is None:
+        raise UserError(f"{json_file} has no annotations: there is nothing to evaluate against")
+    check_can_be_evaluated(dataset, tasks)
+    return ground_truth_of_instances(dataset)
+
+
+def with_run_lengths(ground_truth: dict[str, Any], json_file: str) -> list[dict]:
+    """The annotations of `read_ground_truth` with masks as compressed run lengths, whatever they were."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    return [
+        each | {"segmentation": segmentation_to_run_lengths(each["segmentation"], *sizes[each["image_id"]])}
+        for each in ground_truth["annotations"]
+    ]
+
+
+@without_collector()
 def ground_truth_of_instances(dataset: Dataset) -> dict[str, Any]:
     """The annotations of a dataset's instance file as `average_precision.coco_figures` takes them.
 
@@ -47,7 +72,7 @@ def ground_truth_of_instances(dataset: Dataset) -> dict[str, Any]:
                 "id": annotation.id,
                 "image_id": annotation.image_id,
                 "category_id": annotation.category_id,
-                "bbox": box,
+                "bbox": list(box),
                 "area": box[2] * box[3] if area is None else area,
                 "iscrowd": int(annotation.iscrowd or 0),
                 "segmentation": segmentation,

@@ -10,8 +10,8 @@ from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.data import check_classes, class_names, count_classes, match_classes, training_records
 from resnest_det.data.catalog import get_dataset
-from resnest_det.data.coco import Dataset
-from resnest_det.data.image_files import check_image_files
+from resnest_det.data.coco import Dataset, LabelsMetadata
+from resnest_det.data.image_files import check_image_files, check_image_sizes
 from resnest_det.data.label_png import UNLABELLED
 from resnest_det.data.panoptic import PanopticMetadata, with_truth
 from resnest_det.data.semantic import SemanticMetadata
@@ -62,6 +62,7 @@ def register_datasets(
         check_classes([dataset], cfg)
         read = dataset.records if name in cfg.DATASETS.TEST else training_records(cfg, dataset)
         check_image_files(name, read, dataset.metadata.image_root)
+        check_image_sizes(read)
         records = _records(dataset, cfg)
         DatasetCatalog.register(name, lambda records=records: records)
         MetadataCatalog.get(name).set(**_metadata(dataset))
@@ -98,6 +99,9 @@ def _records(dataset: Dataset, cfg: CfgNode) -> list[dict]:
 
 def _metadata(dataset: Dataset) -> dict:
     values = {name: value for name, value in vars(dataset.metadata).items() if name != "name" and value is not None}
+    if isinstance(dataset.metadata, LabelsMetadata):
+        # Without a file Detectron2's evaluator makes one of the records.
+        return {name: value for name, value in values.items() if name != "json_file"} | {"evaluator_type": "coco"}
     if not isinstance(dataset.metadata, SemanticMetadata):
         return values | {"evaluator_type": "coco"}
     if not isinstance(dataset.metadata, PanopticMetadata):

@@ -11,7 +11,7 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, default_setup, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
@@ -35,6 +35,7 @@ from resnest_det.configuration.defaults import DEFAULTS
 from resnest_det.configuration.model import check_batch_norm
 from resnest_det.configuration.nodes import leaves, with_values
 from resnest_det.configuration.reading import find_config_file, merge_file
+from resnest_det.configuration.solver import in_iterations
 from resnest_det.configuration.standalone import datasets_of
 from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, Architecture
 from resnest_det.configuration.weights import load_initial_weights
@@ -59,8 +60,9 @@ CLASS_COUNTS = OWN_CLASS_COUNTS | {"MODEL.RETINANET.NUM_CLASSES": "thing_classes
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Detectron2's configuration with the keys of ResNeSt, then a YAML file, then `KEY VALUE` overrides; frozen.
 
-    MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH, TEST.AP_MAX_DETECTIONS and the datasets and classes of
-    DATASETS exist as in the built-in detector. TEST.FOLD_NORMS has no effect: Detectron2 always evaluates the model as it is.
+    MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH, TEST.AP_MAX_DETECTIONS, keys in epochs and the datasets and
+    classes of DATASETS exist as in the built-in detector. TEST.FOLD_NORMS has no effect: Detectron2 evaluates the model as it is.
+    Neither has TEST.PICTURES: it draws none.
 
     Raises:
         UserError: see `resnest_det.configuration.reading.merge_file`; or a key is set that only the built-in detector reads.
@@ -75,7 +77,20 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
 
 
 # Keys of this project that mean the same here, or nothing.
-_OWN_KEYS_READ = ("MODEL.RESNETS.", "MODEL.WEIGHTS_ALLOW_MISMATCH", "TEST.AP_MAX_DETECTIONS", "TEST.FOLD_NORMS", "DATASETS.")
+_OWN_KEYS_READ = (
+    "MODEL.RESNETS.",
+    "MODEL.WEIGHTS_ALLOW_MISMATCH",
+    "TEST.AP_MAX_DETECTIONS",
+    "TEST.FOLD_NORMS",
+    "TEST.PICTURES.",
+    "DATASETS.",
+    "SOLVER.MAX_EPOCHS",
+    "SOLVER.STEPS_EPOCHS",
+    "SOLVER.WARMUP_EPOCHS",
+    "SOLVER.CHECKPOINT_EPOCHS",
+    "TEST.EVAL_EPOCHS",
+    "VIS_EPOCHS",
+)
 
 
 def _check_own_keys(cfg: CfgNode) -> None:
@@ -114,7 +129,8 @@ def run(cfg: CfgNode, options: RunOptions) -> dict:
             "INPUT.MASK_FORMAT is set to 'bitmask': DATASETS.TRAIN has run-length masks, which Detectron2 cannot read as polygons"
         )
         cfg = with_values(cfg, {"INPUT.MASK_FORMAT": "bitmask"})
-    return _train(cfg, options.resume)
+    images = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    return _train(in_iterations(cfg, len(images)), options.resume)
 
 
 def _evaluate(cfg: CfgNode, last_checkpoint: bool) -> dict:

@@ -9,6 +9,7 @@ The files are generated in FOLDER on the first run, which takes some minutes, an
 import argparse
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import time
@@ -57,8 +58,12 @@ def generate_image(folder, image_id):
         region = Image.fromarray(np.stack(half).argmax(axis=0).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
         segment_ids = np.where(np.arange(count) == 0, 0 if name == "truth" else ids, ids)[np.asarray(region)]
         file_name = f"{image_id:012d}.png"
-        with open(f"{folder}/{name}/{file_name}", "wb") as file:
-            file.write(encode_segment_ids(segment_ids, file_name))
+        content = encode_segment_ids(segment_ids, file_name)
+        if name == "prediction":
+            with open(f"{folder}/{name}/{file_name}", "wb") as file:
+                file.write(content)
+        else:  # as Pillow writes it, which COCO's truth comes from
+            Image.open(io.BytesIO(content)).save(f"{folder}/{name}/{file_name}")
         present, areas = np.unique(segment_ids, return_counts=True)
         segments = [
             {"id": i, "category_id": category_of[i], "iscrowd": 0, "area": area}

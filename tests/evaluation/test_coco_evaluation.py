@@ -340,6 +340,24 @@ def test_ids_mean_nothing_to_the_figures_and_stay_in_the_results(tmp_path, image
         assert same(coco_figures(renumbered, moved, task), expected[task])
 
 
+def test_results_keep_ids_that_are_text(tmp_path):
+    truth, detections = random_case(5, most_detections=30)
+    named = copy.deepcopy(truth)
+    for entry in (*named["images"], *named["annotations"], *named["categories"]):
+        entry |= {key: f"{key} {value:04d}" for key, value in entry.items() if key.endswith("id")} | {"id": f"a{entry['id']:04d}"}
+    for annotation in named["annotations"]:
+        annotation |= {key: f"a{int(annotation[key][-4:]):04d}" for key in ("image_id", "category_id")}
+    dataset = dataset_of(tmp_path / "truth.json", named)
+    evaluator = COCOEvaluator(dataset, output_dir=str(tmp_path))
+    for (sample, output), record in zip(outputs_of(truth, detections), dataset.records, strict=True):
+        evaluator.process([sample | {"image_id": record["image_id"]}], [output])
+    results = evaluator.evaluate()
+    written = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    back = [d | {key: int(d[key][1:]) for key in ("image_id", "category_id")} for d in written]
+    for task in ("bbox", "segm"):
+        assert same(results[task], pycocotools_figures(truth, back, task))
+
+
 @pytest.mark.parametrize(
     "field, write",
     [
