@@ -21,7 +21,7 @@ from resnest_det.errors import UserError, shown
 from resnest_det.inference.classes import Classes, classes_of
 from resnest_det.inference.evaluating import ready_for_inference
 from resnest_det.inference.exported import ExportedDetector, exported_format
-from resnest_det.model_zoo import TRAINED_DETECTORS, trained_weights
+from resnest_det.model_zoo import trained_weights
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.downloads import resolve_weights
 from resnest_det.weights.weights import weights_in
@@ -146,8 +146,7 @@ def _recipe(name: str) -> str:
         if "/" in name or Path(name).suffix:
             raise UserError(f"{name}: there is no such file or folder, and no recipe of that name") from None
         raise UserError(
-            f"{name} is no checkpoint, run folder or configuration here, and no recipe: {error}; detectors are published for "
-            f"{', '.join(TRAINED_DETECTORS)}"
+            f"{name} is no checkpoint, run folder or configuration here, and no recipe: {error}"
         ) from None
 
 
