@@ -145,9 +145,7 @@ def _recipe(name: str) -> str:
     except UserError as error:
         if "/" in name or Path(name).suffix:
             raise UserError(f"{name}: there is no such file or folder, and no recipe of that name") from None
-        raise UserError(
-            f"{name} is no checkpoint, run folder or configuration here, and no recipe: {error}"
-        ) from None
+        raise UserError(f"{name} is no checkpoint, run folder or configuration here, and no recipe: {error}") from None
 
 
 def checkpoint_in(folder: str) -> str:
