@@ -31,6 +31,8 @@ COMMANDS = {
     "benchmark": ("benchmark", "time a detector and its backbone beside other implementations"),
     "inspect": ("inspect_data", "show datasets, what is suspicious in them, and results beside the truth"),
     "plot": ("plot", "draw loss, learning rate and AP of runs"),
+    "report": ("report", "write report.html of a run: is it good, and what to try next"),
+    "compare": ("compare", "say whether one run is better than another, and how sure that is"),
     "check-hosts": ("check_hosts", "say which detectors can use the backbone here"),
     "convert-data": ("convert_data", "convert labels of any format to COCO's, YOLO's or Pascal VOC's"),
     "split-data": ("split_data", "split labels of any format into train.json and val.json"),

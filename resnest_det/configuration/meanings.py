@@ -215,6 +215,7 @@ MEANINGS = {
     "TEST.DETECTIONS_PER_IMAGE": "best detections of an image that are kept",
     "TEST.AP_MAX_DETECTIONS": "detections of an image and class that AP counts; COCO's definition has 100",
     "TEST.FOLD_NORMS": "evaluate a faster copy of the model, with norms folded into convolutions",
+    "TEST.REPORT": "write `report.html` at the end of a training, where the draw extra is installed",
     "TEST.PICTURES.COUNT": "images of each dataset that are drawn beside their truth at every evaluation",
     "TEST.PICTURES.SCORE_THRESH": "detections below this score are not drawn",
     "TEST.PICTURES.WORST": "draw the images with the most errors; otherwise images spread evenly, the same at every evaluation",
@@ -238,7 +239,8 @@ OWN_KEYS = (
     *(f"DATASETS.{key}" for key in ("REGISTERED", "ROOT", "THING_", "STUFF_")),
     "TEST.AP_MAX_DETECTIONS",
     "TEST.FOLD_NORMS",
+    "TEST.REPORT",
     "TEST.PICTURES.",
 )
 # Those that Detectron2's trainer does nothing with, or refuses.
-DETECTRON2_IGNORES = (*_BUILT_IN, "TEST.FOLD_NORMS", "TEST.PICTURES.")
+DETECTRON2_IGNORES = (*_BUILT_IN, "TEST.FOLD_NORMS", "TEST.REPORT", "TEST.PICTURES.")

@@ -20,7 +20,8 @@ from resnest_det.engine.checkpoint import newest_checkpoint
 from resnest_det.errors import UserError, shown
 from resnest_det.inference.classes import Classes, classes_of
 from resnest_det.inference.evaluating import ready_for_inference
-from resnest_det.model_zoo import TRAINED_DETECTORS, trained_weights
+from resnest_det.inference.exported import ExportedDetector, exported_format
+from resnest_det.model_zoo import trained_weights
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.downloads import resolve_weights
 from resnest_det.weights.weights import weights_in
@@ -60,13 +61,15 @@ def open_backend(model: str | os.PathLike, weights: str | os.PathLike | None = N
 
     Args:
         model: a checkpoint that training here wrote, a run's folder or its `config.yaml`, another configuration, or the name of
-            a recipe, whose published detector is taken.
+            a recipe, whose published detector is taken; or a file that `resnest-det export` wrote, which runs on the CPU.
         weights: a checkpoint in the place of that.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
         UserError: a file cannot be found, read or used; the message names it.
     """
+    if weights is None and exported_format(model):
+        return _exported_backend(os.fspath(model), device)
     cfg, path, checkpoint, names = _configured(os.fspath(model), None if weights is None else os.fspath(weights))
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", str(device)):
         raise UserError(f"device {shown(device)} is not supported; supported: 'auto', 'cpu', 'cuda', 'cuda:N'")
@@ -87,6 +90,25 @@ def open_backend(model: str | os.PathLike, weights: str | os.PathLike | None = N
         max_side=cfg.INPUT.MAX_SIZE_TEST,
         device=network.device,
         source=str(path),
+        nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST if tasks_of(cfg).objects else 0.5,
+    )
+
+
+def _exported_backend(path: str, device: str) -> Backend:
+    if device not in ("auto", "cpu"):
+        raise UserError(f"device {shown(device)} is not supported for {path}: an exported detector runs on the CPU")
+    detector = ExportedDetector(path)
+    detector.compact_masks = True
+    settings = detector.settings
+    cfg = configuration_of(settings, path)
+    return Backend(
+        detect=detector,
+        classes=classes_of(cfg, settings["trained_on"], f"exported model {path}"),
+        image_format=settings["input_format"],
+        short_side=settings["short_side"],
+        max_side=settings["max_side"],
+        device=torch.device("cpu"),
+        source=path,
         nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST if tasks_of(cfg).objects else 0.5,
     )
 
@@ -123,10 +145,7 @@ def _recipe(name: str) -> str:
     except UserError as error:
         if "/" in name or Path(name).suffix:
             raise UserError(f"{name}: there is no such file or folder, and no recipe of that name") from None
-        raise UserError(
-            f"{name} is no checkpoint, run folder or configuration here, and no recipe: {error}; detectors are published for "
-            f"{', '.join(TRAINED_DETECTORS)}"
-        ) from None
+        raise UserError(f"{name} is no checkpoint, run folder or configuration here, and no recipe: {error}") from None
 
 
 def checkpoint_in(folder: str) -> str:
