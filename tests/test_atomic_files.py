@@ -82,7 +82,7 @@ def test_pipe_is_not_written_to(tmp_path):
 
 
 def test_a_lock_is_held_by_one_and_free_when_its_process_is_killed(tmp_path):
-    path = tmp_path / "training.lock"
+    path = tmp_path / "run.lock"
     program = "import os, sys; from resnest_det.files import held\nwith held(sys.argv[1]): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", program, str(path)])
     assert path.exists()

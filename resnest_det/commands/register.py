@@ -4,12 +4,19 @@ import argparse
 import os
 
 from resnest_det.data.catalog import CocoFiles, DatasetFiles, PanopticFiles
+from resnest_det.data.formats.labels import KINDS, LabelFiles
+from resnest_det.data.formats.splits import find_labels
 from resnest_det.data.semantic import SemanticFiles
 from resnest_det.errors import UserError, naming, nearest
 
-_INSTANCES = "NAME=ANNOTATIONS.json,IMAGE_DIR"
+_INSTANCES = "NAME=ANNOTATIONS.json,IMAGE_DIR or NAME=LABELS[,images=DIR][,from=FORMAT][,split=SPLIT]"
 _PANOPTIC = "NAME=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR[,INSTANCES.json]"
 _SEMANTIC = "NAME=LABEL_DIR,IMAGE_DIR,CLASSES[,ignore=VALUE]..."
+_INSTANCES_HELP = (
+    "a dataset in COCO's format, taken as it is; or a file or folder with labels of any format (docs/labels.md), which "
+    "is recognised and whose common faults are mended. Settings of those: images=DIR, where the images are; from=FORMAT, one of "
+    f"{', '.join(KINDS)}; split=train, val or test, where it has several"
+)
 _SEMANTIC_HELP = (
     "a dataset with a label PNG for each image, one byte a pixel. CLASSES: a .json or .txt file with names, or their number. "
     "More settings: ignore=VALUE, of pixels without a label (255); list=FILE, a text with the images to take; "
@@ -29,7 +36,7 @@ _SETTINGS = {
 def add_register_flags(parser: argparse.ArgumentParser, *, all_kinds: bool = True) -> None:
     """Add the flags, or without `all_kinds` that of panoptic datasets alone."""
     if all_kinds:
-        parser.add_argument("--register", action="append", default=[], metavar=_INSTANCES, help="a dataset in COCO's format")
+        parser.add_argument("--register", action="append", default=[], metavar=_INSTANCES, help=_INSTANCES_HELP)
         parser.add_argument("--register-semantic", action="append", default=[], metavar=_SEMANTIC, help=_SEMANTIC_HELP)
     parser.add_argument(
         "--register-panoptic", action="append", default=[], metavar=_PANOPTIC, help="a dataset in COCO's panoptic format"
@@ -45,7 +52,7 @@ def registered_datasets(args: argparse.Namespace) -> dict[str, DatasetFiles]:
     datasets: dict[str, DatasetFiles] = {}
     # A function gives None where the parts have another form.
     for flag, form, texts, files_of in (
-        ("--register", _INSTANCES, getattr(args, "register", ()), _coco_files),
+        ("--register", _INSTANCES, getattr(args, "register", ()), _instance_files),
         ("--register-panoptic", _PANOPTIC, args.register_panoptic, _panoptic_files),
         ("--register-semantic", _SEMANTIC, getattr(args, "register_semantic", ()), _semantic_files),
     ):
@@ -63,8 +70,15 @@ def registered_datasets(args: argparse.Namespace) -> dict[str, DatasetFiles]:
     return datasets
 
 
-def _coco_files(parts: list[str]) -> CocoFiles | None:
-    return CocoFiles(*map(os.path.expanduser, parts)) if len(parts) == 2 else None
+def _instance_files(parts: list[str]) -> CocoFiles | LabelFiles | None:
+    path = os.path.expanduser(parts[0])
+    settings = dict(part.split("=", 1) for part in parts[1:] if part.startswith(("images=", "from=", "split=")))
+    if len(parts) == 2 and not settings:
+        return CocoFiles(path, os.path.expanduser(parts[1]))
+    if len(settings) < len(parts) - 1:
+        return None
+    images = os.path.expanduser(settings["images"]) if "images" in settings else None
+    return find_labels(path, settings.get("from"), images, settings.get("split"))
 
 
 def _panoptic_files(parts: list[str]) -> PanopticFiles | None:

@@ -1,16 +1,22 @@
 """Names of datasets and where they live; nothing is read until a dataset is asked for."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from resnest_det.data import shapes
-from resnest_det.data.coco import Dataset, load_coco_instances
+from resnest_det.data.coco import Dataset, LabelsMetadata, instances_dataset, load_coco_instances
+from resnest_det.data.formats.labels import LabelFiles
+from resnest_det.data.formats.panoptic_export import panoptic_root_of
+from resnest_det.data.formats.reading import read_labels
 from resnest_det.data.panoptic import load_coco_panoptic
 from resnest_det.data.semantic import SemanticFiles, load_semantic
 from resnest_det.errors import UserError, nearest
+
+logger = logging.getLogger(__name__)
 
 # name: (image folder, annotation file), below the datasets root, and the archives to unpack there
 _COCO = {
@@ -58,14 +64,24 @@ class PanopticFiles:
     stuff_only: bool = False
 
 
-DatasetFiles = CocoFiles | PanopticFiles | SemanticFiles
+DatasetFiles = CocoFiles | PanopticFiles | SemanticFiles | LabelFiles
 
 _registered: dict[str, DatasetFiles] = {}
 
 
-def datasets_root() -> Path:
-    """The folder that holds the known datasets: $DETECTRON2_DATASETS, or ./datasets."""
-    return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
+_root = ""
+
+
+def use_root(folder: str) -> None:
+    """Look for the known datasets in `folder` where $DETECTRON2_DATASETS is not set; "" for ./datasets again."""
+    global _root
+    _root = folder
+
+
+def datasets_root(folder: str = "") -> Path:
+    """The folder that holds the known datasets: $DETECTRON2_DATASETS, else `folder` or that of `use_root`, else ./datasets."""
+    folder = folder or _root
+    return Path(os.environ.get("DETECTRON2_DATASETS") or (folder if os.path.isdir(folder) else "datasets")).expanduser()
 
 
 def dataset_names() -> list[str]:
@@ -151,17 +167,24 @@ def get_dataset(name: str, *, keep_truth: bool = False) -> Dataset:
             `resnest_det.data.semantic.load_semantic`.
     """
     if name in _registered:
-        return _load(name, _registered[name], "", keep_truth)
+        return load_files(name, _registered[name], keep_truth=keep_truth)
     builtin = _builtin()
     if name in builtin:
-        return _load(name, *builtin[name](), keep_truth)
+        files, hint = builtin[name]()
+        return load_files(name, files, hint, keep_truth=keep_truth)
     near = nearest(name, dataset_names(), cutoff=0.4) or dataset_names()
     raise UserError(
         f"unknown dataset {name!r}; nearest known names: {', '.join(near)}; "
-        f"a COCO-format dataset of your own is made known by --register {name}=ANNOTATIONS.json,IMAGE_DIR, a panoptic one "
+        f"labels of your own are made known by --register {name}=FILE_OR_FOLDER, in COCO's format also by "
+        f"--register {name}=ANNOTATIONS.json,IMAGE_DIR, a panoptic dataset "
         f"by --register-panoptic {name}=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR, one with label PNG files by "
         f"--register-semantic {name}=LABEL_DIR,IMAGE_DIR,CLASSES"
     )
+
+
+def known_files(name: str) -> DatasetFiles:
+    """Where the dataset of a name in `dataset_names` lives; shapes are generated on first use."""
+    return _registered[name] if name in _registered else _builtin()[name]()[0]
 
 
 def _builtin() -> dict[str, Callable[[], tuple[DatasetFiles, str]]]:
@@ -217,7 +240,19 @@ def _shapes_panoptic(split: str) -> tuple[PanopticFiles, str]:
     ), ""
 
 
-def _load(name: str, files: DatasetFiles, hint: str, keep_truth: bool) -> Dataset:
+def load_files(name: str, files: DatasetFiles, hint: str = "", *, keep_truth: bool = False) -> Dataset:
+    """Read the dataset in files, whether or not they are registered.
+
+    Args:
+        name: for messages.
+        hint: at how to get files that are absent.
+        keep_truth: see `get_dataset`.
+
+    Raises:
+        UserError: see `get_dataset`.
+    """
+    if isinstance(files, LabelFiles):
+        return _load_labels(name, files, keep_truth)
     if isinstance(files, CocoFiles):
         _check_files_exist(name, [files.json_file], {"images": files.image_root}, hint)
         return load_coco_instances(name, files.json_file, files.image_root, keep_truth=keep_truth)
@@ -236,6 +271,17 @@ def _load(name: str, files: DatasetFiles, hint: str, keep_truth: bool) -> Datase
         stuff_only=files.stuff_only,
         keep_truth=keep_truth,
     )
+
+
+def _load_labels(name: str, files: LabelFiles, keep_truth: bool) -> Dataset:
+    if files.kind == "panoptic":
+        panoptic_root = panoptic_root_of(files.path)
+        return load_coco_panoptic(name, files.path, panoptic_root, files.image_root, keep_truth=keep_truth)
+    labels = read_labels(files)
+    for line in labels.notes:
+        logger.warning("dataset %s: %s", name, line)
+    dataset = instances_dataset(name, labels.content, files.path, files.image_root, keep_truth=keep_truth)
+    return replace(dataset, metadata=LabelsMetadata(**vars(dataset.metadata)))
 
 
 def _check_files_exist(name: str, files: list[str], folders: dict[str, str], hint: str) -> None:

@@ -4,8 +4,8 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from resnest_det.data.annotation_files import (
     must_be,
     no_list,
     read_annotation_file,
+    without_collector,
 )
 from resnest_det.data.outlines import check_outlines, slack_of
 from resnest_det.errors import UserError
@@ -44,6 +45,11 @@ class Metadata:
 
 
 @dataclass(frozen=True)
+class LabelsMetadata(Metadata):
+    """What is known of labels in any format: `json_file` is their file or folder, which other libraries cannot read as COCO's."""
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A dataset read into memory (images stay on disk).
 
@@ -51,7 +57,8 @@ class Dataset:
     {"id", "bbox" (x, y, width, height in pixels), "category_id" (contiguous), "iscrowd", "segmentation"}, where the
     segmentation is a list of polygons [x0, y0, x1, y1, ...] or a compressed run-length dict, and may be absent.
     `truth` and `panoptic_truth` are the checked content of the instance and of the panoptic file where it was kept to evaluate
-    against; `truth.annotations` is None where the file only lists images.
+    against; `truth.annotations` is None where the file only lists images. `left_out` has reasons to how many annotations were not
+    taken for them.
     """
 
     name: str
@@ -59,8 +66,10 @@ class Dataset:
     metadata: Metadata
     truth: InstanceFile | None = None
     panoptic_truth: PanopticFile | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
+@without_collector()
 def load_coco_instances(name: str, json_file: str, image_root: str, *, keep_truth: bool = False) -> Dataset:
     """Read a COCO instance JSON file (https://cocodataset.org/#format-data); docs/data.md has the rules that it is held to.
 
@@ -77,7 +86,18 @@ def load_coco_instances(name: str, json_file: str, image_root: str, *, keep_trut
             list, or has a box or mask that cannot belong to its image. The message names file and entry.
     """
     json_file = str(json_file)
-    content = read_annotation_file(json_file, InstanceFile)
+    return instances_dataset(name, read_annotation_file(json_file, InstanceFile), json_file, image_root, keep_truth=keep_truth)
+
+
+def instances_dataset(name: str, content: InstanceFile, json_file: str, image_root: str, *, keep_truth: bool = False) -> Dataset:
+    """The dataset of a file's content, which is checked and changed on the way; see `load_coco_instances`.
+
+    Args:
+        json_file: what messages call the file; of labels in another format that file, or their folder.
+
+    Raises:
+        UserError: see `load_coco_instances`.
+    """
     if content.annotations is None:
         if not keep_truth:
             raise no_list(json_file, "annotations", InstanceFile)
@@ -97,10 +117,11 @@ def load_coco_instances(name: str, json_file: str, image_root: str, *, keep_trut
         for image_id in sorted(images)
     }
     _tell_of_files_listed_twice(records.values(), json_file)
+    left_out: dict[str, int] = {}
     if content.annotations is not None:
-        content.annotations = _read_annotations(content.annotations, images, records, contiguous, json_file)
+        content.annotations, left_out = _read_annotations(content.annotations, images, records, contiguous, json_file)
     metadata = Metadata(name, json_file, str(image_root), list(names.values()), contiguous)
-    return Dataset(name, list(records.values()), metadata, truth=content if keep_truth else None)
+    return Dataset(name, list(records.values()), metadata, truth=content if keep_truth else None, left_out=left_out)
 
 
 def image_entry(image: Image, image_root: str, where: str) -> dict:
@@ -139,24 +160,24 @@ def _tell_of_files_listed_twice(records: Iterable[dict], json_file: str) -> None
 
 def _read_annotations(
     annotations: list[Annotation], images: dict[int, Image], records: dict[int, dict], contiguous: dict[int, int], json_file: str
-) -> list[Annotation]:
-    """Check annotations and put them into the records; those of listed images, in the order of the file."""
+) -> tuple[list[Annotation], dict[str, int]]:
+    """Check annotations and put them into the records; those of listed images in the file's order, and what was left out."""
     by_id(annotations, "annotation", json_file)
     for annotation in annotations:
-        _check_fields(annotation, contiguous, f"{json_file}: annotation {annotation.id}")
+        _check_fields(annotation, contiguous, f"{json_file}: {annotation.called()}")
     listed = [annotation for annotation in annotations if annotation.image_id in images]
     its_image = [images[annotation.image_id] for annotation in listed]
     inside = _boxes_inside(listed, its_image, json_file)
     pointless = check_outlines(listed, its_image, inside, json_file)
 
-    left_out: dict[str, list[int]] = {}
+    left_out: dict[str, list[Annotation]] = {}
     if len(listed) < len(annotations):
-        left_out["annotations of images that are not listed"] = [a.id for a in annotations if a.image_id not in images]
+        left_out["annotations of images that are not listed"] = [a for a in annotations if a.image_id not in images]
     for annotation, is_inside, is_pointless in zip(listed, inside.tolist(), pointless.tolist()):
         if not is_inside:
-            left_out.setdefault("boxes with no area inside their image", []).append(annotation.id)
+            left_out.setdefault("boxes with no area inside their image", []).append(annotation)
         elif is_pointless:
-            left_out.setdefault("objects whose polygons have fewer than three points", []).append(annotation.id)
+            left_out.setdefault("objects whose polygons have fewer than three points", []).append(annotation)
         else:
             entry = {
                 "id": annotation.id,
@@ -168,9 +189,9 @@ def _read_annotations(
                 entry["segmentation"] = annotation.segmentation
             records[annotation.image_id]["annotations"].append(entry)
     if left_out:
-        parts = [f"{len(ids)} {what} (annotation {ids[0]}{', ...' if len(ids) > 1 else ''})" for what, ids in left_out.items()]
+        parts = [f"{len(them)} {what} ({them[0].called()}{', ...' if len(them) > 1 else ''})" for what, them in left_out.items()]
         logger.warning("%s: left out %s", json_file, ", ".join(parts))
-    return listed
+    return listed, {what: len(ids) for what, ids in left_out.items()}
 
 
 def _check_fields(annotation: Annotation, contiguous: dict[int, int], where: str) -> None:
@@ -213,8 +234,8 @@ def _boxes_inside(annotations: list[Annotation], images: list[Image], json_file:
             meant = "of images of another size, or width and height of the images are exchanged"
         first = int(np.flatnonzero(wrong)[0])
         raise UserError(
-            f"{json_file}: {wrong.sum()} of {len(boxes)} boxes [x, y, width, height] {what}, the first that of annotation "
-            f"{annotations[first].id}, {list(annotations[first].bbox)} in an image of {images[first].width} x "
+            f"{json_file}: {wrong.sum()} of {len(boxes)} boxes [x, y, width, height] {what}, the first that of "
+            f"{annotations[first].called()}, {list(annotations[first].bbox)} in an image of {images[first].width} x "
             f"{images[first].height} pixels (width x height); they may be {meant}"
         )
     return inside

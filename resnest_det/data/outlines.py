@@ -40,7 +40,7 @@ def check_outlines(annotations: Sequence[Annotation], images: Sequence[Image], t
     for index, (annotation, image) in enumerate(zip(annotations, images)):
         segmentation = annotation.segmentation
         if isinstance(segmentation, RunLengths):
-            annotation.segmentation = compressed(segmentation, image, f"{json_file}: annotation {annotation.id}")
+            annotation.segmentation = compressed(segmentation, image, f"{json_file}: {annotation.called()}")
         elif segmentation:
             if not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
                 _check_not_pairs(annotation, json_file)
@@ -58,7 +58,7 @@ def _check_not_pairs(annotation: Annotation, json_file: str) -> None:
     lengths = [len(polygon) for polygon in annotation.segmentation]
     if len(lengths) >= 3 and set(lengths) == {2}:
         raise UserError(
-            f"{json_file}: annotation {annotation.id}: segmentation holds points [[x0, y0], ...]; COCO's format is a list of "
+            f"{json_file}: {annotation.called()}: segmentation holds points [[x0, y0], ...]; COCO's format is a list of "
             "polygons [[x0, y0, x1, y1, ...], ...]"
         )
 
@@ -80,7 +80,7 @@ def _check_polygons(indices: list[int], annotations: Sequence, images: Sequence,
         within = np.minimum(high, sides + slack_of(sides)) - np.maximum(low, -slack_of(sides))
         # The comparison is written so that it also fails where a coordinate is not a number.
         fits = np.isfinite(extent).all(axis=1) & (within >= 0).all(axis=1)
-        fits &= np.prod(np.minimum(within / extent, 1.0), axis=1) >= 0.5
+        fits &= np.prod(np.minimum((within + 1e-9) / extent, 1.0), axis=1) >= 0.5
         steps = np.abs(np.diff(coordinates, axis=0, append=coordinates[:1])).max(axis=1)
         ends = first_point + points - 1
         steps[ends] = np.abs(coordinates[first_point] - coordinates[ends]).max(axis=1)
@@ -91,7 +91,7 @@ def _check_polygons(indices: list[int], annotations: Sequence, images: Sequence,
     if not len(wrong):
         return
     at = int(wrong[0])
-    where = f"{json_file}: annotation {annotations[indices[at]].id}"
+    where = f"{json_file}: {annotations[indices[at]].called()}"
     if not finite[at]:
         raise UserError(f"{where}: segmentation has a coordinate that is not a finite number")
     width, height = (int(side) for side in sides[at])

@@ -4,15 +4,16 @@ import itertools
 import logging
 import os
 
+import msgspec
 import torch
 
 from resnest_det.data.coco import Dataset
 from resnest_det.distributed import gather_objects, is_main_process
 from resnest_det.errors import UserError
-from resnest_det.evaluation.average_precision import coco_figures
+from resnest_det.evaluation.average_precision import figures_of_tasks
 from resnest_det.evaluation.ground_truth import check_can_be_evaluated, ground_truth_of_instances, ground_truth_of_segments
 from resnest_det.evaluation.masks import encode_masks
-from resnest_det.files import write_json
+from resnest_det.files import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -105,13 +106,15 @@ class COCOEvaluator:
         if not detections:
             logger.warning("no detections on %s: AP is 0 wherever there is ground truth", self.dataset_name)
         if self.output_dir:
-            write_json(os.path.join(self.output_dir, "coco_instances_results.json"), detections)
+            write_bytes(
+                os.path.join(self.output_dir, "coco_instances_results.json"), msgspec.json.encode(detections, enc_hook=str)
+            )  # ids that are text
         if self.json_file is not None and self.dataset.truth.annotations is None:
             logger.info("%s has no annotations: nothing is counted", self.dataset_name)
             return {}
         of = ground_truth_of_segments if self.json_file is None else ground_truth_of_instances
         truth = of(self.dataset)
-        return {task: coco_figures(truth, detections, task, self.max_detections) for task in self.tasks}
+        return figures_of_tasks(truth, detections, self.tasks, self.max_detections)
 
 
 def detections_to_coco(output: dict, image_id, category_ids: dict[int, int], with_masks: bool) -> list[dict]:

@@ -1,17 +1,23 @@
-"""Conversions of COCO segmentations (polygons, run lengths) with pycocotools."""
+"""Conversions of COCO segmentations (polygons, run lengths)."""
 
+from collections.abc import Iterable
+
+import hotcoco
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
 
 
-def encode_masks(masks: torch.Tensor) -> list[dict]:
-    """COCO's compressed run-length encoding of each of (N, height, width) bool masks, with `counts` as str for JSON."""
-    encoded = []
-    for mask in masks.detach().cpu().numpy():
-        run_lengths = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-        encoded.append({"size": [int(side) for side in run_lengths["size"]], "counts": run_lengths["counts"].decode("ascii")})
-    return encoded
+def encode_masks(masks: torch.Tensor | Iterable[torch.Tensor]) -> list[dict]:
+    """COCO's compressed run-length encoding of each mask, with `counts` as str for JSON.
+
+    Args:
+        masks: (N, height, width) bool, or (height, width) bool of each, which are then made and encoded one by one.
+    """
+    if not isinstance(masks, torch.Tensor):
+        return [encoded for mask in masks for encoded in encode_masks(mask[None])]
+    encoded = hotcoco.mask.encode(np.moveaxis(masks.detach().cpu().numpy(), 0, 2))
+    return [each | {"counts": each["counts"].decode("ascii")} for each in encoded]
 
 
 def segmentation_to_run_lengths(segmentation, height: int, width: int) -> dict:

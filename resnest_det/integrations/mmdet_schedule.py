@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 from resnest_det.configuration.data import check_batch_size
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.data.annotation_files import read_json
-from resnest_det.data.coco import Metadata
+from resnest_det.data.coco import LabelsMetadata, Metadata
 from resnest_det.data.panoptic import PanopticMetadata
 from resnest_det.errors import UserError
 from resnest_det.integrations.mmdet_supported import untranslatable
@@ -87,6 +87,11 @@ def _dataset(cfg: CfgNode, metadata: Metadata, pipeline: list[dict]) -> dict:
 def _instances_json(metadata: Metadata) -> str:
     if metadata.json_file is None:
         raise UserError(f"dataset {metadata.name} has no file of instances, which MMDetection needs; register it with one")
+    if isinstance(metadata, LabelsMetadata):
+        raise UserError(
+            f"dataset {metadata.name}: MMDetection reads COCO's files; write one by `resnest-det convert-data "
+            f"{metadata.json_file} OUT.json`, and register it as NAME=OUT.json,{metadata.image_root}"
+        )
     return metadata.json_file
 
 
@@ -235,12 +240,13 @@ def _learning_rate(cfg: CfgNode) -> list[dict]:
 
 def runtime_config(cfg: CfgNode, checkpoint: str) -> dict:
     """Hooks, logging, folders, and the weights to start from."""
+    kept = dict(max_keep_ckpts=cfg.SOLVER.CHECKPOINTS_KEPT) if cfg.SOLVER.CHECKPOINTS_KEPT else {}
     config = dict(
         default_hooks=dict(
             timer=dict(type="IterTimerHook"),
             logger=dict(type="LoggerHook", interval=20),
             param_scheduler=dict(type="ParamSchedulerHook"),
-            checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=cfg.SOLVER.CHECKPOINT_PERIOD),
+            checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=cfg.SOLVER.CHECKPOINT_PERIOD, **kept),
             sampler_seed=dict(type="DistSamplerSeedHook"),
             visualization=dict(type="DetVisualizationHook"),
         ),

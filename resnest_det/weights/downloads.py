@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
 from resnest_det.errors import UserError, nearest
 from resnest_det.files import open_unlinked

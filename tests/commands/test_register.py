@@ -6,8 +6,10 @@ import pytest
 
 from resnest_det.commands.register import add_register_flags, registered_datasets
 from resnest_det.data.catalog import CocoFiles, PanopticFiles
+from resnest_det.data.formats.labels import LabelFiles
 from resnest_det.data.semantic import SemanticFiles
 from resnest_det.errors import UserError
+from tests.helpers.labels import write_yolo
 
 
 def parsed(*arguments):
@@ -33,10 +35,37 @@ def test_datasets_of_both_flags(monkeypatch):
     }
 
 
-@pytest.mark.parametrize("text", ["mine", "mine=a.json", "=a.json,images", "mine=,images", "mine=a.json,", "mine=a,b,c"])
+@pytest.mark.parametrize(
+    "text", ["mine", "=a.json", "=a.json,images", "mine=,images", "mine=a.json,", "mine=a,b,c", "mine=a,images=b,size=3"]
+)
 def test_malformed_instances(text):
-    with pytest.raises(UserError, match="--register .*: expected NAME=ANNOTATIONS.json,IMAGE_DIR"):
+    with pytest.raises(UserError, match="--register .*: expected NAME=ANNOTATIONS.json,IMAGE_DIR or NAME=LABELS"):
         parsed("--register", text)
+
+
+def test_labels_of_any_format(tmp_path):
+    for split in ("train", "val"):
+        write_yolo(tmp_path / split, {split: "0 .5 .5 .5 .5"})
+    folder = tmp_path / "train"
+    expected = LabelFiles(str(folder / "labels"), "yolo", str(folder / "images"))
+    assert parsed("--register", f"mine={folder}") == {"mine": expected}
+    assert parsed("--register", f"mine={tmp_path},split=train") == {"mine": expected}
+    assert parsed("--register", f"mine={folder}/labels,images={folder}/images,from=yolo") == {"mine": expected}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("nowhere", "nowhere does not exist"),
+        (".,from=yollo", "'yollo' is no format of labels, perhaps 'yolo'"),
+        (".,images=nowhere", "nowhere is not a folder of images"),
+        (".", "labels of no format that is known"),
+    ],
+)
+def test_labels_that_are_none(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"--register mine={text}: .*{message}"):
+        parsed("--register", f"mine={text}")
 
 
 @pytest.mark.parametrize("text", ["mine", "mine=a.json,b", "=a.json,b,c", "mine=a.json,,c", "mine=a,b,c,d,e"])

@@ -1,12 +1,16 @@
 """`train_net --engine detectron2`: whole runs, checkpoints that go from one host to the other, and bad input."""
 
 import json
+import re
+import signal
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.helpers.commands import start_training
 from tests.helpers.tiny_run import read_metrics, write_tiny_run
 
 pytestmark = pytest.mark.detectron2
@@ -14,15 +18,19 @@ pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_detection_dataset_dicts  # noqa: E402
+from detectron2.evaluation import COCOEvaluator  # noqa: E402
+from detectron2.structures import Boxes, Instances  # noqa: E402
 
 from resnest_det.commands.train_net import main  # noqa: E402
-from resnest_det.data.catalog import register_coco, register_semantic  # noqa: E402
+from resnest_det.data.catalog import register, register_coco, register_semantic  # noqa: E402
+from resnest_det.data.formats.splits import find_labels  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.inference.evaluating import flatten_results  # noqa: E402
 from resnest_det.integrations.detectron2_data import have_run_length_masks, register_datasets  # noqa: E402
 from resnest_det.training.process import run_process  # noqa: E402
 from tests.helpers.configs import TINY_PANOPTIC, typed  # noqa: E402
 from tests.helpers.datasets import write_panoptic_shapes  # noqa: E402
+from tests.helpers.labels import voc, write_voc  # noqa: E402
 
 # Enough to find the rectangles of the training images again, whatever the seed: AP has to be more than 0 to be compared.
 LEARN = typed(
@@ -119,6 +127,25 @@ def test_run_writes_the_same_files_and_resumes(tmp_path):
 
 
 @pytest.mark.slow
+def test_terminated_and_resumed_after_the_last_step(tmp_path):
+    keys = ["MODEL.DEVICE", "cpu", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]
+    arguments = [*write_tiny_run(tmp_path), *keys, "TEST.PRECISE_BN.ENABLED", "False"]
+    process = start_training(*arguments, "SOLVER.MAX_ITER", "1000", "SOLVER.STEPS", "(900,)", engine="detectron2")
+    marker = tmp_path / "out" / "last_checkpoint"
+    while process.poll() is None and not marker.exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in text and text.splitlines()[-1] == "terminated", text
+    last = int(re.search(r"Stopped after iteration (\d+), of which there is a checkpoint", text)[1])
+    assert marker.read_text() == f"model_{last:07d}.pth"
+    resume = [*arguments[:2], "--engine", "detectron2", "--resume", *arguments[2:]]
+    main([*resume, "SOLVER.MAX_ITER", str(last + 3), "SOLVER.STEPS", "(900,)"])
+    assert f"Starting training from iteration {last + 1}\n" in (tmp_path / "out" / "log.txt").read_text()
+    assert torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["iteration"] == last + 2
+
+
+@pytest.mark.slow
 def test_panoptic_shapes(tmp_path, monkeypatch):
     name, arguments = tmp_path.name, write_panoptic_shapes(tmp_path, {"train": 4, "val": 3})
     keys = TINY_PANOPTIC | {
@@ -175,6 +202,24 @@ def test_label_pngs_reach_detectron2_as_it_reads_them(label_pngs, tmp_path):
     sample = DatasetMapper(True, augmentations=[], image_format="RGB")(record)
     np.testing.assert_array_equal(sample["sem_seg"].numpy(), labels)
     assert have_run_length_masks([name]) is False
+
+
+def test_labels_of_another_format_are_evaluated_without_their_file(tmp_path):
+    name = f"voc_{tmp_path.name}"
+    write_voc(tmp_path / "in", {"a": voc(("cat", 1, 2, 9, 9), ("dog", 10, 2, 19, 29))})
+    register(name, find_labels(str(tmp_path / "in")))
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.MODEL.ROI_HEADS.NUM_CLASSES = (name,), (name,), 2
+    register_datasets(cfg, [name])
+    assert MetadataCatalog.get(name).thing_classes == ["cat", "dog"] and not hasattr(MetadataCatalog.get(name), "json_file")
+    (record,) = get_detection_dataset_dicts([name])
+    evaluator = COCOEvaluator(name, tasks=("bbox",), output_dir=str(tmp_path / "out"), use_fast_impl=False)
+    evaluator.reset()
+    found = Instances((record["height"], record["width"]))
+    found.pred_boxes = Boxes(torch.tensor([[1.0, 2, 9, 9], [10, 2, 19, 29]]))
+    found.scores, found.pred_classes = torch.ones(2), torch.tensor([0, 1])
+    evaluator.process([record], [{"instances": found}])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
 
 
 @pytest.mark.parametrize("split, annotations", [("train", True), ("test", True), ("test", False)])
@@ -302,3 +347,19 @@ def test_gpu_that_is_not_there(tmp_path, monkeypatch):
     arguments = write_tiny_run(tmp_path)
     with pytest.raises(UserError, match="MODEL.DEVICE 'cuda': this machine has no GPU"):
         main([*arguments[:2], "--engine", "detectron2", *arguments[2:], "MODEL.DEVICE", "cuda"])
+
+
+def test_keys_of_the_built_in_trainer_and_classes_of_the_data(tiny, tmp_path):
+    from resnest_det.integrations import detectron2_train
+
+    for key, value in (("TEST.PATIENCE", "2"), ("SOLVER.EMA.ENABLED", "True"), ("SOLVER.CHECKPOINTS_KEPT", "1")):
+        with pytest.raises(UserError, match=f"{key} .* is not supported: Detectron2's trainer does not read this key"):
+            detectron2_train.load_config(tiny[1], [key, value])
+    config = tmp_path / "tiny.yaml"
+    config.write_text(config.read_text().replace("NUM_CLASSES: 2, ", ""))
+    keys = ["SOLVER.MAX_EPOCHS", "1.5", "TEST.EVAL_PERIOD", "0", "TEST.PRECISE_BN.ENABLED", "False", "DATASETS.TEST", "()"]
+    main([*tiny[:2], "--engine", "detectron2", *tiny[2:], *keys, "MODEL.DEVICE", "cpu"])
+    lines = [line for line in read_metrics(tmp_path / "out") if "total_loss" in line]
+    assert lines[-1]["iteration"] == 2, "6 images in batches of 4: 1.5 epochs are 3 iterations"
+    state = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)["model"]
+    assert state["roi_heads.box_predictor.cls_score.weight"].shape[0] == 3

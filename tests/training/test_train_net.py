@@ -4,9 +4,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +12,9 @@ import torch
 from resnest_det.commands.train_net import main
 from resnest_det.errors import UserError
 from resnest_det.weights.checkpoint_files import read_checkpoint
+from tests.helpers.commands import start_training
 from tests.helpers.tiny_run import losses_of, read_metrics, write_tiny_run
 
-ROOT = Path(__file__).parents[2]
 NO_EVALUATION = ["TEST.PRECISE_BN.ENABLED", "False", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]
 
 
@@ -81,20 +79,6 @@ def test_backbone_alone_cannot_be_evaluated(tiny, tmp_path):
     main([*tiny[:2], *NO_EVALUATION, "MODEL.WEIGHTS", str(tmp_path / "backbone.pth"), "SOLVER.MAX_ITER", "1"])
 
 
-def _start(*arguments, launcher=()):
-    command = [sys.executable, *launcher, str(ROOT / "tools" / "train_net.py"), "--engine", "builtin", *arguments]
-    # In a session of its own, so that whatever is left of it can be ended in the end.
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-
-
 def _wait_for_iterations(process, folder, count):
     """Wait until `count` iterations are in metrics.json, or the process has ended."""
     while process.poll() is None:
@@ -122,11 +106,11 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_losses(reference, tmp_p
     arguments, expected = reference
     output = ["OUTPUT_DIR", str(tmp_path / "out")]
     for resume, iterations in ((), 2), (["--resume"], 5), (["--resume"], 11):
-        process = _start(*arguments[:4], *resume, *arguments[4:], *output)
+        process = start_training(*arguments[:4], *resume, *arguments[4:], *output)
         _wait_for_iterations(process, tmp_path / "out", iterations)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    process = _start(*arguments[:4], "--resume", *arguments[4:], *output)
+    process = start_training(*arguments[:4], "--resume", *arguments[4:], *output)
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
     assert losses_of(tmp_path / "out") == expected
@@ -138,10 +122,11 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_losses(reference, tmp_p
 def test_terminated_and_resumed_gives_the_same_losses_and_nobody_else_enters_meanwhile(reference, tmp_path):
     arguments, expected = reference
     output = ["OUTPUT_DIR", str(tmp_path / "out")]
-    process = _start(*arguments, *output, "SOLVER.CHECKPOINT_PERIOD", "100")
+    process = start_training(*arguments, *output, "SOLVER.CHECKPOINT_PERIOD", "100")
     _wait_for_iterations(process, tmp_path / "out", 2)
-    with pytest.raises(UserError, match=rf"another training is going on in OUTPUT_DIR .*held by pid {process.pid} on .* since 2"):
-        main([*arguments[:2], *output])
+    for flags in [], ["--eval-only", "--resume"]:
+        with pytest.raises(UserError, match=rf"another run is going on in OUTPUT_DIR .*held by pid {process.pid} on .* since 2"):
+            main([*arguments[:2], *flags, *output])
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and "Traceback" not in text and text.splitlines()[-1] == "terminated"
@@ -189,7 +174,7 @@ def test_two_processes_train_and_evaluate_like_one(two_processes, tmp_path):
 def test_torchrun_restarts_a_killed_process_from_the_last_checkpoint(two_processes, tmp_path):
     arguments, uninterrupted = two_processes
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
-    process = _start(*arguments, "OUTPUT_DIR", str(tmp_path / "out"), launcher=torchrun)
+    process = start_training(*arguments, "OUTPUT_DIR", str(tmp_path / "out"), launcher=torchrun)
     _wait_for_iterations(process, tmp_path / "out", 5)
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(workers[-1]), signal.SIGKILL)
