@@ -1,12 +1,13 @@
 """Reading images as COCO's tools do: upright, in a given channel order, of the size the annotations say."""
 
-import contextlib
+import io
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from resnest_det.errors import UserError
 
@@ -19,6 +20,8 @@ MAX_PIXELS = 178_956_970
 
 # Headers are short and the disk may be a network away: what takes long is to wait, so many are read at a time.
 READERS = 16
+
+_CHUNK = 1 << 20
 
 _EXIF_ORIENTATION = 274
 # EXIF 2.3, tag 274: how the stored rows and columns have to be turned to stand upright. Pillow's exif_transpose decodes before
@@ -64,7 +67,17 @@ def to_eight_bits(image: Image.Image, mode: str = "RGB") -> Image.Image:
     return image.convert(mode)
 
 
-def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
+class _File(io.BufferedReader):
+    """A file of which nobody gets memory for more bytes than it has: damaged ones ask for gigabytes."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _CHUNK:
+            size = min(size, max(os.fstat(self.fileno()).st_size - self.tell(), 0))
+        return super().read(size)
+
+
+@contextmanager
+def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS) -> Iterator[Image.Image]:
     """`Image.open` for regular files in formats decoded in this process (AVIF if this Pillow has it).
 
     Raises:
@@ -74,10 +87,15 @@ def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS
     if os.path.exists(file_name) and not os.path.isfile(file_name):
         raise OSError("not a regular file")  # opening a pipe would wait for ever
     Image.init()
-    try:
-        return Image.open(file_name, formats=[each for each in formats if each in Image.OPEN])
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{file_name} has too many pixels; at most {MAX_PIXELS} are read ({error})") from error
+    with _File(io.FileIO(file_name)) as file:
+        try:
+            image = Image.open(file, formats=[each for each in formats if each in Image.OPEN])
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise UserError(f"{file_name} has too many pixels; at most {MAX_PIXELS} are read ({error})") from error
+        except UnidentifiedImageError:
+            raise UnidentifiedImageError(f"cannot identify image file {os.fspath(file_name)!r}") from None
+        with image:
+            yield image
 
 
 def png_header(file_name: str | os.PathLike, what: str) -> tuple[tuple[int, int], int, int]:
@@ -135,7 +153,7 @@ def read_image(
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
 
 
-@contextlib.contextmanager
+@contextmanager
 def _named(file_name: str) -> Iterator[None]:
     """Turn whatever goes wrong with an image file into a UserError that names it."""
     try:
