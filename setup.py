@@ -13,9 +13,11 @@ EXTRAS = {
     "export": ["onnx", "onnxruntime", "onnxscript", "openvino", "nncf"],
     "draw": ["supervision>=0.26", "matplotlib>=3.8"],
     "video": ["av>=12"],
+    "track": ["trackers>=2.4", "supervision>=0.26"],
+    "pandas": ["pandas>=2"],
     "demo": ["gradio>=5"],
     "serve": ["fastapi>=0.110", "uvicorn>=0.29", "python-multipart>=0.0.9", "httpx>=0.27"],
-    "transformers": ["transformers>=5"],
+    "transformers": ["transformers>=5.5", "accelerate>=1.1", "scipy>=1.10"],
 }
 
 setup(
@@ -32,7 +34,7 @@ setup(
     package_dir={"resnest_det.configs": "configs", "resnest_det.docs": "docs"},
     package_data={
         "resnest_det": ["py.typed"],
-        "resnest_det.configs": ["*.yaml", "*/*.yaml", "*/*.py"],
+        "resnest_det.configs": ["*.yaml", "*/*.yaml", "*/*.py", "*/*/*.json"],
         "resnest_det.docs": ["detectron2.md", "mmdetection.md"],
     },
     entry_points={"console_scripts": ["resnest-det = resnest_det.commands:main"]},

@@ -8,6 +8,10 @@ from contextlib import contextmanager
 # What moves a terminal's cursor, colors it, turns the direction of text round, ends a line, or cannot be encoded.
 _CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _CONTROL_IN_LINES, _CONTROL_IN_LINE = re.compile(f"[{_CONTROL}]"), re.compile(rf"[{_CONTROL}\t\n]")
+# The last two are what threads and oneDNN's operations say.
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|(can't|cannot) allocate memory|can't start new thread|could not (create|execute) a primitive", re.I
+)
 _USER_IN_ADDRESS = re.compile(r"(?<=://)[^/?#\s'\"]*@")
 
 
@@ -45,6 +49,15 @@ class UserError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(printable(_without_middle(message, self.MOST_CHARACTERS)))
+
+
+def out_of_memory(error: BaseException) -> UserError | None:
+    """What to tell instead of `error`, if it is one of those by which Python, torch and the system say that memory ran out."""
+    text = str(error)
+    if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(text):
+        return None
+    reason = f" ({_without_middle(text.splitlines()[0], 300)})" if text else ""
+    return UserError(f"memory ran out{reason}; fewer images at a time, smaller ones, or fewer processes that read them need less")
 
 
 class ArgumentError(UserError):

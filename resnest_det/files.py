@@ -1,7 +1,6 @@
 """Atomic writing: a file is either the whole old one or the whole new one. Also, where the package's own files are."""
 
 import datetime
-import json
 import logging
 import os
 import socket
@@ -78,11 +77,6 @@ def write_bytes(path: str, content: bytes) -> None:
             file.write(content)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def write_json(path: str, value) -> None:
-    """Write `value` as JSON, in the way of `write_bytes`."""
-    write_bytes(path, json.dumps(value).encode())
 
 
 def _umask() -> int:

@@ -14,11 +14,13 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 # A launcher passes on a signal that the terminal has sent to every process already: both together are one.
 _SAME_SIGNAL = 1.0  # seconds
 _TIDYING = 3.0  # seconds that helpers have to end by themselves
+_PATIENCE = 1.0  # seconds that others have to answer once a signal has come
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,8 +29,9 @@ class Terminated(KeyboardInterrupt):
 
 _received: tuple[int, float] | None = None  # the first signal and when it came
 _deferring = False
+_waiting = False
 _nothing_to_tidy = False
-_status: int | None = None  # of a process that ends after a signal
+_status: int | None = None  # of a process that ends after a signal or an error
 
 
 def handle_signals(*, importing: bool = False) -> None:
@@ -44,6 +47,7 @@ def handle_signals(*, importing: bool = False) -> None:
     _received, _nothing_to_tidy = None, importing
     for number in WORDS:
         signal.signal(number, _handle)
+    signal.signal(signal.SIGALRM, _give_up)
 
 
 def ignore_signals() -> None:
@@ -63,6 +67,13 @@ def _handle(number: int, frame: object) -> None:
         return
     _received = (number, now)
     if not _deferring:
+        raise_if_requested()
+    elif _waiting:
+        signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
+
+
+def _give_up(number: int, frame: object) -> None:
+    if _waiting:
         raise_if_requested()
 
 
@@ -96,6 +107,17 @@ def allowed() -> Iterator[None]:
     yield from _with(False)
 
 
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Within `deferred`, for another process that may not answer: a signal takes effect after `_PATIENCE` at the latest."""
+    global _waiting
+    _waiting = True
+    try:
+        yield
+    finally:
+        _waiting = False
+
+
 def _with(deferring: bool) -> Iterator[None]:
     global _deferring
     before, _deferring = _deferring, deferring
@@ -116,20 +138,25 @@ def end_children() -> None:
         child.kill()
 
 
-def end_interrupted(stop: KeyboardInterrupt, *, say: bool = True) -> None:
+def end_interrupted(stop: KeyboardInterrupt, *, say: bool = True) -> NoReturn:
     """End this process after `stop` with the status of its signal (`SystemExit`), and, to `say` so, a line on standard error."""
-    global _status
     number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-    _status = 128 + number
     if say:
         print(WORDS[number], file=sys.stderr, flush=True)
-    signal.signal(signal.SIGALRM, lambda *_: _end_now(_status))
+    signal.signal(signal.SIGALRM, lambda *_: _end_now(128 + number))
     signal.setitimer(signal.ITIMER_REAL, _TIDYING)
     # Frees the loaders, which then end their workers.
     traceback.clear_frames(stop.__traceback__)
     end_children()
     signal.setitimer(signal.ITIMER_REAL, 0)
-    sys.exit(_status)
+    end(128 + number)
+
+
+def end(status: int) -> NoReturn:
+    """`sys.exit`, with what is registered for the end, but without waiting until the interpreter and torch are taken down."""
+    global _status
+    _status = status
+    sys.exit(status)
 
 
 def _skip_teardown() -> None:

@@ -81,6 +81,7 @@ def ended(capfd, monkeypatch):
     """
     # A setting of the whole process, which here runs other tests.
     monkeypatch.setattr(commands, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(commands, "end", sys.exit)
 
     def run(program: Callable[[], object], arguments: list[str]) -> Done:
         monkeypatch.setattr(sys, "argv", arguments)

@@ -14,22 +14,29 @@ from collections.abc import Callable
 from types import ModuleType
 
 from resnest_det import __version__
-from resnest_det.errors import UserError, nearest, printable
-from resnest_det.stopping import end_interrupted, handle_signals, prepare_end
+from resnest_det.errors import UserError, nearest, out_of_memory, printable
+from resnest_det.stopping import end, end_interrupted, handle_signals, prepare_end
 
 # name: (module of this folder with a `main(arguments)`, what it does)
 COMMANDS = {
     "train": ("train_net", "train and evaluate a detector from a configuration file"),
+    "predict": ("predict", "find objects in images and videos with a trained detector"),
+    "pack": ("pack", "write a trained detector, with all that it needs, into one file"),
     "classify": ("classify", "name what is in images: the most probable ImageNet classes"),
     "verify": ("verify_imagenet", "measure a classifier's accuracy on the validation images of ImageNet"),
     "convert": ("convert_weights", "translate a checkpoint into another library's parameter names"),
     "to-mmdet": ("to_mmdet", "translate a configuration and its checkpoint to MMDetection, or a checkpoint back"),
-    "export": ("export_model", "write a classifier or feature extractor for ONNX, OpenVINO, TorchScript or torch.export"),
+    "export": ("export_model", "write a detector or classifier for ONNX, OpenVINO, TorchScript or torch.export"),
     "analyze": ("analyze_model", "count parameters, multiply-adds and activations, part by part"),
     "benchmark": ("benchmark", "time a detector and its backbone beside other implementations"),
+    "inspect": ("inspect_data", "show datasets, what is suspicious in them, and results beside the truth"),
+    "plot": ("plot", "draw loss, learning rate and AP of runs"),
+    "report": ("report", "write report.html of a run: is it good, and what to try next"),
+    "compare": ("compare", "say whether one run is better than another, and how sure that is"),
     "check-hosts": ("check_hosts", "say which detectors can use the backbone here"),
     "convert-data": ("convert_data", "convert labels of any format to COCO's, YOLO's or Pascal VOC's"),
     "split-data": ("split_data", "split labels of any format into train.json and val.json"),
+    "train-transformers": ("train_transformers", "train and evaluate a recipe of configs/transformers by transformers' Trainer"),
     "prepare-panoptic-fpn": ("prepare_panoptic_fpn", "write the semantic PNG files that Detectron2's Panoptic FPN reads"),
 }
 
@@ -61,7 +68,7 @@ def keep_freed_memory() -> None:
 def run_tool(main: Callable[[list[str]], object]) -> None:
     """Run `main(arguments)` and end the process with a status that says how it went.
 
-    `UserError` and `OSError` (a full disk, a folder that cannot be written) become one line `error: ...` on
+    `UserError`, `OSError` (a full disk, a folder that cannot be written) and memory that ran out become one line `error: ...` on
     standard error and status 2; Ctrl-C and SIGTERM become one line and status 130 and 143. With `--debug`, which
     `main` does not see, the traceback is shown instead.
     """
@@ -78,11 +85,12 @@ def run_tool(main: Callable[[list[str]], object]) -> None:
             raise
         # Of the processes that torchrun has started, one speaks for all.
         end_interrupted(stop, say=os.environ.get("RANK", "0") == "0")
-    except (UserError, OSError) as error:
-        if debug:
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        told = error if isinstance(error, (UserError, OSError)) else out_of_memory(error)
+        if debug or told is None:
             raise
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: {printable(' '.join(str(told).split()))}", file=sys.stderr)
+        end(2)
     finally:
         prepare_end()
 

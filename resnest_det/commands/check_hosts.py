@@ -6,11 +6,15 @@ check_hosts.py
 import argparse
 import platform
 from collections.abc import Callable
+from importlib.metadata import version
 
 from resnest_det.errors import UserError
 from resnest_det.files import packaged
 from resnest_det.integrations.detectron2_version import check_detectron2
+from resnest_det.integrations.installed import is_installed
 from resnest_det.integrations.mmdet_version import check_mmdet
+from resnest_det.integrations.torchvision_version import check_torchvision
+from resnest_det.integrations.transformers_version import check_transformers
 
 
 def builtin_detector() -> str:
@@ -52,6 +56,26 @@ def mmdetection() -> str:
     )
 
 
+def torchvision() -> str:
+    """torchvision's version, and how many of its models have this backbone; raises if they cannot be used."""
+    check_torchvision()
+    import torchvision
+
+    from resnest_det.integrations.torchvision import BUILDERS
+
+    return f"torchvision {torchvision.__version__}, {len(BUILDERS)} models for torchvision.models.get_model"
+
+
+def transformers() -> str:
+    """The version of transformers, and of what its Trainer needs; raises if it cannot be used."""
+    check_transformers()
+    import transformers
+
+    absent = [name for name in ("accelerate", "scipy") if not is_installed(name)]
+    training = f"no training without {' and '.join(absent)}" if absent else f"accelerate {version('accelerate')}"
+    return f"transformers {transformers.__version__}, {training}"
+
+
 def install_lines(document: str) -> list[str]:
     """The commands in the first fenced block of a document."""
     return (packaged("docs") / document).read_text().split("```")[1].splitlines()[1:]
@@ -63,6 +87,8 @@ def main(arguments: list[str]) -> None:
     report("built-in detector", builtin_detector, ["pip install --upgrade torch torchvision", "pip install -e ."])
     report("Detectron2", detectron2, install_lines("detectron2.md"))
     report("MMDetection", mmdetection, install_lines("mmdetection.md"))
+    report("torchvision", torchvision, ["pip install --upgrade torch torchvision", "pip install -e ."])
+    report("transformers", transformers, ["pip install -e '.[transformers]'"])
 
 
 def report(host: str, versions: Callable[[], str], what_to_do: list[str]) -> None:

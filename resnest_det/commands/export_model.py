@@ -4,7 +4,9 @@
     export_model.py --model resnest50 --format openvino --out resnest50.xml --bgr --pixels
     export_model.py --model resnest101 --features 1 2 3 4 --format exported --out resnest101.pt2
 
-The file takes any number of images of any size. After writing, it is run and compared with PyTorch. See docs/export.md.
+The file takes any number of images of any size. After writing, it is run and compared with PyTorch. With `--config-file` in
+place of `--model` a whole detector is written; `export_model.py --config-file FILE --help` lists the flags of that. See
+docs/export.md.
 """
 
 import argparse
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from resnest_det import create_model, resolve_weights
 from resnest_det.backbone.classifier import IMAGENET_CLASSES
+from resnest_det.commands import export_detector
 from resnest_det.inference.export import (
     DEFAULT_OPSET,
     FORMATS,
@@ -58,6 +61,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> None:
+    if any(argument.split("=")[0] == "--config-file" for argument in arguments):
+        export_detector.main(arguments)
+        return
     args = parse_arguments(arguments)
     # Checked before weights are downloaded.
     require_back_end(args.format)

@@ -2,19 +2,24 @@
 
 import argparse
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
 from fvcore.common.config import CfgNode
 
+from resnest_det.commands.own_data import add_data_flags, settings_of
 from resnest_det.commands.register import add_register_flags, registered_datasets
-from resnest_det.configuration.data import check_training_data
+from resnest_det.configuration.data import CLASS_COUNTS, check_training_data
 from resnest_det.configuration.model import resolve_device
 from resnest_det.configuration.nodes import with_values
-from resnest_det.configuration.reading import load_config
+from resnest_det.configuration.reading import load_config, named_keys
 from resnest_det.configuration.solver import scale_to_world_size
+from resnest_det.configuration.standalone import in_run_folder, with_datasets
+from resnest_det.engine.callbacks import callback_named
 from resnest_det.engine.launch import launch
+from resnest_det.engine.writers import SERVICES, check_services
 from resnest_det.errors import UserError, naming
 from resnest_det.integrations.detectron2_version import check_detectron2
 from resnest_det.integrations.installed import is_installed
@@ -22,10 +27,12 @@ from resnest_det.training.process import RunOptions, run_builtin, run_process
 
 EXAMPLES = """
 examples:
+  train_net.py --data photos --model mask_rcnn_ResNeSt50_FPN
   train_net.py --config-file mask_rcnn_ResNeSt50_FPN
   train_net.py --config-file mask_rcnn_ResNeSt50_FPN --resume
   train_net.py --config-file cfg.yaml --num-gpus 8 SOLVER.BASE_LR 0.01 OUTPUT_DIR ./run1
   train_net.py --config-file cfg.yaml --eval-only MODEL.WEIGHTS run1/model_final.pth
+  train_net.py --config-file run1/config.yaml --eval-only
   train_net.py --config-file cfg.yaml --register mine=mine.json,images DATASETS.TRAIN "('mine',)"
   train_net.py --config-file cfg.yaml --engine builtin
   on two machines: --num-gpus 8 --num-machines 2 --machine-rank 0 (and 1) --dist-url tcp://HOST_OF_0:29500
@@ -37,7 +44,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Train and evaluate a detector.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML file, or the name of a bundled recipe")
+    parser.add_argument("--config-file", metavar="FILE", help="a YAML file, or the name of a bundled recipe")
+    add_data_flags(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR, if there is one")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or with --resume the last checkpoint")
     parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs to use on each machine, one process each; 0 for the CPU")
@@ -52,6 +60,16 @@ def argument_parser() -> argparse.ArgumentParser:
         help="detector and trainer to use; auto uses Detectron2 if it is installed",
     )
     add_register_flags(parser)
+    parser.add_argument(
+        "--track", action="append", default=[], metavar="SERVICE", help=f"send the curves there too: {', '.join(SERVICES)}"
+    )
+    parser.add_argument(
+        "--callback",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="a subclass of resnest_det.engine.callbacks.Callback of your own, made without arguments",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, after all flags")
     return parser
@@ -68,19 +86,47 @@ def main(arguments: Sequence[str]) -> None:
     if flags:
         raise UserError(f"{flags[0]} stands among the config keys; flags come before KEY VALUE")
     num_processes = _processes(args)
-    engine = choose_engine(args.engine)
+    engine = choose_engine("builtin" if args.model and args.engine == "auto" else args.engine)
+    if engine == "detectron2" and (args.model or args.auto_batch):
+        raise UserError("--model and --auto-batch choose settings for the built-in trainer; use --engine builtin")
     # Read before any process starts, so that a wrong key is reported at once, and only once.
-    load, work = load_config, run_builtin
+    services = tuple(name for each in args.track for name in each.split(","))
+    with _flag("--track"):
+        check_services(services)
+    with _flag("--callback"):
+        for text in args.callback:
+            callback_named(text)
+    if engine == "detectron2" and (services or args.callback):
+        raise UserError("--track and --callback are of the built-in trainer: Detectron2's has hooks; use --engine builtin")
+    load, work, class_counts = load_config, run_builtin, CLASS_COUNTS
     if engine == "detectron2":
         host = _detectron2_train()
-        load, work = host.load_config, host.run
-    cfg = _with_device(load(args.config_file, args.opts), args)
+        load, work, class_counts = host.load_config, host.run, host.CLASS_COUNTS
+
+    def loaded(config_file: str, overrides: list) -> CfgNode:
+        return _with_device(load(config_file, overrides), args)
+
+    registered = registered_datasets(args)
+    settings = settings_of(args, loaded, registered, num_processes)
+    keys = tuple(settings.overrides)
+    cfg = in_run_folder(load(settings.config_file, keys), settings.config_file, keys, use=args.eval_only)
+    cfg = with_datasets(_with_device(cfg, args), registered | settings.datasets)
     if not args.eval_only:
         world_size = max(num_processes * args.num_machines, 1)  # less than one is for `launch` to refuse
         check_training_data(scale_to_world_size(cfg, world_size), world_size)
     if engine == "detectron2" and num_processes * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
         raise UserError("Detectron2 runs several processes only on GPUs; on the CPU use one, or --engine builtin")
-    options = RunOptions(args.resume, args.eval_only, registered_datasets(args), args.config_file, tuple(args.opts))
+    named = named_keys(settings.config_file, settings.overrides)
+    options = RunOptions(
+        args.resume,
+        args.eval_only,
+        settings.config_file,
+        tuple(map(str, keys)),
+        services,
+        tuple(args.callback),
+        settings.lines,
+        {key: kind for key, kind in class_counts.items() if key not in named},
+    )
     with naming({name: f"--{name.replace('_', '-')}" for name in ("num_machines", "machine_rank", "dist_url")}):
         launch(
             run_process,
@@ -92,6 +138,15 @@ def main(arguments: Sequence[str]) -> None:
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
         )
+
+
+@contextmanager
+def _flag(name: str) -> Iterator[None]:
+    """Name the flag in errors about its value."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def choose_engine(wanted: str) -> str:

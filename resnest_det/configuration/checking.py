@@ -11,8 +11,14 @@ from resnest_det.configuration.data import build_augmentation
 from resnest_det.configuration.defaults import default_config
 from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.nodes import leaves
-from resnest_det.configuration.solver import build_gradient_clipper, build_optimizer, build_schedule
-from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, tasks_of
+from resnest_det.configuration.solver import (
+    MOST_ITERATIONS,
+    build_average,
+    build_gradient_clipper,
+    build_optimizer,
+    build_schedule,
+)
+from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, FIGURES, best_metric, tasks_of
 from resnest_det.errors import UserError, shown
 
 # Keys with a closed set of values in the built-in detector.
@@ -67,6 +73,13 @@ INSTANCE_KEYS = ("MODEL.PROPOSAL_GENERATOR.", "MODEL.ANCHOR_GENERATOR.", "MODEL.
 AT_LEAST = {
     "SOLVER.IMS_PER_BATCH": 1,
     "SOLVER.MAX_ITER": 0,
+    "SOLVER.MAX_EPOCHS": 0,
+    "SOLVER.WARMUP_EPOCHS": 0,
+    "SOLVER.CHECKPOINT_EPOCHS": 0,
+    "TEST.EVAL_EPOCHS": 0,
+    "TEST.PATIENCE": 0,
+    "SOLVER.CHECKPOINTS_KEPT": 0,
+    "VIS_EPOCHS": 0,
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "SOLVER.WARMUP_ITERS": 0,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
@@ -74,6 +87,8 @@ AT_LEAST = {
     "TEST.EVAL_PERIOD": 0,
     "TEST.DETECTIONS_PER_IMAGE": 1,
     "TEST.AP_MAX_DETECTIONS": 10,
+    "TEST.PICTURES.COUNT": 0,
+    "TEST.PICTURES.SCORE_THRESH": 0.0,
     "TEST.PRECISE_BN.NUM_ITER": 1,
     "MODEL.BACKBONE.FREEZE_AT": 0,
     "MODEL.RESNETS.RADIX": 0,
@@ -117,7 +132,8 @@ AT_LEAST = {
 
 # For numbers far beyond every use, whose memory or time nobody waits for.
 AT_MOST = {
-    "SOLVER.MAX_ITER": 10**9,
+    "SOLVER.MAX_ITER": MOST_ITERATIONS,
+    "SOLVER.MAX_EPOCHS": 10**6,
     "SOLVER.IMS_PER_BATCH": 10**6,
     "SOLVER.NUM_DECAYS": 10**4,
     "DATALOADER.NUM_WORKERS": 10**4,
@@ -127,6 +143,7 @@ AT_MOST = {
     "TEST.AUG.MAX_SIZE": 10**6,
     "TEST.DETECTIONS_PER_IMAGE": 10**6,
     "TEST.AP_MAX_DETECTIONS": 10**6,
+    "TEST.PICTURES.COUNT": 10**4,
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 10**6,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 10**6,
     "MODEL.ROI_HEADS.NUM_CLASSES": 10**6,
@@ -198,6 +215,7 @@ def check_supported(cfg: CfgNode) -> None:
         if not sizes or not all(isinstance(size, int) and 1 <= size <= MOST_PIXELS for size in sizes):
             raise UserError(f"TEST.AUG.MIN_SIZES is {shown(tuple(sizes))}; it must be one or more whole numbers of pixels")
     _check_expected_results(cfg)
+    _check_best_metric(cfg)
     _check_features(cfg)
     if architecture.objects:
         _check_objects(cfg)
@@ -224,6 +242,26 @@ def _check_expected_results(cfg: CfgNode) -> None:
                 f"TEST.EXPECTED_RESULTS asks for {expected[0][:80]}, which this configuration (MODEL.META_ARCHITECTURE, "
                 f"MODEL.MASK_ON, TEST.AUG.ENABLED) does not evaluate; it evaluates {', '.join(tasks)}"
             )
+
+
+def _check_best_metric(cfg: CfgNode) -> None:
+    """That TEST.BEST_METRIC and TEST.PATIENCE are of evaluations that there will be."""
+    metric = best_metric(cfg)
+    if len(cfg.DATASETS.TEST) > 1:  # results are then by dataset
+        metric = metric.removeprefix(next((f"{name}/" for name in cfg.DATASETS.TEST if metric.startswith(f"{name}/")), ""))
+    task, _, figure = metric.partition("/")
+    overall, of_a_class = FIGURES.get(task, ((), ()))
+    if task not in tasks_of(cfg).evaluated or not (figure in overall or figure.startswith(of_a_class)):
+        offered = [f"{task}/{figure}" for task in tasks_of(cfg).evaluated for figure in (*FIGURES[task][0], *FIGURES[task][1])]
+        raise UserError(
+            f"TEST.BEST_METRIC {shown(cfg.TEST.BEST_METRIC)} is not a figure of this model; supported: {', '.join(offered)}, "
+            "and before it the name of one of several datasets in DATASETS.TEST"
+        )
+    if cfg.TEST.PATIENCE and not (cfg.DATASETS.TEST and (cfg.TEST.EVAL_PERIOD or cfg.TEST.EVAL_EPOCHS)):
+        raise UserError(
+            f"TEST.PATIENCE {cfg.TEST.PATIENCE} needs evaluations during the training: set DATASETS.TEST, and TEST.EVAL_PERIOD "
+            "or TEST.EVAL_EPOCHS"
+        )
 
 
 def _check_features(cfg: CfgNode) -> None:
@@ -282,6 +320,7 @@ def check_buildable(cfg: CfgNode) -> None:
         with torch.device("meta"):
             model = assemble_model(cfg)
             build_optimizer(cfg, model)
+            build_average(cfg, model)
     except UserError:
         raise
     except (ValueError, RuntimeError, OverflowError) as error:  # torch's own, of shapes that cannot be or cannot be counted

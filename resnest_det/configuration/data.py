@@ -1,28 +1,34 @@
 """From configuration to data: the only place that reads INPUT, DATASETS and DATALOADER keys."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from types import MappingProxyType
 
 import numpy as np
 
+from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.data import samplers
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
-from resnest_det.data.image_files import check_image_files
+from resnest_det.data.image_files import check_image_files, check_image_sizes
 from resnest_det.data.loader import InferenceBatches, PackedRecords, training_batches
 from resnest_det.data.mapper import inference_sample, training_sample
 from resnest_det.data.panoptic import with_panoptic_classes
 from resnest_det.data.records import Record, Sample
-from resnest_det.data.semantic import SemanticMetadata
+from resnest_det.data.semantic import SemanticMetadata, class_color
+from resnest_det.data.statistics import Statistics, describe, doubts, statistics_of
 from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
 from resnest_det.distributed import get_rank, get_world_size
 from resnest_det.errors import UserError, naming
 
 logger = logging.getLogger(__name__)
+
+# Keys that are counted in the data where nobody has set them, and the classes that they count.
+CLASS_COUNTS = {"MODEL.ROI_HEADS.NUM_CLASSES": "thing_classes", "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "stuff_classes"}
 
 
 @dataclass(frozen=True)
@@ -47,20 +53,27 @@ class RunData:
     """The datasets of a run, each read once: the training images, if it trains, and the datasets of DATASETS.TEST.
 
     `trained_on` is what a checkpoint keeps of them: {"thing_classes", "stuff_classes": names, "thing_ids", "stuff_ids": ids in
-    the first dataset's file, in the order of the classes, if the model tells them apart; "input_format": INPUT.FORMAT}.
+    the first dataset's file, "thing_colors", "stuff_colors": [R, G, B], in the order of the classes, if the model tells them
+    apart; "input_format": INPUT.FORMAT}.
+    `train_statistics` are of all images of DATASETS.TRAIN together, `test_statistics` of each dataset of DATASETS.TEST.
     """
 
     train: TrainingImages | None
     test: tuple[Dataset, ...]
     trained_on: dict
+    train_statistics: Statistics | None = None
+    test_statistics: tuple[Statistics, ...] = ()
 
 
-def read_run_data(cfg, *, train: bool, trained_on: Mapping | None = None) -> RunData:
+def read_run_data(
+    cfg, *, train: bool, trained_on: Mapping | None = None, counted: Mapping[str, str] = MappingProxyType({})
+) -> RunData:
     """Read every dataset that a run needs. Classes are matched by name: all datasets count them in one order.
 
     Args:
         cfg: a configuration that `resnest_det.configuration.reading.load_config` has checked.
         train: whether DATASETS.TRAIN is needed.
+        counted: keys to take from the data, which is not held against them; see `count_classes`.
         trained_on: of the checkpoint that the data is for; its classes come in its order. None: in the first dataset's.
 
     Raises:
@@ -74,6 +87,7 @@ def read_run_data(cfg, *, train: bool, trained_on: Mapping | None = None) -> Run
     if not datasets:
         return RunData(None, (), {})
     first = next(iter(datasets.values()))
+    cfg = count_classes(cfg, class_names(cfg, first), counted)
     like = trained_on or class_names(cfg, first)
     datasets = {
         name: match_classes(dataset, like, "the checkpoint" if trained_on else first.name) for name, dataset in datasets.items()
@@ -82,8 +96,47 @@ def read_run_data(cfg, *, train: bool, trained_on: Mapping | None = None) -> Run
         check_classes([datasets[name]], cfg)
         _check_enough_images(len(datasets[name].records), name)
         check_image_files(name, datasets[name].records, datasets[name].metadata.image_root)
+        check_image_sizes(datasets[name].records)
     images = _training_images(cfg, [datasets[name] for name in cfg.DATASETS.TRAIN]) if train else None
-    return RunData(images, tuple(datasets[name] for name in cfg.DATASETS.TEST), _trained_on(cfg, datasets[first.name]))
+    return RunData(
+        images,
+        tuple(datasets[name] for name in cfg.DATASETS.TEST),
+        _trained_on(cfg, datasets[first.name]),
+        _statistics([datasets[name] for name in cfg.DATASETS.TRAIN]) if train else None,
+        tuple(_statistics([datasets[name]]) for name in cfg.DATASETS.TEST),
+    )
+
+
+def count_classes(cfg, names: Mapping[str, Sequence[str]], counted: Mapping[str, str]):
+    """`cfg` with numbers of classes from the data.
+
+    Args:
+        names: "thing_classes" and "stuff_classes", if there are any.
+        counted: keys to be the number of names of a kind, as in `CLASS_COUNTS`.
+    """
+    counts = {key: len(names[kind]) for key, kind in counted.items() if names.get(kind)}
+    return with_values(cfg, counts) if counts else cfg
+
+
+def _statistics(datasets: list[Dataset]) -> Statistics:
+    """Of datasets with the same classes, together."""
+    left_out: dict[str, int] = {}
+    for dataset in datasets:
+        for why, count in dataset.left_out.items():
+            left_out[why] = left_out.get(why, 0) + count
+    records = chain.from_iterable(dataset.records for dataset in datasets)
+    name = " + ".join(dict.fromkeys(dataset.name for dataset in datasets))
+    return statistics_of(name, records, datasets[0].metadata.thing_classes, left_out)
+
+
+def tell_of_data(data: RunData) -> None:
+    """What the data is, in a few lines of the log, and what is doubtful about it as warnings."""
+    told = {each.name: each for each in (data.train_statistics, *data.test_statistics) if each is not None}
+    for statistics in told.values():
+        for line in describe(statistics):
+            logger.info(line)
+    for line in doubts(data.train_statistics, data.test_statistics):
+        logger.warning(line)
 
 
 def hold_against_checkpoint(cfg, data: RunData, trained_on: object, checkpoint: str) -> RunData:
@@ -164,8 +217,12 @@ def _trained_on(cfg, dataset: Dataset) -> dict:
         kind = name.removesuffix("_classes")
         contiguous = getattr(dataset.metadata, f"{kind}_dataset_id_to_contiguous_id", {})  # label PNG files have no ids
         kept[name] = list(labels)
+        colors = getattr(dataset.metadata, f"{kind}_colors", None) or [
+            class_color(None, index, name) for index in range(len(labels))
+        ]
+        kept[f"{kind}_colors"] = [list(color) for color in colors]
         if contiguous:
-            kept[f"{kind}_ids"] = sorted(contiguous, key=contiguous.get)
+            kept[f"{kind}_ids"] = [getattr(each, "text", each) for each in sorted(contiguous, key=contiguous.get)]
     return kept
 
 
@@ -182,25 +239,34 @@ def build_train_loader(
     Raises:
         UserError: a key's value is wrong; the message names it.
     """
-    world_size, tasks = get_world_size(), tasks_of(cfg)
-    make_sample = partial(
-        training_sample,
-        augmentation=build_augmentation(cfg),
-        image_format=cfg.INPUT.FORMAT,
-        mask_format=cfg.INPUT.MASK_FORMAT if tasks.masks else None,
-        semantic=tasks.pixels,
-        ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-    )
+    world_size = get_world_size()
     landscape = images.landscape if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     return training_batches(
         images.records,
-        make_sample,
+        build_training_mapper(cfg),
         samplers.batches(samplers.training_draws(images.repeat_factors, seed), cfg.SOLVER.IMS_PER_BATCH, landscape),
         seed=seed,
         start_iteration=start_iteration,
         rank=get_rank(),
         world_size=world_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS if num_workers is None else num_workers,
+    )
+
+
+def build_training_mapper(cfg) -> Callable[[Record, np.random.Generator], Sample]:
+    """What makes a training sample of a record, with the random choices of a generator.
+
+    Raises:
+        UserError: a key's value is wrong; the message names it.
+    """
+    tasks = tasks_of(cfg)
+    return partial(
+        training_sample,
+        augmentation=build_augmentation(cfg),
+        image_format=cfg.INPUT.FORMAT,
+        mask_format=cfg.INPUT.MASK_FORMAT if tasks.masks else None,
+        semantic=tasks.pixels,
+        ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
     )
 
 
@@ -269,6 +335,7 @@ def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:
     _check_enough_images(len(records), "DATASETS.TRAIN")
     for dataset, its_records in zip(datasets, shown):
         check_image_files(dataset.name, its_records, dataset.metadata.image_root)
+        check_image_sizes(its_records)
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         threshold, square_root = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
         repeat_factors = samplers.repeat_factors_from_categories(records, threshold, square_root)

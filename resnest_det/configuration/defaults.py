@@ -31,6 +31,7 @@ DEFAULTS = dict(
     CUDNN_BENCHMARK=False,
     FLOAT32_PRECISION="",
     VIS_PERIOD=0,
+    VIS_EPOCHS=0.0,  # this project's own, as all keys in epochs: above 0 it takes the place of the number of iterations
     GLOBAL=dict(HACK=1.0),
     MODEL=dict(
         META_ARCHITECTURE="GeneralizedRCNN",
@@ -191,6 +192,15 @@ DEFAULTS = dict(
         PROPOSAL_FILES_TEST=(),
         PRECOMPUTED_PROPOSAL_TOPK_TRAIN=2000,
         PRECOMPUTED_PROPOSAL_TOPK_TEST=1000,
+        # This project's own. Datasets beside those known by name: {"name"} and the files as in `resnest_det.data.catalog`.
+        REGISTERED=[],
+        ROOT="",  # the folder of datasets known by name, where DETECTRON2_DATASETS is not set
+        # A run writes down what the classes of its model are called, and their ids in the data. Whoever uses the model goes by
+        # them where its weights do not say.
+        THING_CLASSES=[],
+        THING_IDS=[],
+        STUFF_CLASSES=[],
+        STUFF_IDS=[],
     ),
     DATALOADER=dict(
         NUM_WORKERS=4,
@@ -203,6 +213,7 @@ DEFAULTS = dict(
     SOLVER=dict(
         IMS_PER_BATCH=16,
         MAX_ITER=40000,
+        MAX_EPOCHS=0.0,
         BASE_LR=0.001,
         BASE_LR_END=0.0,
         BIAS_LR_FACTOR=1.0,
@@ -213,24 +224,36 @@ DEFAULTS = dict(
         WEIGHT_DECAY_BIAS=None,
         LR_SCHEDULER_NAME="WarmupMultiStepLR",
         STEPS=(30000,),
+        STEPS_EPOCHS=(),
         GAMMA=0.1,
         NUM_DECAYS=3,
         RESCALE_INTERVAL=False,
         WARMUP_FACTOR=1.0 / 1000,
         WARMUP_ITERS=1000,
+        WARMUP_EPOCHS=0.0,
         WARMUP_METHOD="linear",
         CHECKPOINT_PERIOD=5000,
+        CHECKPOINT_EPOCHS=0.0,
+        CHECKPOINTS_KEPT=0,  # this project's own: of those saved every CHECKPOINT_PERIOD, the last ones; 0 keeps all
+        EMA=dict(ENABLED=False, DECAY=0.999),  # this project's own: evaluate and save a moving average of the parameters too
         REFERENCE_WORLD_SIZE=0,
         CLIP_GRADIENTS=dict(ENABLED=False, CLIP_TYPE="value", CLIP_VALUE=1.0, NORM_TYPE=2.0),
         AMP=dict(ENABLED=False),
     ),
     TEST=dict(
         EVAL_PERIOD=0,
+        EVAL_EPOCHS=0.0,
+        BEST_METRIC="",  # this project's own: the figure by which model_best.pth is chosen, such as "segm/AP"; "": by the model
+        PATIENCE=0,  # this project's own: evaluations without a better figure after which training stops; 0: it does not
         EXPECTED_RESULTS=[],
         KEYPOINT_OKS_SIGMAS=[],
         DETECTIONS_PER_IMAGE=100,
         AP_MAX_DETECTIONS=100,  # this project's own: detections of an image and class that AP counts, 100 by COCO's definition
         FOLD_NORMS=True,  # this project's own: evaluate a faster copy, norms in convolutions; False: the model as it is
+        REPORT=True,  # this project's own: write report.html at the end of a training
+        # This project's own: how many images of each dataset are drawn beside their truth, detections from which score on, and
+        # whether they are the worst ones, not such as are spread evenly over the dataset.
+        PICTURES=dict(COUNT=4, SCORE_THRESH=0.5, WORST=False),
         AUG=dict(ENABLED=False, MIN_SIZES=(400, 500, 600, 700, 800, 900, 1000, 1100, 1200), MAX_SIZE=4000, FLIP=True),
         PRECISE_BN=dict(ENABLED=False, NUM_ITER=200),
     ),
@@ -238,9 +261,21 @@ DEFAULTS = dict(
 
 
 def add_resnest_config(cfg: CfgNode) -> None:
-    """Add the keys of ResNeSt, with their defaults, to a configuration that has MODEL.RESNETS, such as Detectron2's."""
+    """Add the keys of ResNeSt, with their defaults, to a configuration that has MODEL.RESNETS, such as Detectron2's.
+
+    Every other key that this project has and `cfg` lacks is added too, so that the `config.yaml` of a run can be merged into it.
+    """
+    _add_missing(cfg, DEFAULTS)
     for key, value in RESNEST_KEYS.items():
         cfg.MODEL.RESNETS[key] = copy.copy(value)
+
+
+def _add_missing(cfg: CfgNode, defaults: dict) -> None:
+    for key, value in defaults.items():
+        if key not in cfg:
+            cfg[key] = CfgNode(value) if isinstance(value, dict) else copy.copy(value)
+        elif isinstance(value, dict):
+            _add_missing(cfg[key], value)
 
 
 def default_config() -> CfgNode:

@@ -9,9 +9,7 @@ from resnest_det.configuration.data import build_test_loader
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.data.coco import Dataset
 from resnest_det.data.panoptic import PanopticMetadata
-from resnest_det.drawing.instances import ComparisonWriter
-from resnest_det.drawing.panoptic import PanopticComparisonWriter
-from resnest_det.drawing.semantic import SemanticComparisonWriter
+from resnest_det.drawing.writers import ObjectWriter, PanopticWriter, Pictures, SemanticWriter
 from resnest_det.errors import UserError
 from resnest_det.evaluation.coco import COCOEvaluator
 from resnest_det.evaluation.loop import EvaluationSet, Evaluator, PictureWriter
@@ -49,7 +47,7 @@ def _of_objects(cfg: CfgNode, dataset: Dataset, folder: str) -> tuple[list[Evalu
         return [], []
     return (
         [COCOEvaluator(dataset, tasks, folder, max_detections=cfg.TEST.AP_MAX_DETECTIONS)],
-        [ComparisonWriter(dataset, folder)],
+        [ObjectWriter(dataset, folder, _pictures(cfg))],
     )
 
 
@@ -58,10 +56,15 @@ def _of_pixels(cfg: CfgNode, dataset: Dataset, folder: str) -> tuple[list[Evalua
     if not tasks.pixels:
         return [], []
     if not tasks.panoptic:
-        return [SemSegEvaluator(dataset)], [SemanticComparisonWriter(dataset, folder)]
+        return [SemSegEvaluator(dataset)], [SemanticWriter(dataset, folder, _pictures(cfg))]
     if not isinstance(dataset.metadata, PanopticMetadata):
         raise UserError(
             f"dataset {dataset.name} has no panoptic truth to evaluate by; set MODEL.PANOPTIC_FPN.COMBINE.ENABLED False, or "
             f"register a panoptic dataset by --register-panoptic"
         )
-    return [SemSegEvaluator(dataset), PanopticEvaluator(dataset, folder)], [PanopticComparisonWriter(dataset, folder)]
+    return [SemSegEvaluator(dataset), PanopticEvaluator(dataset, folder)], [PanopticWriter(dataset, folder, _pictures(cfg))]
+
+
+def _pictures(cfg: CfgNode) -> Pictures:
+    keys = cfg.TEST.PICTURES
+    return Pictures(keys.COUNT, keys.SCORE_THRESH, keys.WORST)

@@ -49,6 +49,15 @@ def _read_yaml(path: Path) -> dict:
             text = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return parse(text, str(path))
+
+
+def parse(text: bytes, path: str) -> dict:
+    """The nested sections of a configuration's text; messages begin with `path`, where it is from.
+
+    Raises:
+        UserError: it is no configuration, or a larger one than any recipe.
+    """
     if len(text) > MOST_BYTES:
         raise UserError(f"{path}: not a configuration: larger than {MOST_BYTES} bytes")
     try:
@@ -70,7 +79,7 @@ def _read_yaml(path: Path) -> dict:
     return content
 
 
-def _size(node: yaml.Node | None, known: dict[int, tuple[int, int]], path: Path) -> tuple[int, int]:
+def _size(node: yaml.Node | None, known: dict[int, tuple[int, int]], path: str) -> tuple[int, int]:
     """(values, levels) of a node with its aliases written out; `known` has those of nodes seen before, (0, 0) within one."""
     if id(node) in known:
         if known[id(node)] == (0, 0):

@@ -1,6 +1,8 @@
 """Trees of keys: walking them, and copies with other values."""
 
 from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import getitem
 
 from fvcore.common.config import CfgNode
 
@@ -12,6 +14,11 @@ def leaves(section: dict, prefix: str = "") -> Iterable[tuple[str, object]]:
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def value_of(cfg: CfgNode, key: str) -> object:
+    """The value of a full key."""
+    return reduce(getitem, key.split("."), cfg)
 
 
 def with_values(cfg: CfgNode, values: Mapping[str, object]) -> CfgNode:

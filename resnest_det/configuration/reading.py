@@ -3,17 +3,15 @@
 import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
-from functools import reduce
-from operator import getitem
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.checking import check_buildable, check_supported
 from resnest_det.configuration.defaults import default_config
-from resnest_det.configuration.files import MOST_FILES, read_with_bases
-from resnest_det.configuration.nodes import leaves
+from resnest_det.configuration.files import BASE_KEY, MOST_FILES, parse, read_with_bases
+from resnest_det.configuration.nodes import leaves, value_of
 from resnest_det.configuration.values import MOST_CHARACTERS, check_value, wrong_type
 from resnest_det.errors import UserError, nearest, shown
 from resnest_det.files import packaged
@@ -29,8 +27,28 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: a file or key does not exist, or a value has the wrong type or cannot be honoured by the detector.
     """
+    return _checked(_files_of(config_file), overrides)
+
+
+def load_config_text(text: str, source: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """`load_config` of a text that a run has written, such as that in a checkpoint.
+
+    Args:
+        source: where it is from; messages begin with it.
+        overrides: see `load_config`.
+
+    Raises:
+        UserError: see `load_config`; or it leads to files by a `_BASE_`.
+    """
+    content = parse(text.encode("utf-8", "replace"), source)
+    if BASE_KEY in content:
+        raise UserError(f"{source}: it has a {BASE_KEY}, which the whole configuration of a run has not")
+    return _checked([(source, content)], overrides)
+
+
+def _checked(contents: Iterable[tuple[str, dict]], overrides: Sequence[str]) -> CfgNode:
     cfg = default_config()
-    merge_file(cfg, config_file, overrides)
+    _merge_all(cfg, contents, overrides)
     check_supported(cfg)
     check_buildable(cfg)
     cfg.freeze()
@@ -46,16 +64,36 @@ def merge_file(cfg: CfgNode, config_file: str, overrides: Sequence[str] = ()) ->
     Raises:
         UserError: a file or key does not exist, or a value has the wrong type.
     """
-    defaults = dict(leaves(cfg))
+    _merge_all(cfg, _files_of(config_file), overrides)
+
+
+def _files_of(config_file: str) -> Iterator[tuple[str, dict]]:
+    """(path, content) of a configuration's files, those of `_BASE_` first."""
     for number, (path, content) in enumerate(read_with_bases(find_config_file(config_file)), start=1):
         if number > MOST_FILES:
             raise UserError(f"{config_file}: its _BASE_ leads to more than {MOST_FILES} files")
-        merge(cfg, leaves(content), str(path), defaults)
+        yield str(path), content
+
+
+def _merge_all(cfg: CfgNode, contents: Iterable[tuple[str, dict]], overrides: Sequence[str]) -> None:
+    defaults = dict(leaves(cfg))
+    for source, content in contents:
+        merge(cfg, leaves(content), source, defaults)
     if len(overrides) % 2:
         raise UserError(f"overrides come in pairs KEY VALUE; {shown(overrides[-1])} has no value")
     merge(cfg, zip(overrides[::2], overrides[1::2]), "command line", defaults)
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", cfg.MODEL.DEVICE):
         raise UserError(f"MODEL.DEVICE {shown(cfg.MODEL.DEVICE)} is not supported; supported: 'auto', 'cpu', 'cuda', 'cuda:N'")
+
+
+def named_keys(config_file: str, overrides: Sequence[str] = ()) -> set[str]:
+    """The keys that a YAML file, its bases or overrides give a value; every other one has its default.
+
+    Args:
+        config_file, overrides: see `load_config`.
+    """
+    files = [content for _, content in read_with_bases(find_config_file(config_file))]
+    return {key for content in files for key, _ in leaves(content)} | set(overrides[::2])
 
 
 def find_config_file(name: str) -> Path:
@@ -102,7 +140,7 @@ def merge(cfg: CfgNode, values: Iterable[tuple[str, object]], source: str, known
                 cfg.merge_from_list([key, value])
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
             raise wrong_type(key, value, known[key], source) from error
-        check_value(key, reduce(getitem, key.split("."), cfg), known[key], source)
+        check_value(key, value_of(cfg, key), known[key], source)
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -1,18 +1,25 @@
 """From SOLVER.* keys to an optimizer, a learning-rate schedule and gradient clipping."""
 
 import logging
+import math
 from collections.abc import Callable
 
 import torch
 from fvcore.common.config import CfgNode
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from resnest_det.configuration.nodes import with_values
 from resnest_det.engine import solver
-from resnest_det.errors import UserError, naming
+from resnest_det.engine.averaging import averaged_model
+from resnest_det.errors import UserError, naming, shown
 
 logger = logging.getLogger(__name__)
+
+MOST_ITERATIONS = 10**9
+# Numbers of iterations that are the fewer the larger the batch is.
+RATE_KEYS = ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
@@ -85,12 +92,63 @@ def build_schedule(cfg: CfgNode) -> ParamScheduler:
         )
 
 
+def build_average(cfg: CfgNode, model: nn.Module) -> AveragedModel | None:
+    """The moving average of SOLVER.EMA, which is as `model` is until it is first updated; None when it is off.
+
+    Raises:
+        UserError: SOLVER.EMA.DECAY is none.
+    """
+    with naming({"decay": "SOLVER.EMA.DECAY"}):
+        return averaged_model(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+
+
 def build_gradient_clipper(cfg: CfgNode) -> Callable | None:
     """The clipping function of SOLVER.CLIP_GRADIENTS; None when it is off."""
     clip = cfg.SOLVER.CLIP_GRADIENTS
     names = {"clip_type": "CLIP_TYPE", "clip_value": "CLIP_VALUE", "norm_type": "NORM_TYPE"}
     with naming({argument: f"SOLVER.CLIP_GRADIENTS.{key}" for argument, key in names.items()}):
         return solver.gradient_clipper(clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE) if clip.ENABLED else None
+
+
+def in_iterations(cfg: CfgNode, images: float) -> CfgNode:
+    """`cfg` with the keys that are given in epochs of `images` as iterations; unchanged if there is none.
+
+    With SOLVER.MAX_EPOCHS, SOLVER.STEPS keep their place in the run and the warm-up is a tenth of it at most, unless STEPS_EPOCHS
+    and WARMUP_EPOCHS say otherwise.
+
+    Raises:
+        UserError: the epochs make a run of too many iterations, or STEPS_EPOCHS do not rise.
+    """
+    solver, values = cfg.SOLVER, {}
+
+    def iterations(epochs: float) -> int:
+        return max(1, math.ceil(round(epochs * images / solver.IMS_PER_BATCH, 6)))
+
+    if solver.MAX_EPOCHS:
+        most = iterations(solver.MAX_EPOCHS)
+        if most > MOST_ITERATIONS:
+            raise UserError(f"SOLVER.MAX_EPOCHS {solver.MAX_EPOCHS:g} are {most} iterations; supported: up to {MOST_ITERATIONS}")
+        values |= {"SOLVER.MAX_ITER": most, "SOLVER.WARMUP_ITERS": min(solver.WARMUP_ITERS, max(1, most // 10))}
+        if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+            kept = sorted({max(1, round(step * most / max(solver.MAX_ITER, 1))) for step in solver.STEPS})
+            values["SOLVER.STEPS"] = tuple(kept)
+    if solver.STEPS_EPOCHS:
+        if list(solver.STEPS_EPOCHS) != sorted(set(solver.STEPS_EPOCHS)) or solver.STEPS_EPOCHS[0] <= 0:
+            raise UserError(f"SOLVER.STEPS_EPOCHS {shown(tuple(solver.STEPS_EPOCHS))} must be rising numbers above 0")
+        values["SOLVER.STEPS"] = tuple(dict.fromkeys(iterations(step) for step in solver.STEPS_EPOCHS))
+    for key, own in {
+        "SOLVER.WARMUP_ITERS": solver.WARMUP_EPOCHS,
+        "SOLVER.CHECKPOINT_PERIOD": solver.CHECKPOINT_EPOCHS,
+        "TEST.EVAL_PERIOD": cfg.TEST.EVAL_EPOCHS,
+        "VIS_PERIOD": cfg.VIS_EPOCHS,
+    }.items():
+        if own:
+            values[key] = iterations(own)
+    if not values:
+        return cfg
+    told = ", ".join(f"{key} {value}" for key, value in values.items())
+    logger.info("An epoch is %g images, %.1f iterations: %s", images, images / solver.IMS_PER_BATCH, told)
+    return with_values(cfg, values)
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
@@ -113,7 +171,7 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
         {
             "SOLVER.IMS_PER_BATCH": round(given.IMS_PER_BATCH * scale),
             "SOLVER.BASE_LR": given.BASE_LR * scale,
-            **{f"SOLVER.{key}": round(given[key] / scale) for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")},
+            **{f"SOLVER.{key}": round(given[key] / scale) for key in RATE_KEYS},
             "SOLVER.STEPS": tuple(round(step / scale) for step in given.STEPS),
             "TEST.EVAL_PERIOD": round(cfg.TEST.EVAL_PERIOD / scale),
             "SOLVER.REFERENCE_WORLD_SIZE": world_size,

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
 
+from resnest_det.evaluation.average_precision import FIGURES as COCO_FIGURES
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -63,6 +65,26 @@ class Tasks:
     def evaluated(self) -> tuple[str, ...]:
         """The names of all evaluated tasks, as in results."""
         return (*self.of_objects, *(["sem_seg"] if self.pixels else []), *(["panoptic_seg"] if self.panoptic else []))
+
+
+# The overall figures of each task, and how the names of those of a class begin. Higher is better for all of them.
+FIGURES = {
+    "bbox": (COCO_FIGURES, ("AP-",)),
+    "segm": (COCO_FIGURES, ("AP-",)),
+    "sem_seg": (("mIoU", "fwIoU", "mACC", "pACC"), ("IoU-", "ACC-")),
+    "panoptic_seg": (("PQ", "SQ", "RQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st", "SQ_st", "RQ_st"), ()),
+}
+
+
+def best_metric(cfg: CfgNode) -> str:
+    """The figure by which the best checkpoint is chosen, as results are named: TEST.BEST_METRIC, or the first of the last task.
+
+    Of several datasets in DATASETS.TEST it is the first one's.
+    """
+    task = tasks_of(cfg).evaluated[-1]
+    metric = cfg.TEST.BEST_METRIC or f"{task}/{FIGURES[task][0][0]}"
+    several = len(cfg.DATASETS.TEST) > 1 and metric.partition("/")[0] in FIGURES
+    return f"{cfg.DATASETS.TEST[0]}/{metric}" if several else metric
 
 
 # A host's own, RetinaNet for instance: only the host knows what it does.

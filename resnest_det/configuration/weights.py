@@ -8,6 +8,7 @@ from torch import nn
 
 from resnest_det.backbone.loading import load_into
 from resnest_det.distributed import get_rank, synchronize
+from resnest_det.errors import UserError
 from resnest_det.weights.downloads import resolve_weights
 from resnest_det.weights.published import IMAGENET_MEAN, IMAGENET_STD
 from resnest_det.weights.weights import read_weights
@@ -30,13 +31,18 @@ def load_initial_weights(
     """
     if not cfg.MODEL.WEIGHTS:
         logger.info("MODEL.WEIGHTS is empty: the model starts from random parameters")
+        if cfg.MODEL.BACKBONE.FREEZE_AT:
+            logger.warning(
+                "MODEL.BACKBONE.FREEZE_AT %d keeps the first parts of the backbone as random as they are; 0 trains them",
+                cfg.MODEL.BACKBONE.FREEZE_AT,
+            )
         return
     for warning in check_input_matches(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT, cfg.MODEL.WEIGHTS):
         logger.warning(warning)
     # The main process downloads; the others then find the file.
     if get_rank() != 0:
         synchronize()
-    path = resolve_weights(cfg.MODEL.WEIGHTS)
+    path = resolve_weights(cfg.MODEL.WEIGHTS) if whole else fetch_initial_weights(cfg.MODEL.WEIGHTS)
     if get_rank() == 0:
         synchronize()
     weights, allow_mismatch = read_weights(path), cfg.MODEL.WEIGHTS_ALLOW_MISMATCH
@@ -44,6 +50,18 @@ def load_initial_weights(
     if whole:
         report.require_whole("evaluating needs a checkpoint of a trained detector")
     logger.log(logging.WARNING if report.new_classes else logging.INFO, "Loaded %s", report)
+
+
+def fetch_initial_weights(weights: str) -> str:
+    """The local path of what a training starts from, downloaded if necessary.
+
+    Raises:
+        UserError: it cannot be had; the message says how to get it and how to do without.
+    """
+    try:
+        return resolve_weights(weights)
+    except UserError as error:
+        raise UserError(f"{error}; to begin from random parameters without it, set MODEL.WEIGHTS \"''\"") from error
 
 
 def check_input_matches(pixel_mean, pixel_std, input_format: str, weights: str = "") -> list[str]:

@@ -5,17 +5,23 @@ that is not of its type is refused with the file, the entry and the field (docs/
 """
 
 import contextlib
+import gc
 import gzip
 import json
+import logging
 import math
 import re
 import unicodedata
 import zlib
+from collections.abc import Iterator
+from itertools import chain, repeat
 from typing import Any, TypeVar
 
 import msgspec
 
 from resnest_det.errors import UserError, shown
+
+logger = logging.getLogger(__name__)
 
 # COCO's run lengths have room for the pixels of no larger image, and outlines in such an image fit into memory.
 MAX_SIDE, MAX_PIXELS = 1_000_000, 2**29
@@ -41,6 +47,18 @@ _RULES = {
     "color": "three whole numbers from 0 to 255",
     "segments_info": "a list of objects",
 }
+
+
+class TextId(int):
+    """A number in the place of an id that is text in the file: equal to the number, and shown as the text."""
+
+    def __new__(cls, number: int, text: str = ""):
+        made = super().__new__(cls, number)
+        made.text = text
+        return made
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class Image(msgspec.Struct, gc=False):
@@ -129,6 +147,11 @@ _LISTS = {
     InstanceFile: {"images": Image, "categories": Category, "annotations": Annotation},
     PanopticFile: {"images": Image, "categories": PanopticCategory, "annotations": PanopticAnnotation},
 }
+# The fields that refer to the ids of a list.
+_REFERENCES = {"images": "image_id", "categories": "category_id", "annotations": ""}
+_DIGITS = re.compile(r"[-+]?[0-9]{1,400}")
+# Text that is neither a number nor can name an entry: a fraction, blanks, control characters, too much.
+_NO_ID = re.compile(rf"[-+]?\d*\.\d*|\s*|.*[\x00-\x1f\x7f-\x9f\ud800-\udfff].*|.{{{MOST_OF_A_NAME},}}", re.DOTALL)
 # What messages call an entry, and the key of the id that they name it by.
 _CALLED = {
     Image: ("image", "id"),
@@ -137,6 +160,18 @@ _CALLED = {
     PanopticCategory: ("category", "id"),
     PanopticAnnotation: ("image", "image_id"),
 }
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Python's collector of cycles off: it would look through a file's millions of lists, which have none, again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def read_annotation_file(json_file: str, kind: type[_Document]) -> _Document:
@@ -161,6 +196,7 @@ def document_of(raw: dict, kind: type[_Document], json_file: str) -> _Document:
     Raises:
         UserError: it lacks a list, or has a wrong entry; names file, entry and field.
     """
+    _number_text_ids(raw, kind, json_file)
     lists = {}
     for name, entry_type in _LISTS[kind].items():
         entries = raw.get(name)
@@ -170,6 +206,38 @@ def document_of(raw: dict, kind: type[_Document], json_file: str) -> _Document:
             raise no_list(json_file, name, kind)
         lists[name] = [_entry(entry, entry_type, position, json_file) for position, entry in enumerate(entries)]
     return kind(**lists)
+
+
+def _number_text_ids(raw: dict, kind: type, json_file: str) -> None:
+    """Put a `TextId` in the place of each id that is text and no number, such as a UUID, and wherever entries refer to it."""
+    objects = {
+        name: [each for each in raw[name] if isinstance(each, dict)] for name in _LISTS[kind] if isinstance(raw.get(name), list)
+    }
+    for name, entries in objects.items():
+        ids = [each.get("id") for each in entries] if "id" in _LISTS[kind][name].__struct_fields__ else []
+        texts = sorted({each for each in ids if isinstance(each, str) and _whole(each) is None and not _NO_ID.fullmatch(each)})
+        if texts:
+            logger.info(
+                "%s: ids of %s are text, such as %s: sorted as text, and kept in results", json_file, name, shown(texts[0])
+            )
+        first = 1 + max((number for each in ids if (number := _whole(each)) is not None), default=0)
+        made = {text: TextId(number, text) for number, text in enumerate(texts, start=first)}
+        referring = [*objects.get("annotations", ())]
+        for each in objects.get("annotations", ()):
+            segments = each.get("segments_info")
+            referring += [part for part in segments if isinstance(part, dict)] if isinstance(segments, list) else []
+        for each, field in chain(zip(entries, repeat("id")), zip(referring, repeat(_REFERENCES[name]))):
+            if isinstance(each.get(field), str):
+                number = _whole(each[field])
+                each[field] = made.get(each[field], each[field]) if number is None else number
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
+        return int(value)  # 000000000139, too
+    with contextlib.suppress(msgspec.ValidationError, UnicodeEncodeError):
+        return msgspec.convert(value, int, strict=False)
+    return None
 
 
 def no_list(json_file: str, name: str, kind: type) -> UserError:
@@ -225,16 +293,25 @@ def _parse(content: bytes, json_file: str) -> dict:
 
 def _entry(raw: Any, kind: type, position: int, json_file: str):
     try:
-        return msgspec.convert(raw, kind, strict=False)
+        return _with_text_ids(msgspec.convert(raw, kind, strict=False), raw)
     except (msgspec.ValidationError, RecursionError, UnicodeEncodeError) as error:
         called, key = _CALLED[kind]
-        where = f"{json_file}: {called} at position {position}"
-        with contextlib.suppress(msgspec.ValidationError, UnicodeEncodeError):
-            entry_id = msgspec.convert(raw.get(key) if isinstance(raw, dict) else None, int, strict=False)
-            where = f"{json_file}: {called} {entry_id}"
+        own_id = raw.get(key) if isinstance(raw, dict) else None
+        number = _whole(own_id)
+        known = f"position {position}" if number is None else own_id if isinstance(own_id, TextId) else number
+        where = f"{json_file}: {called} {'at ' if number is None else ''}{known}"
         if isinstance(error, UnicodeEncodeError):
             raise UserError(f"{where}: has text of broken Unicode, half a surrogate pair") from None
         raise UserError(f"{where}: {_problem(raw, str(error))}") from None
+
+
+def _with_text_ids(entry, raw: dict):
+    for field in ("id", "image_id", "category_id"):
+        if isinstance(raw.get(field), TextId):
+            setattr(entry, field, raw[field])
+    for segment, its_raw in zip(getattr(entry, "segments_info", ()), raw.get("segments_info") or ()):
+        _with_text_ids(segment, its_raw)
+    return entry
 
 
 def _problem(raw: Any, error: str) -> str:
@@ -308,6 +385,8 @@ def check_text(text: str, where: str) -> None:
     Raises:
         UserError: it has; the message begins with `where`.
     """
+    if len(text) <= MOST_OF_A_NAME and text.isascii() and text.isprintable():
+        return  # nearly all, in a tenth of the time
     if len(text) > MOST_OF_A_NAME:
         raise UserError(f"{where} {ascii(text)[:80]} has {len(text)} characters; supported: up to {MOST_OF_A_NAME}")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):

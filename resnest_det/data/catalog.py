@@ -69,9 +69,19 @@ DatasetFiles = CocoFiles | PanopticFiles | SemanticFiles | LabelFiles
 _registered: dict[str, DatasetFiles] = {}
 
 
-def datasets_root() -> Path:
-    """The folder that holds the known datasets: $DETECTRON2_DATASETS, or ./datasets."""
-    return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
+_root = ""
+
+
+def use_root(folder: str) -> None:
+    """Look for the known datasets in `folder` where $DETECTRON2_DATASETS is not set; "" for ./datasets again."""
+    global _root
+    _root = folder
+
+
+def datasets_root(folder: str = "") -> Path:
+    """The folder that holds the known datasets: $DETECTRON2_DATASETS, else `folder` or that of `use_root`, else ./datasets."""
+    folder = folder or _root
+    return Path(os.environ.get("DETECTRON2_DATASETS") or (folder if os.path.isdir(folder) else "datasets")).expanduser()
 
 
 def dataset_names() -> list[str]:
@@ -157,10 +167,11 @@ def get_dataset(name: str, *, keep_truth: bool = False) -> Dataset:
             `resnest_det.data.semantic.load_semantic`.
     """
     if name in _registered:
-        return _load(name, _registered[name], "", keep_truth)
+        return load_files(name, _registered[name], keep_truth=keep_truth)
     builtin = _builtin()
     if name in builtin:
-        return _load(name, *builtin[name](), keep_truth)
+        files, hint = builtin[name]()
+        return load_files(name, files, hint, keep_truth=keep_truth)
     near = nearest(name, dataset_names(), cutoff=0.4) or dataset_names()
     raise UserError(
         f"unknown dataset {name!r}; nearest known names: {', '.join(near)}; "
@@ -169,6 +180,11 @@ def get_dataset(name: str, *, keep_truth: bool = False) -> Dataset:
         f"by --register-panoptic {name}=PANOPTIC.json,PANOPTIC_DIR,IMAGE_DIR, one with label PNG files by "
         f"--register-semantic {name}=LABEL_DIR,IMAGE_DIR,CLASSES"
     )
+
+
+def known_files(name: str) -> DatasetFiles:
+    """Where the dataset of a name in `dataset_names` lives; shapes are generated on first use."""
+    return _registered[name] if name in _registered else _builtin()[name]()[0]
 
 
 def _builtin() -> dict[str, Callable[[], tuple[DatasetFiles, str]]]:
@@ -224,7 +240,17 @@ def _shapes_panoptic(split: str) -> tuple[PanopticFiles, str]:
     ), ""
 
 
-def _load(name: str, files: DatasetFiles, hint: str, keep_truth: bool) -> Dataset:
+def load_files(name: str, files: DatasetFiles, hint: str = "", *, keep_truth: bool = False) -> Dataset:
+    """Read the dataset in files, whether or not they are registered.
+
+    Args:
+        name: for messages.
+        hint: at how to get files that are absent.
+        keep_truth: see `get_dataset`.
+
+    Raises:
+        UserError: see `get_dataset`.
+    """
     if isinstance(files, LabelFiles):
         return _load_labels(name, files, keep_truth)
     if isinstance(files, CocoFiles):

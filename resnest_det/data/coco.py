@@ -4,8 +4,8 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from resnest_det.data.annotation_files import (
     must_be,
     no_list,
     read_annotation_file,
+    without_collector,
 )
 from resnest_det.data.outlines import check_outlines, slack_of
 from resnest_det.errors import UserError
@@ -56,7 +57,8 @@ class Dataset:
     {"id", "bbox" (x, y, width, height in pixels), "category_id" (contiguous), "iscrowd", "segmentation"}, where the
     segmentation is a list of polygons [x0, y0, x1, y1, ...] or a compressed run-length dict, and may be absent.
     `truth` and `panoptic_truth` are the checked content of the instance and of the panoptic file where it was kept to evaluate
-    against; `truth.annotations` is None where the file only lists images.
+    against; `truth.annotations` is None where the file only lists images. `left_out` has reasons to how many annotations were not
+    taken for them.
     """
 
     name: str
@@ -64,8 +66,10 @@ class Dataset:
     metadata: Metadata
     truth: InstanceFile | None = None
     panoptic_truth: PanopticFile | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
+@without_collector()
 def load_coco_instances(name: str, json_file: str, image_root: str, *, keep_truth: bool = False) -> Dataset:
     """Read a COCO instance JSON file (https://cocodataset.org/#format-data); docs/data.md has the rules that it is held to.
 
@@ -113,10 +117,11 @@ def instances_dataset(name: str, content: InstanceFile, json_file: str, image_ro
         for image_id in sorted(images)
     }
     _tell_of_files_listed_twice(records.values(), json_file)
+    left_out: dict[str, int] = {}
     if content.annotations is not None:
-        content.annotations = _read_annotations(content.annotations, images, records, contiguous, json_file)
+        content.annotations, left_out = _read_annotations(content.annotations, images, records, contiguous, json_file)
     metadata = Metadata(name, json_file, str(image_root), list(names.values()), contiguous)
-    return Dataset(name, list(records.values()), metadata, truth=content if keep_truth else None)
+    return Dataset(name, list(records.values()), metadata, truth=content if keep_truth else None, left_out=left_out)
 
 
 def image_entry(image: Image, image_root: str, where: str) -> dict:
@@ -155,8 +160,8 @@ def _tell_of_files_listed_twice(records: Iterable[dict], json_file: str) -> None
 
 def _read_annotations(
     annotations: list[Annotation], images: dict[int, Image], records: dict[int, dict], contiguous: dict[int, int], json_file: str
-) -> list[Annotation]:
-    """Check annotations and put them into the records; those of listed images, in the order of the file."""
+) -> tuple[list[Annotation], dict[str, int]]:
+    """Check annotations and put them into the records; those of listed images in the file's order, and what was left out."""
     by_id(annotations, "annotation", json_file)
     for annotation in annotations:
         _check_fields(annotation, contiguous, f"{json_file}: {annotation.called()}")
@@ -186,7 +191,7 @@ def _read_annotations(
     if left_out:
         parts = [f"{len(them)} {what} ({them[0].called()}{', ...' if len(them) > 1 else ''})" for what, them in left_out.items()]
         logger.warning("%s: left out %s", json_file, ", ".join(parts))
-    return listed
+    return listed, {what: len(ids) for what, ids in left_out.items()}
 
 
 def _check_fields(annotation: Annotation, contiguous: dict[int, int], where: str) -> None:

@@ -1,10 +1,13 @@
 """Reading images as COCO's tools do: upright, in a given channel order, of the size the annotations say."""
 
+import io
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from resnest_det.errors import UserError
 
@@ -14,6 +17,11 @@ _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000
 
 # Pillow's own limit. Decoded, such an image takes 0.7 GB, a second time as an array, in each process that reads.
 MAX_PIXELS = 178_956_970
+
+# Headers are short and the disk may be a network away: what takes long is to wait, so many are read at a time.
+READERS = 16
+
+_CHUNK = 1 << 20
 
 _EXIF_ORIENTATION = 274
 # EXIF 2.3, tag 274: how the stored rows and columns have to be turned to stand upright. Pillow's exif_transpose decodes before
@@ -59,7 +67,17 @@ def to_eight_bits(image: Image.Image, mode: str = "RGB") -> Image.Image:
     return image.convert(mode)
 
 
-def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
+class _File(io.BufferedReader):
+    """A file of which nobody gets memory for more bytes than it has: damaged ones ask for gigabytes."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _CHUNK:
+            size = min(size, max(os.fstat(self.fileno()).st_size - self.tell(), 0))
+        return super().read(size)
+
+
+@contextmanager
+def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS) -> Iterator[Image.Image]:
     """`Image.open` for regular files in formats decoded in this process (AVIF if this Pillow has it).
 
     Raises:
@@ -69,10 +87,15 @@ def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS
     if os.path.exists(file_name) and not os.path.isfile(file_name):
         raise OSError("not a regular file")  # opening a pipe would wait for ever
     Image.init()
-    try:
-        return Image.open(file_name, formats=[each for each in formats if each in Image.OPEN])
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{file_name} has too many pixels; at most {MAX_PIXELS} are read ({error})") from error
+    with _File(io.FileIO(file_name)) as file:
+        try:
+            image = Image.open(file, formats=[each for each in formats if each in Image.OPEN])
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise UserError(f"{file_name} has too many pixels; at most {MAX_PIXELS} are read ({error})") from error
+        except UnidentifiedImageError:
+            raise UnidentifiedImageError(f"cannot identify image file {os.fspath(file_name)!r}") from None
+        with image:
+            yield image
 
 
 def png_header(file_name: str | os.PathLike, what: str) -> tuple[tuple[int, int], int, int]:
@@ -111,24 +134,30 @@ def read_image(
     Raises:
         UserError: the file is missing, not an image, damaged, or of another size; the message names it.
     """
+    with _named(file_name), open_image(file_name) as image:
+        if image.format == "TIFF":
+            image.load()  # turns it, and says no longer that it has to be turned
+        orientation = _exif_orientation(image)
+        if size is not None:
+            _check_size(image, orientation, file_name, size, size_is)
+        turn = _UPRIGHT.get(orientation)
+        image = image if turn is None else image.transpose(turn)
+        image.load()
+        try:
+            image = to_eight_bits(image, "L" if image_format == "L" else "RGB")
+        except UserError as error:
+            raise UserError(f"image {file_name}: {error}") from None
+    pixels = np.asarray(image)
+    if image_format == "L":
+        return pixels[:, :, None]
+    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+@contextmanager
+def _named(file_name: str) -> Iterator[None]:
+    """Turn whatever goes wrong with an image file into a UserError that names it."""
     try:
-        with open_image(file_name) as image:
-            orientation = _exif_orientation(image)
-            turn = _UPRIGHT.get(orientation)
-            width, height = reversed(image.size) if orientation in _SIDEWAYS else image.size
-            if size is not None and (height, width) != size:
-                problem = f"image {file_name} is {width} x {height} pixels (width x height)"
-                problem += f", turned upright by its EXIF orientation {orientation}" if orientation in _SIDEWAYS else ""
-                problem += f", but its {size_is} {size[1]} x {size[0]}"
-                if orientation in _SIDEWAYS and image.size == (size[1], size[0]):
-                    problem += ", as it is stored: annotate it upright, or take the orientation out of the file"
-                raise UserError(problem)
-            image = image if turn is None else image.transpose(turn)
-            image.load()
-            try:
-                image = to_eight_bits(image, "L" if image_format == "L" else "RGB")
-            except UserError as error:
-                raise UserError(f"image {file_name}: {error}") from None
+        yield
     except FileNotFoundError as error:
         raise UserError(f"image {file_name} does not exist") from error
     except (MemoryError, UserError):
@@ -137,10 +166,19 @@ def read_image(
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"image {file_name} cannot be read, it is damaged or not an image: {reason}") from error
-    pixels = np.asarray(image)
-    if image_format == "L":
-        return pixels[:, :, None]
-    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def _check_size(image: Image.Image, orientation: int | None, file_name: str, size: tuple[int, int], size_is: str) -> None:
+    """That an opened image is (height, width) = `size` when it stands upright."""
+    width, height = reversed(image.size) if orientation in _SIDEWAYS else image.size
+    if (height, width) == size:
+        return
+    problem = f"image {file_name} is {width} x {height} pixels (width x height)"
+    problem += f", turned upright by its EXIF orientation {orientation}" if orientation in _SIDEWAYS else ""
+    problem += f", but its {size_is} {size[1]} x {size[0]}"
+    if orientation in _SIDEWAYS and image.size == (size[1], size[0]):
+        problem += ", as it is stored: annotate it upright, or take the orientation out of the file"
+    raise UserError(problem)
 
 
 def read_record_image(record: dict, image_format: str) -> np.ndarray:
@@ -149,8 +187,30 @@ def read_record_image(record: dict, image_format: str) -> np.ndarray:
     Raises:
         UserError: see `read_image`; or the image's size is not the record's.
     """
+    return read_image(record["file_name"], image_format, *_size_of(record))
+
+
+def check_record_size(record: dict) -> None:
+    """That the header of a record's image file says the record's size; nothing is decoded where it does.
+
+    Raises:
+        UserError: see `read_record_image`.
+    """
+    file_name, (size, size_is) = record["file_name"], _size_of(record)
+    with _named(file_name), open_image(file_name) as image:
+        try:
+            # Not a PNG's own getexif: it decodes the file, as the orientation may stand after the pixels.
+            orientation = None if image.format == "TIFF" else Image.Image.getexif(image).get(_EXIF_ORIENTATION)
+        except Exception:
+            orientation = None
+        fits = (image.size if orientation in _SIDEWAYS else image.size[::-1]) == size
+    if not fits:
+        read_image(file_name, "RGB", size, size_is)
+
+
+def _size_of(record: dict) -> tuple[tuple[int, int], str]:
     size_is = f"label PNG {record['label_png'].file_name} is" if "label_png" in record else "annotations say"
-    return read_image(record["file_name"], image_format, (record["height"], record["width"]), size_is)
+    return (record["height"], record["width"]), size_is
 
 
 def upright_size(file_name: str | os.PathLike) -> tuple[int, int]:

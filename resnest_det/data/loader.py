@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from resnest_det.data.records import Record, Sample
 from resnest_det.data.samplers import Draw
 from resnest_det.errors import ArgumentError, UserError
-from resnest_det.stopping import deferred, raise_if_requested
+from resnest_det.stopping import deferred, raise_if_requested, waiting
 
 
 class PackedRecords:
@@ -130,7 +130,7 @@ def _load(
     while True:
         try:
             # An interrupted transfer would become a worker's traceback.
-            with deferred(), _deaths.raised():
+            with deferred(), waiting(), _deaths.raised() if num_workers else nullcontext():
                 batch = next(loaded)
         except StopIteration:
             return
@@ -154,7 +154,8 @@ def _start_worker(index: int) -> None:
 class _Deaths:
     """Deaths of workers, of which torch's handler of SIGCHLD raises an error wherever the main process is at the time.
 
-    They are kept until the next batch is asked for instead: in the midst of a step nobody would know what the error is about.
+    They are kept until the next batch is asked of workers instead: in the midst of a step, or of batches that the main process
+    reads itself, nobody would know what the error is about.
     """
 
     def __init__(self):

@@ -84,7 +84,11 @@ def inference_sample(record: Record, *, short_side: int, max_side: int, image_fo
     Raises:
         UserError: see `read_record_image`.
     """
-    pixels = read_record_image(record, image_format)
+    return sample_of_pixels(record, read_record_image(record, image_format), short_side=short_side, max_side=max_side)
+
+
+def sample_of_pixels(record: Record, pixels: np.ndarray, *, short_side: int, max_side: int) -> Sample:
+    """`inference_sample` of an image (H, W, C) that was read already."""
     if short_side > 0:
         size = pixels.shape[:2]
         pixels = Resize(size, short_side_size(*size, short_side, max_side)).image(pixels)

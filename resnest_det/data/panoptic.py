@@ -24,13 +24,15 @@ from resnest_det.data.annotation_files import (
     check_text,
     must_be,
     read_annotation_file,
+    without_collector,
 )
 from resnest_det.data.coco import Dataset, image_entry, load_coco_instances, with_classes
+from resnest_det.data.image import READERS
 from resnest_det.data.image_files import check_files
 from resnest_det.data.label_png import UNLABELLED, read_label_png
 from resnest_det.data.panoptic_png import MAX_SEGMENT_ID, check_panoptic_png, read_segment_ids
 from resnest_det.data.records import Annotation, Record, SegmentInfo
-from resnest_det.data.semantic import READERS, SemanticMetadata, class_color
+from resnest_det.data.semantic import SemanticMetadata, class_color
 from resnest_det.errors import UserError, shown
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class PanopticMetadata(SemanticMetadata):
     stuff_dataset_id_to_contiguous_id: dict[int, int]
 
 
+@without_collector()
 def load_coco_panoptic(
     name: str,
     panoptic_json: str,
@@ -99,7 +102,7 @@ def load_coco_panoptic(
     if len(records) < len(images):
         logger.warning("%s: left out %d images without annotation", panoptic_json, len(images) - len(records))
 
-    records, truth = dict(sorted(records.items())), None
+    records, truth, left_out = dict(sorted(records.items())), None, {}
     if stuff_only:
         for record in records.values():
             record.update(annotations=[], objects_in_png=False)
@@ -110,8 +113,8 @@ def load_coco_panoptic(
         metadata = PanopticMetadata(**vars(metadata) | {"json_file": str(instances_json)})
         instances = load_coco_instances(name, instances_json, image_root, keep_truth=keep_truth)
         _add_instances(records, metadata, instances)
-        truth = instances.truth
-    return Dataset(name, list(records.values()), metadata, truth, content if keep_truth else None)
+        truth, left_out = instances.truth, instances.left_out
+    return Dataset(name, list(records.values()), metadata, truth, content if keep_truth else None, left_out)
 
 
 def with_panoptic_classes(dataset: Dataset, things: list[str] | None, stuff: list[str] | None) -> Dataset:

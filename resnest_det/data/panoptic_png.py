@@ -1,9 +1,9 @@
 """COCO's panoptic PNG format: a segment id in the red, green and blue bytes of each pixel (cocodataset.org/#format-data)."""
 
-import io
+import struct
+import zlib
 
 import numpy as np
-from PIL import Image
 
 from resnest_det.data.image import open_image, png_header
 from resnest_det.errors import UserError
@@ -67,7 +67,13 @@ def encode_segment_ids(segment_ids: np.ndarray, what: str) -> bytes:
     low, high = int(segment_ids.min()), int(segment_ids.max())
     if low < 0 or high > MAX_SEGMENT_ID:
         raise UserError(f"{what}: segment id {low if low < 0 else high} does not fit into a PNG pixel (0 to {MAX_SEGMENT_ID})")
-    rgb = segment_ids.astype("<u4")[:, :, None].view(np.uint8)[:, :, :3]
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(rgb)).save(buffer, format="PNG")
-    return buffer.getvalue()
+    height, width = segment_ids.shape
+    rows = np.zeros((height, 1 + 3 * width), dtype=np.uint8)
+    rows[:, 1:] = segment_ids.astype("<u4")[:, :, None].view(np.uint8)[:, :, :3].reshape(height, -1)
+    # The 0 before each row says that it has no filter. Pillow and libpng choose filters that suit photographs: such a file of
+    # labels is half as large again and takes three times as long to read.
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(rows), b"IEND": b""}
+    written = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks.items()
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)

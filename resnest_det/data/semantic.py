@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from resnest_det.data.coco import Dataset, Metadata, load_coco_instances
+from resnest_det.data.image import READERS
 from resnest_det.data.label_png import MAX_CLASSES, UNLABELLED, LabelPng, label_png_size
 from resnest_det.data.records import Record
 from resnest_det.errors import ArgumentError, UserError, shown
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
-# Headers are short and the disk may be a network away: what takes long is to wait.
-READERS = 16
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def load_semantic(name: str, files: SemanticFiles, *, keep_truth: bool = False) 
             Record(file_name=path, height=height, width=width, image_id=number, annotations=[], label_png=label)
             for number, ((_, path), (height, width), label) in enumerate(zip(images, sizes, label_pngs), start=1)
         ]
-        truth, things, categories = None, [], {}
+        truth, things, categories, left_out = None, [], {}, {}
     else:
         instances = load_coco_instances(name, files.instances_json, files.image_root, keep_truth=keep_truth)
         paths = [record["file_name"] for record in instances.records]
@@ -91,12 +90,12 @@ def load_semantic(name: str, files: SemanticFiles, *, keep_truth: bool = False) 
         label_pngs, sizes = _label_pngs(images, labels, files, len(names))
         records = [record | {"label_png": label} for record, label in zip(instances.records, label_pngs)]
         _check_sizes(records, sizes)
-        truth, things = instances.truth, instances.metadata.thing_classes
+        truth, left_out, things = instances.truth, instances.left_out, instances.metadata.thing_classes
         categories = instances.metadata.thing_dataset_id_to_contiguous_id
     if not records:
         raise UserError(f"dataset {name}: there are no images in {files.image_root}")
     metadata = SemanticMetadata(name, files.instances_json, files.image_root, things, categories, names, colors)
-    return Dataset(name, records, metadata, truth)
+    return Dataset(name, records, metadata, truth, left_out=left_out)
 
 
 def class_color(color: object, number: int, where: str) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -74,6 +75,26 @@ def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tens
             height = ratio * width
             anchors.append([-width / 2, -height / 2, width / 2, height / 2])
     return torch.tensor(anchors)
+
+
+def overlaps_of_shapes(
+    shapes: np.ndarray, sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[Sequence[float]]
+) -> np.ndarray:
+    """IoU of boxes with anchors on the same centers, the best case.
+
+    Args:
+        shapes: (M, 2) width and height.
+        sizes, aspect_ratios: see `AnchorGenerator`.
+
+    Returns:
+        (M, K) for the K shapes of anchors of all levels.
+    """
+    levels = max(len(sizes), len(aspect_ratios)) if isinstance(sizes[0], Sequence) else 1
+    pairs = zip(_one_per_level(sizes, levels, "sizes"), _one_per_level(aspect_ratios, levels, "aspect_ratios"))
+    anchors = torch.cat([cell_anchors(*pair) for pair in pairs])
+    anchors = (anchors[:, 2:] - anchors[:, :2]).double().numpy()
+    shared = np.minimum(shapes[:, None], anchors).prod(axis=2)
+    return shared / (shapes.prod(axis=1)[:, None] + anchors.prod(axis=1) - shared)
 
 
 def _one_per_level(values: Sequence, num_levels: int, name: str) -> list:

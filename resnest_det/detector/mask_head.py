@@ -55,7 +55,7 @@ class MaskRCNNConvUpsampleHead(nn.Module):
         x = self.predictor(F.relu_(self.deconv(x)))
         if x.shape[1] == 1:
             return x[:, 0]
-        return x[torch.arange(len(x), device=x.device), classes]
+        return x[torch.arange(x.shape[0], device=x.device), classes]
 
 
 def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -47,10 +47,12 @@ class RegionPooler(nn.Module):
             (sum of R_i, C, output_size, output_size), image after image.
         """
         image_index = torch.cat([image_boxes.new_full((len(image_boxes), 1), i) for i, image_boxes in enumerate(boxes)])
-        all_boxes = torch.cat(list(boxes))
-        regions = torch.cat((image_index, all_boxes), dim=1)
-        levels = self._levels(all_boxes)
-        output = features[0].new_zeros(len(regions), features[0].shape[1], self.output_size, self.output_size)
+        return self.pool(features, torch.cat((image_index, torch.cat(list(boxes))), dim=1))
+
+    def pool(self, features: Sequence[Tensor], regions: Tensor) -> Tensor:
+        """(R, C, output_size, output_size) of `regions` (R, 5): each the index of its image, and its box in input pixels."""
+        levels = self._levels(regions[:, 1:])
+        output = features[0].new_zeros(regions.shape[0], features[0].shape[1], self.output_size, self.output_size)
         for level, (pooler, feature) in enumerate(zip(self.level_poolers, features)):
             chosen = (levels == level).nonzero().squeeze(1)
             # index_put keeps every level in the graph, also one without regions: all parameters get a gradient.

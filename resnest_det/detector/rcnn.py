@@ -33,8 +33,10 @@ class GeneralizedRCNN(ImageModel):
 
     In training mode the model returns a dict of losses (0-d tensors); otherwise for each image a dict of `boxes` (D, 4) float32
     XYXY in the pixels of the image itself, `scores` (D,), `classes` (D,) int64 and, with a mask head, `masks` (D, height, width)
-    bool, best first.
+    bool, or `CompactMasks` where `compact_masks` is set; best first.
     """
+
+    compact_masks = False
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class GeneralizedRCNN(ImageModel):
         """Detections; see `ImageModel.results`."""
         proposals, _ = self.proposal_generator(features, image_sizes)
         detections = self.roi_heads.detect(features, [image.boxes for image in proposals], image_sizes)
-        return [rescale_detections(*image) for image in zip(detections, image_sizes, output_sizes)]
+        return [rescale_detections(*image, compact=self.compact_masks) for image in zip(detections, image_sizes, output_sizes)]
 
     def prepare_targets(self, batch: Sequence[dict], image_sizes: Sequence[tuple[int, int]]) -> list[dict]:
         """The targets on the model's device, with the `image_size`, the `name` and the `generator` (or None) of each image."""

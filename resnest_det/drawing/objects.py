@@ -55,7 +55,7 @@ def draw_objects(
     if not len(boxes):
         return image.copy()
     classes = [int(each) for each in classes]
-    colors = class_colors(len(class_names)) if colors is None else colors
+    colors = class_colors(max(classes) + 1) if colors is None else colors
     of_each = [tuple(colors[label]) for label in classes]
     if labels is None:
         labels = [class_names[label] for label in classes]
@@ -71,10 +71,12 @@ def draw_objects(
         for index in order:
             _paint_mask(canvas, torch.as_tensor(masks[index]).cpu().bool(), of_each[index], opacity, width)
     bare = canvas
-    for index in order:
-        if frames is not None and frames[index] is not None:
-            canvas = _box(canvas, boxes[index], frames[index], width, outside=2 * width)
-        canvas = _box(canvas, boxes[index], of_each[index], width)
+    for index in order if frames is not None else ():
+        if frames[index] is not None:
+            canvas = _boxes(canvas, boxes[index, None], [frames[index]], width, outside=2 * width)
+        canvas = _boxes(canvas, boxes[index, None], [of_each[index]], width)
+    if frames is None:  # at once: each call copies the whole image
+        canvas = _boxes(canvas, boxes[order], [of_each[index] for index in order], width)
     if faint:
         canvas = torch.lerp(bare.float(), canvas.float(), _FAINT).round().byte()
     picture = Image.fromarray(canvas.permute(1, 2, 0).contiguous().numpy())
@@ -90,17 +92,19 @@ def _paint_mask(canvas: torch.Tensor, mask: torch.Tensor, color: Color, opacity:
     window = np.s_[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
     part, mask = canvas[:, *window], mask[window]
     outside = F.pad(~mask, (width,) * 4, value=True)[None].float()
-    outline = mask & (F.max_pool2d(outside, 2 * width + 1, stride=1)[0] > 0)
+    # Rows, then columns: on a photograph of 12 megapixels that is several times as fast as squares.
+    outside = F.max_pool2d(F.max_pool2d(outside, (2 * width + 1, 1), stride=1), (1, 2 * width + 1), stride=1)
+    outline = mask & (outside[0] > 0)
     painted = draw_segmentation_masks(part, mask, alpha=opacity, colors=[color])
     # What is faint has no outline: it would be the strongest line of the picture.
     part.copy_(draw_segmentation_masks(painted, outline, alpha=1.0 if opacity == _MASK_OPACITY else opacity, colors=[color]))
 
 
-def _box(canvas: torch.Tensor, box: torch.Tensor, color: Color, width: int, outside: int = 0) -> torch.Tensor:
-    """A box drawn so that its border lies inside it, or up to `outside` pixels further out."""
-    x0, y0, x1, y1 = (box + torch.tensor([-outside, -outside, outside, outside])).tolist()
-    corners = torch.tensor([[x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)]])
-    return draw_bounding_boxes(canvas, corners, colors=[color], width=width + outside)
+def _boxes(canvas: torch.Tensor, boxes: torch.Tensor, colors: list[Color], width: int, outside: int = 0) -> torch.Tensor:
+    """Boxes (N, 4) drawn so that their borders lie inside them, or up to `outside` pixels further out."""
+    low, high = boxes[:, :2] - outside, boxes[:, 2:] + outside
+    drawn = torch.cat([low, torch.maximum(low, high - 1)], dim=1)
+    return draw_bounding_boxes(canvas, drawn, colors=colors, width=width + outside)
 
 
 def _write_labels(

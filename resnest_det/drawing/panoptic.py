@@ -1,15 +1,12 @@
-"""Pictures of panoptic maps beside the truth."""
+"""A panoptic map drawn over its image."""
 
-import logging
-import os
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from resnest_det.data.panoptic import read_record_segments
-from resnest_det.drawing.instances import chosen_images, enlarge, place_label, save_picture, side_by_side, spread_records
-
-logger = logging.getLogger(__name__)
+from resnest_det.drawing.objects import place_label
+from resnest_det.drawing.sheets import enlarge
 
 _OPACITY = 0.6
 _SMALLEST_NAMED = 0.002
@@ -38,6 +35,21 @@ def draw_panoptic(image: Image.Image, segment_ids: np.ndarray, segments: list[di
 
     _write_names(canvas, ids, segments)
     return canvas
+
+
+def draw_labels(image: Image.Image, labels: np.ndarray, classes: Sequence[tuple[str, tuple[int, int, int]]]) -> Image.Image:
+    """An image with the classes of its pixels over it.
+
+    Args:
+        image: RGB.
+        labels: (height, width) integers; those that are no class have no label.
+        classes: name and color of each class.
+    """
+    # Segments of a map: all pixels of a class are one, and 0 is for those that have no label.
+    labels = np.where(labels < len(classes), labels.astype(np.int32), -1)
+    present = [label for label in np.unique(labels).tolist() if label >= 0]
+    segments = [{"id": label + 1, "label": classes[label][0], "color": classes[label][1]} for label in present]
+    return draw_panoptic(image, labels + 1, segments)
 
 
 def _write_names(canvas: Image.Image, ids: np.ndarray, segments: list[dict]) -> None:
@@ -85,49 +97,3 @@ def _borders(ids: np.ndarray) -> np.ndarray:
     borders[:, :-1] |= ids[:, :-1] != ids[:, 1:]
     borders[:-1] |= ids[:-1] != ids[1:]
     return borders
-
-
-class PanopticComparisonWriter:
-    """Writes a few panoptic maps over their images, beside the truth, during an evaluation.
-
-    Args:
-        dataset: panoptic; `records` and `metadata` with names and colors of things and stuff.
-        output_dir: folder of the pictures, `<image file>_panoptic.png`.
-        count: number of pictures, spread evenly over the dataset.
-    """
-
-    def __init__(self, dataset, output_dir: str, count: int = 4):
-        metadata = dataset.metadata
-        self.classes = {
-            True: list(zip(metadata.thing_classes, metadata.thing_colors)),
-            False: list(zip(metadata.stuff_classes, metadata.stuff_colors)),
-        }
-        self.output_dir = output_dir
-        self.records = spread_records(dataset.records, count)
-
-    def process(self, batch: list[dict], outputs: list[dict]) -> None:
-        """Write the pictures of the batch's chosen images."""
-        for record, image, output, stem in chosen_images(self.records, batch, outputs):
-            predicted, segments = output["panoptic_seg"]
-            truth = draw_panoptic(image, read_record_segments(record), self._named(record["segments_info"]))
-            prediction = draw_panoptic(image, predicted.cpu().numpy(), self._named(segments))
-            sheet = side_by_side(
-                [
-                    (f"truth, segments: {len(record['segments_info'])}", truth),
-                    (f"predicted, segments: {len(segments)}", prediction),
-                ]
-            )
-            save_picture(sheet, os.path.join(self.output_dir, f"{stem}_panoptic.png"))
-
-    def _named(self, segments: list[dict]) -> list[dict]:
-        named = []
-        for segment in segments:
-            label, color = self.classes[bool(segment["isthing"])][segment["category_id"]]
-            if "score" in segment:
-                label += f" {100 * segment['score']:.0f}%"
-            named.append({"id": segment["id"], "label": label, "color": color})
-        return named
-
-    def report(self) -> None:
-        """Log where the pictures are."""
-        logger.info("panoptic maps beside the truth: %d pictures in %s", len(self.records), self.output_dir)

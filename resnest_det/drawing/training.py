@@ -5,11 +5,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from resnest_det.drawing.instances import draw_comparison
+from resnest_det.data.records import Sample
+from resnest_det.drawing.comparison import draw_comparison
 from resnest_det.evaluation.masks import segmentation_to_mask
 
 
-def training_picture(model: nn.Module, sample: dict, image_format: str, class_names: list[str]) -> np.ndarray:
+def training_picture(model: nn.Module, sample: Sample, image_format: str, class_names: list[str]) -> np.ndarray:
     """An augmented training image with the truth (left) and the prediction (right).
 
     Args:
@@ -19,7 +20,7 @@ def training_picture(model: nn.Module, sample: dict, image_format: str, class_na
     Returns:
         (H', W', 3) uint8 RGB.
     """
-    image, target = sample["image"], sample["target"]
+    image = sample["image"]
     height, width = image.shape[-2:]
     was_training = model.training
     model.eval()
@@ -28,12 +29,22 @@ def training_picture(model: nn.Module, sample: dict, image_format: str, class_na
             prediction = model([{"image": image, "height": height, "width": width}])[0]
     finally:
         model.train(was_training)
+    return np.asarray(draw_comparison(sample_image(sample, image_format), sample_truth(sample), prediction, class_names))
+
+
+def sample_image(sample: Sample, image_format: str) -> Image.Image:
+    """The image of a sample, RGB."""
+    pixels = sample["image"].flip(0) if image_format == "BGR" else sample["image"].expand(3, -1, -1)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def sample_truth(sample: Sample) -> dict:
+    """The objects of a training sample as `draw_comparison` takes them."""
+    target = sample["target"]
     truth = {"boxes": target["boxes"], "classes": target["labels"]}
     if "masks" in target and len(target["masks"]):
-        truth["masks"] = _bitmasks(target["masks"], height, width)
-    pixels = image.flip(0) if image_format == "BGR" else image.expand(3, -1, -1)
-    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    return np.asarray(draw_comparison(picture, truth, prediction, class_names).convert("RGB"))
+        truth["masks"] = _bitmasks(target["masks"], *sample["image"].shape[-2:])
+    return truth
 
 
 def _bitmasks(masks: Tensor | list[list[np.ndarray]], height: int, width: int) -> Tensor:

@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ class DetectionCheckpointer(Checkpointer):
     """Saves and reads the model and everything needed to resume exactly.
 
     A file has the keys `model`, those of the checkpointables (`optimizer`, `grad_scaler`),
-    `iteration` (the last one done), `seed` and `trained_on` (what the classes are called), and digests of all of it that are
-    compared when it is read. The text file `last_checkpoint` names the newest.
+    `iteration` (the last one done), `seed`, `trained_on` (what the classes are called) and `config` (the text of the run's
+    configuration), and digests of all of it that are compared when it is read. The text file `last_checkpoint` names the newest.
     """
 
     def __init__(self, model: nn.Module, save_dir: str, **checkpointables: Any):
@@ -43,14 +45,26 @@ class DetectionCheckpointer(Checkpointer):
         """
         content = {"model": self.model.state_dict()}
         content.update({key: item.state_dict() for key, item in self.checkpointables.items()})
-        content.update(extra)
+        with self._telling(name) as path:
+            _write(path, content | extra)
+            self.tag_last_checkpoint(path.name)
+            self.last_saved = extra.get("iteration")
+
+    def save_to_use(self, name: str, model: nn.Module, **extra: Any) -> None:
+        """Write `name`.pth with the parameters of `model` and `extra`, to be used and not to be resumed from.
+
+        Raises:
+            UserError: see `save`.
+        """
+        with self._telling(name) as path:
+            _write(path, {"model": model.state_dict()} | extra)
+
+    @contextmanager
+    def _telling(self, name: str) -> Iterator[Path]:
         path = Path(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
         try:
-            with atomic_write(path, "wb") as file:
-                torch.save(with_digests(content), file)
-            self.tag_last_checkpoint(path.name)
-            self.last_saved = extra.get("iteration")
+            yield path
         # torch's archive writer hides the system's error in a RuntimeError.
         except (OSError, RuntimeError) as error:
             try:
@@ -107,6 +121,11 @@ class DetectionCheckpointer(Checkpointer):
             in_file, in_model = ({each[0]: each[place] for each in incompatible.incorrect_shapes} for place in (1, 2))
             counts = other_counts(in_file, in_model)
             raise UserError(f"checkpoint {self._loaded_from} is of another model: {problems}" + (f"; {counts}" if counts else ""))
+
+
+def _write(path: Path, content: dict) -> None:
+    with atomic_write(path, "wb") as file:
+        torch.save(with_digests(content), file)
 
 
 def newest_checkpoint(folder: str | os.PathLike) -> str:
@@ -241,6 +260,13 @@ def _optimizer_problem(value, parameter: torch.Tensor) -> str:
     return "" if value.ndim == 0 else other_kind(value, parameter)
 
 
-def periodic_checkpointer(checkpointer: DetectionCheckpointer, period: int, max_iter: int) -> PeriodicCheckpointer:
-    """Saves `model_0000999.pth` every `period` iterations (0: never) and `model_final.pth` after the last."""
-    return PeriodicCheckpointer(checkpointer, period if period > 0 else max_iter + 1, max_iter)
+def periodic_checkpointer(checkpointer: DetectionCheckpointer, period: int, max_iter: int, kept: int = 0) -> PeriodicCheckpointer:
+    """Saves `model_0000999.pth` every `period` iterations (0: never) and `model_final.pth` after the last.
+
+    Args:
+        kept: of the periodic ones only this many last ones stay, those of the run that is resumed among them; 0 keeps all.
+    """
+    periodic = PeriodicCheckpointer(checkpointer, period if period > 0 else max_iter + 1, max_iter, max_to_keep=kept or None)
+    if kept:
+        periodic.recent_checkpoints = sorted(map(str, Path(checkpointer.save_dir).glob(f"model_{'[0-9]' * 7}.pth")))
+    return periodic

@@ -1,4 +1,4 @@
-"""What a training run reports: the progress line, metrics.json and TensorBoard curves."""
+"""What a training run reports: the progress line, metrics.json and the curves."""
 
 import datetime
 import json
@@ -6,42 +6,43 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
+from tqdm import tqdm
 
+from resnest_det.engine.callbacks import Callback
+from resnest_det.engine.writers import TensorBoard, Writer
 from resnest_det.errors import printable
 from resnest_det.files import atomic_write, open_unlinked
 
 logger = logging.getLogger(__name__)
 
 PERIOD = 20  # iterations between progress lines, and the window of their medians, as in Detectron2
+PROGRESS = "progress"  # an attribute of the records that are progress lines
 TIMED_FROM = 2  # the first iterations pay for caches and worker start-up
 
 
-class TrainingLog:
+class TrainingLog(Callback):
     """Writes the scalars of each iteration for people and programs.
 
     `metrics.json` has one JSON object a line: every iteration with its exact values under Detectron2's keys (`iteration`,
     `total_loss`, the losses, `lr`, `time`, `data_time`), and one for each evaluation (`bbox/AP`, …). The progress line and
-    TensorBoard show medians over the last 20 iterations. Only the main process makes one.
+    the curves in TensorBoard and in `writers` show medians over the last 20 iterations. Only the main process makes one.
     """
 
-    def __init__(self, output_dir: str, *, start_iteration: int, max_iter: int):
-        # Importing TensorBoard takes a second, which evaluating alone need not spend.
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, output_dir: str, *, start_iteration: int, max_iter: int, writers: Sequence[Writer] = ()):
         self.start_iteration = start_iteration
         self.max_iter = max_iter
         self.histories: dict[str, HistoryBuffer] = {}
         path = Path(output_dir, "metrics.json")
         cut_metrics(path, start_iteration)
         self.metrics_file = open_unlinked(path, "a")
-        self.tensorboard = SummaryWriter(output_dir, purge_step=start_iteration or None)
+        self.writers = [TensorBoard(output_dir, start_iteration), *writers]
 
     def iteration(self, iteration: int, losses: Mapping[str, float], *, lr: float, time: float, data_time: float) -> None:
         """Record one iteration: losses averaged over processes, learning rate, seconds in all and seconds of waiting for data."""
@@ -58,23 +59,26 @@ class TrainingLog:
         if due or iteration == self.start_iteration + TIMED_FROM:
             self._print(iteration, losses)
         if due:
-            for name, value in scalars.items():
-                smooth = name not in ("lr", "eta_seconds")
-                self.tensorboard.add_scalar(name, self.histories[name].median(PERIOD) if smooth else value, iteration)
+            exact = ("lr", "eta_seconds")
+            shown = {name: value if name in exact else self.histories[name].median(PERIOD) for name, value in scalars.items()}
+            for writer in self.writers:
+                writer.scalars(shown, iteration)
 
     def results(self, iteration: int, results: Mapping[str, float]) -> None:
         """Record the figures of an evaluation, such as {"bbox/AP": 37.5}."""
         self._write_line(iteration, results)
-        for name, value in results.items():
-            self.tensorboard.add_scalar(name, value, iteration)
+        for writer in self.writers:
+            writer.scalars(results, iteration)
 
     def image(self, iteration: int, name: str, image: np.ndarray) -> None:
-        """Show a picture, (H,W,3) uint8 RGB, in TensorBoard."""
-        self.tensorboard.add_image(name, image, iteration, dataformats="HWC")
+        """Show a picture, (H,W,3) uint8 RGB, beside the curves."""
+        for writer in self.writers:
+            writer.image(name, image, iteration)
 
     def close(self) -> None:
         self.metrics_file.close()
-        self.tensorboard.close()
+        for writer in self.writers:
+            writer.close()
 
     def _seconds_left(self, iteration: int) -> float:
         return self.histories["time"].median(1000) * (self.max_iter - iteration - 1)
@@ -95,25 +99,64 @@ class TrainingLog:
         parts.append(f"data_time: {history['data_time'].avg(PERIOD):.4f}  last_data_time: {history['data_time'].latest():.4f}")
         parts.append(f"lr: {history['lr'].latest():.5g}")
         parts.append(f"max_mem: {peak_memory_mib():.0f}M")
-        logger.info("  ".join(parts))
+        logger.info("  ".join(parts), extra={PROGRESS: True})
+
+
+class ProgressBar(Callback):
+    """A bar on standard error, where that is a terminal; the lines of progress are then only in files.
+
+    Args:
+        start_iteration, max_iter: of the run.
+    """
+
+    def __init__(self, start_iteration: int, max_iter: int):
+        self._bar = tqdm(
+            total=max_iter,
+            initial=start_iteration,
+            desc="training",
+            unit="step",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+
+    def iteration(self, iteration: int, losses: Mapping[str, float], *, lr: float, **times: float) -> None:
+        self._bar.set_postfix({"loss": f"{sum(losses.values()):.3g}", "lr": f"{lr:.2g}"}, refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def read_results(folder: str, before: int) -> list[tuple[int, dict[str, float]]]:
+    """(iteration, figures) of the evaluations in metrics.json before an iteration; none if there is no file."""
+    path = Path(folder, "metrics.json")
+    entries = [each for each, _ in _entries(path)] if path.exists() else []
+    return [
+        (each["iteration"], {name: value for name, value in each.items() if isinstance(value, (int, float)) and "/" in name})
+        for each in entries
+        if "total_loss" not in each and each["iteration"] < before
+    ]
 
 
 def cut_metrics(path: Path, start_iteration: int) -> None:
     """Keep in metrics.json only complete lines of iterations before `start_iteration`; the rest will be repeated."""
     if not path.exists():
         return
-    kept, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    for line in lines:
+    kept = "".join(line for entry, line in _entries(path) if entry["iteration"] < start_iteration)
+    if kept != path.read_text(encoding="utf-8", errors="replace"):
+        with atomic_write(path) as file:
+            file.write(kept)
+
+
+def _entries(path: Path) -> Iterator[tuple[dict, str]]:
+    """What the complete lines of a metrics.json hold, and the lines."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue  # the run was killed while writing this line
-        iteration = entry.get("iteration") if isinstance(entry, dict) else None
-        if line.endswith("\n") and isinstance(iteration, int) and iteration < start_iteration:
-            kept.append(line)
-    if kept != lines:
-        with atomic_write(path) as file:
-            file.writelines(kept)
+        if line.endswith("\n") and isinstance(entry, dict) and isinstance(entry.get("iteration"), int):
+            yield entry, line
 
 
 def keep_earlier_metrics(output_dir: str) -> None:
@@ -143,6 +186,16 @@ class _Formatter(logging.Formatter):
         return printable(f"{text}{level}: {super().format(record)}", lines=True)
 
 
+class _Console(logging.StreamHandler):
+    """Standard output. In a terminal, a bar stays below the lines and takes the place of those that tell the progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, PROGRESS, False) and self.stream.isatty() and sys.stderr.isatty():
+            return
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
+
+
 class _LogFile(logging.FileHandler):
     def _open(self) -> IO:
         return open_unlinked(self.baseFilename, self.mode)
@@ -153,7 +206,7 @@ def setup_logging(output_dir: str | None, rank: int = 0) -> None:
 
     Other processes show only errors.
     """
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    handlers: list[logging.Handler] = [_Console(sys.stdout)]
     if output_dir is not None and rank == 0:
         handlers.append(_LogFile(os.path.join(output_dir, "log.txt"), encoding="utf-8"))
     for handler in handlers:

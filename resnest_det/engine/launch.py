@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from resnest_det.errors import ArgumentError, UserError
+from resnest_det.errors import ArgumentError, UserError, out_of_memory
 from resnest_det.stopping import Terminated, end_interrupted, handle_signals
 
 RENDEZVOUS_TIMEOUT = 300  # seconds to wait for the other machines
@@ -151,7 +151,9 @@ def _worker(function: Callable, *args: object) -> None:
         end_interrupted(stop, say=False)
     except OSError as error:
         raise UserError(str(error)) from error
-    except RuntimeError:
+    except (MemoryError, RuntimeError) as error:
+        if told := out_of_memory(error):
+            raise told from error
         # When a process dies, the others lose their connections within milliseconds. By waiting they let the launcher
         # see the dead one first and name it as the cause.
         time.sleep(2)
@@ -202,6 +204,16 @@ def join_process_group(device: torch.device) -> None:
     store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
+
+
+def leave_process_group(device: torch.device) -> None:
+    """What `join_process_group` did is undone, if it did something."""
+    if dist.is_initialized():
+        # While the group is destroyed, the interpreter is held, and gloo's threads may still need it to free what they sent:
+        # torch 2.6 then waits for ever. This part of it lets them have it, and is destroyed last.
+        backend = dist.group.WORLD._get_backend(device)
+        dist.destroy_process_group()
+        del backend
 
 
 def share_cpu_threads() -> None:

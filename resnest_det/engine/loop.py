@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import nn
 
 from resnest_det.distributed import all_gather_objects, get_rank, get_world_size
-from resnest_det.engine.events import TrainingLog
+from resnest_det.engine.callbacks import Callback
+from resnest_det.engine.memory import OutOfMemory, telling_of_memory
 from resnest_det.errors import UserError
 from resnest_det.stopping import deferred, raise_if_requested, stop_requested, stop_too
 
@@ -46,8 +47,8 @@ def train_loop(
     autocast: torch.autocast,
     names_of: Callable[[Any], list[str]],
     clip_gradients: Callable | None = None,
-    log: TrainingLog | None = None,
-    after_step: Sequence[Callable[[int, Any], None]] = (),
+    log: Callback | None = None,
+    after_step: Sequence[Callable[[int, Any], object]] = (),
 ) -> None:
     """Train `model` from `start_iteration` until `max_iter` iterations are done.
 
@@ -62,10 +63,12 @@ def train_loop(
         names_of: what a batch is called in messages, the files of its images for instance.
         clip_gradients: called with the parameters before each update.
         log: receives every iteration; set on the main process only.
-        after_step: called in order, with the iteration just done and its batch.
+        after_step: called in order, with the iteration just done and its batch. If one returns True, in all processes alike, the
+            training ends after this iteration.
 
     Raises:
         KeyboardInterrupt: a signal came; the model is as the last call of the first action has seen it.
+        OutOfMemory: there is no room for a batch.
         UserError: a loss is not finite, or the model cannot use a batch. The message names the iteration, the losses and
             the images; the model is not updated.
     """
@@ -79,12 +82,15 @@ def train_loop(
             data_time = time.perf_counter() - start
             optimizer.zero_grad()
             try:
-                with autocast:
-                    losses = model(batch)
-                    total = sum(losses.values())
+                with telling_of_memory(len(batch)):
+                    with autocast:
+                        losses = model(batch)
+                        total = sum(losses.values())
+                    scaler.scale(total).backward()
+            except OutOfMemory:
+                raise
             except UserError as error:
                 raise UserError(f"iteration {iteration}: {error}; images of this step: {', '.join(names_of(batch))}") from error
-            scaler.scale(total).backward()
             losses[_STOP] = total.new_full((), stop_requested())
             values, data_time = reduce_losses(losses, data_time)
             stop = values.pop(_STOP) > 0
@@ -100,11 +106,12 @@ def train_loop(
             scheduler.step()
             if log is not None:
                 log.iteration(iteration, values, lr=lr, time=time.perf_counter() - start, data_time=data_time)
-            for action in after_step:
-                action(iteration, batch)
+            ended = [action(iteration, batch) for action in after_step]
             # Several processes stop only if all of them know.
             if stop or get_world_size() == 1:
                 raise_if_requested()
+            if any(end is True for end in ended):
+                return
 
 
 def reduce_losses(losses: Mapping[str, torch.Tensor], data_time: float) -> tuple[dict[str, float], float]:

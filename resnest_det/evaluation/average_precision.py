@@ -1,4 +1,4 @@
-"""The twelve COCO figures of detections against ground truth; hotcoco counts, and its numbers are pycocotools' to the last bit."""
+"""The twelve COCO figures of detections against ground truth: hotcoco counts, equal to pycocotools to the last bit."""
 
 import math
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def figures_of_tasks(
             whatever this is.
 
     Returns:
-        for each task the names in `FIGURES` and `AP-<category>` for each category, in percent; nan where there is no ground truth.
+        for each task the names in `FIGURES` and `AP-<category>` for each category, in percent; nan where there is no truth.
     """
     results = {}
     for task, counting in counted(ground_truth, detections, tasks, max_detections).items():
@@ -48,10 +48,12 @@ def _percent(mean: float) -> float:
     return 100 * mean if mean > -1 else math.nan
 
 
-def counted(
-    ground_truth: dict, detections: list[dict], tasks: Sequence[str], max_detections: int
-) -> dict[str, hotcoco.COCOeval]:
-    """hotcoco's evaluation of each task after `accumulate`; its `eval` has the arrays that pycocotools' has."""
+def counted(ground_truth: dict, detections: list[dict], tasks: Sequence[str], max_detections: int) -> dict[str, hotcoco.COCOeval]:
+    """hotcoco's evaluation of each task after `accumulate`; its `eval` has the arrays that pycocotools' has.
+
+    In it images, categories, annotations of these images and detections are numbered from 1: the first two in the order of their
+    ids, the others as they are given. Names of categories are these numbers.
+    """
     # Counters keep ids as 64-bit integers or doubles and take 0 for "no match"; numbers from 1, in the order of the ids, which
     # decides between equal scores, are the same to all of them.
     image_numbers = _numbers(ground_truth["images"])

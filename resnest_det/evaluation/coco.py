@@ -106,7 +106,9 @@ class COCOEvaluator:
         if not detections:
             logger.warning("no detections on %s: AP is 0 wherever there is ground truth", self.dataset_name)
         if self.output_dir:
-            write_bytes(os.path.join(self.output_dir, "coco_instances_results.json"), msgspec.json.encode(detections))
+            write_bytes(
+                os.path.join(self.output_dir, "coco_instances_results.json"), msgspec.json.encode(detections, enc_hook=str)
+            )  # ids that are text
         if self.json_file is not None and self.dataset.truth.annotations is None:
             logger.info("%s has no annotations: nothing is counted", self.dataset_name)
             return {}

@@ -1,10 +1,12 @@
 """COCO ground truth for average precision: from an instance file, or from the segments of a panoptic dataset."""
 
+import os
 from typing import Any
 
 import pycocotools.mask as mask_util
 
-from resnest_det.data.coco import Dataset
+from resnest_det.data.annotation_files import without_collector
+from resnest_det.data.coco import Dataset, load_coco_instances
 from resnest_det.data.panoptic import with_truth
 from resnest_det.errors import UserError
 from resnest_det.evaluation.masks import segmentation_to_run_lengths
@@ -30,6 +32,32 @@ def check_can_be_evaluated(dataset: Dataset, tasks: tuple[str, ...]) -> None:
             )
 
 
+def read_ground_truth(json_file: str, tasks: tuple[str, ...] = ("bbox", "segm")) -> dict[str, Any]:
+    """`ground_truth_of_instances` of a file, to count a results file against it by `average_precision.coco_figures`.
+
+    Raises:
+        UserError: see `resnest_det.data.coco.load_coco_instances` and `check_can_be_evaluated`; or it only lists images.
+    """
+    dataset = load_coco_instances(os.path.basename(json_file), json_file, "", keep_truth=True)
+    if dataset.truth.annotations is None:
+        raise UserError(f"{json_file} has no annotations: there is nothing to evaluate against")
+    check_can_be_evaluated(dataset, tasks)
+    truth = ground_truth_of_instances(dataset)
+    for annotation in truth["annotations"]:
+        annotation["bbox"] = list(annotation["bbox"])  # pycocotools takes no tuples
+    return truth
+
+
+def with_run_lengths(ground_truth: dict[str, Any], json_file: str) -> list[dict]:
+    """The annotations of `read_ground_truth` with masks as compressed run lengths, whatever they were."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    return [
+        each | {"segmentation": segmentation_to_run_lengths(each["segmentation"], *sizes[each["image_id"]])}
+        for each in ground_truth["annotations"]
+    ]
+
+
+@without_collector()
 def ground_truth_of_instances(dataset: Dataset) -> dict[str, Any]:
     """The annotations of a dataset's instance file as `average_precision.coco_figures` takes them.
 

@@ -36,6 +36,9 @@ class Evaluator(Protocol):
 class PictureWriter(Protocol):
     """Draws some of the outputs of a model."""
 
+    def begin(self, subfolder: str = "") -> None:
+        """Begin an evaluation whose pictures go to that folder inside the writer's own."""
+
     def process(self, batch: list[dict], outputs: list[dict]) -> None:
         """Draw the chosen ones among these samples."""
 
@@ -54,7 +57,7 @@ class EvaluationSet:
 
 
 def inference_on_dataset(
-    model, loader, evaluators: Sequence[Evaluator], writers: Sequence[PictureWriter] = ()
+    model, loader, evaluators: Sequence[Evaluator], writers: Sequence[PictureWriter] = (), pictures: str = ""
 ) -> dict[str, dict[str, float]]:
     """Predict every batch of `loader` and evaluate.
 
@@ -64,12 +67,15 @@ def inference_on_dataset(
     Args:
         model: called with a batch (list of samples), returns one output for each.
         loader: yields batches and has a length.
+        pictures: the folder, inside that of each writer, for the pictures of this evaluation.
 
     Returns:
         on the main process, the results of all evaluators in one dict; empty on the others.
     """
     for evaluator in evaluators:
         evaluator.reset()
+    for writer in writers:
+        writer.begin(pictures)
     total = len(loader)
     logger.info("inference on %d batches", total)
     clock = _Clock(total)

@@ -1,13 +1,21 @@
 """Conversions of COCO segmentations (polygons, run lengths)."""
 
+from collections.abc import Iterable
+
 import hotcoco
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
 
 
-def encode_masks(masks: torch.Tensor) -> list[dict]:
-    """COCO's compressed run-length encoding of each of (N, height, width) bool masks, with `counts` as str for JSON."""
+def encode_masks(masks: torch.Tensor | Iterable[torch.Tensor]) -> list[dict]:
+    """COCO's compressed run-length encoding of each mask, with `counts` as str for JSON.
+
+    Args:
+        masks: (N, height, width) bool, or (height, width) bool of each, which are then made and encoded one by one.
+    """
+    if not isinstance(masks, torch.Tensor):
+        return [encoded for mask in masks for encoded in encode_masks(mask[None])]
     encoded = hotcoco.mask.encode(np.moveaxis(masks.detach().cpu().numpy(), 0, 2))
     return [each | {"counts": each["counts"].decode("ascii")} for each in encoded]
 

@@ -11,7 +11,7 @@ from resnest_det.data.panoptic_png import encode_segment_ids
 from resnest_det.distributed import gather_objects, is_main_process
 from resnest_det.errors import UserError
 from resnest_det.evaluation.panoptic_quality import panoptic_quality
-from resnest_det.files import write_bytes, write_json
+from resnest_det.files import write_bytes
 
 _SUFFIXES = {"All": "", "Things": "_th", "Stuff": "_st"}
 
@@ -110,8 +110,8 @@ class PanopticEvaluator:
             file_name = f"{image_id:012d}.png"
             write_bytes(os.path.join(folder, file_name), png)
             annotations[image_id] = {"image_id": image_id, "file_name": file_name, "segments_info": segments}
-        lists = {"images": self.truth.images, "categories": self.truth.categories}
-        write_json(f"{folder}.json", {**msgspec.to_builtins(lists), "annotations": list(annotations.values())})
+        content = {"images": self.truth.images, "categories": self.truth.categories, "annotations": list(annotations.values())}
+        write_bytes(f"{folder}.json", msgspec.json.encode(content, enc_hook=str))  # ids that are text
         return folder, annotations
 
 

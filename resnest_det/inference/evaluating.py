@@ -16,18 +16,19 @@ from resnest_det.evaluation.tables import copypaste_lines, format_results
 logger = logging.getLogger(__name__)
 
 
-def evaluate(model: nn.Module, sets: Sequence[EvaluationSet]) -> dict:
+def evaluate(model: nn.Module, sets: Sequence[EvaluationSet], pictures: str = "") -> dict:
     """Predict, compute the figures and log them as tables.
 
     Args:
         model: as it is, or what `ready_for_inference` makes of it.
+        pictures: see `inference_on_dataset`.
 
     Returns:
         on the main process, task to figures, by dataset if there are several; empty on the others.
     """
     results = {}
     for each in sets:
-        figures = inference_on_dataset(model, each.batches, each.evaluators, each.writers)
+        figures = inference_on_dataset(model, each.batches, each.evaluators, each.writers, pictures)
         if is_main_process():
             results[each.name] = figures
             logger.info("Evaluation results for %s:\n%s", each.name, format_results(figures))

@@ -1,15 +1,17 @@
 """This package's datasets in Detectron2's catalogs."""
 
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from fvcore.common.config import CfgNode
 
-from resnest_det.configuration.data import check_classes, class_names, match_classes, training_records
+from resnest_det.configuration.data import check_classes, class_names, count_classes, match_classes, training_records
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset, LabelsMetadata
-from resnest_det.data.image_files import check_image_files
+from resnest_det.data.image_files import check_image_files, check_image_sizes
 from resnest_det.data.label_png import UNLABELLED
 from resnest_det.data.panoptic import PanopticMetadata, with_truth
 from resnest_det.data.semantic import SemanticMetadata
@@ -20,7 +22,9 @@ from resnest_det.errors import UserError
 _ours: set[str] = set()
 
 
-def register_datasets(cfg: CfgNode, registered: list[str], *, only_test: bool = False) -> None:
+def register_datasets(
+    cfg: CfgNode, registered: list[str], *, only_test: bool = False, counted: Mapping[str, str] = MappingProxyType({})
+) -> CfgNode:
     """Read the datasets of DATASETS.TRAIN and DATASETS.TEST that Detectron2 does not know, and register them there.
 
     They are read here. Of those whose pixels have labels the semantic PNG files that Detectron2 reads are written to the folder
@@ -30,28 +34,40 @@ def register_datasets(cfg: CfgNode, registered: list[str], *, only_test: bool = 
     Args:
         registered: names registered on the command line; Detectron2 may not have other datasets of these names.
         only_test: leave out DATASETS.TRAIN.
+        counted: keys to take from the first dataset, see `resnest_det.configuration.data.count_classes`.
+
+    Returns:
+        `cfg` with those keys.
 
     Raises:
         UserError: a name that nobody knows, or that is taken; a dataset that cannot be read, lacks images or does not fit the
             model; or labels of pixels with another MODEL.SEM_SEG_HEAD.IGNORE_VALUE than what is written for those that have none.
     """
-    first = None
+    first, names = None, None
     for name in dict.fromkeys((*(() if only_test else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)):
         if name in DatasetCatalog.list():
             if name in registered and name not in _ours:
                 raise UserError(f"Detectron2 already has a dataset named {name}; register yours under another name")
+            if names is None:
+                names = MetadataCatalog.get(name).as_dict()
+                cfg = count_classes(cfg, names, counted)
             continue
         # What is only tested on may be a list of images: Detectron2 writes results for it, too, and counts nothing.
         dataset = get_dataset(name, keep_truth=name not in cfg.DATASETS.TRAIN)
         first = first or dataset
+        if names is None:
+            names = vars(dataset.metadata)
+            cfg = count_classes(cfg, names, counted)
         dataset = match_classes(dataset, class_names(cfg, first), first.name)
         check_classes([dataset], cfg)
         read = dataset.records if name in cfg.DATASETS.TEST else training_records(cfg, dataset)
         check_image_files(name, read, dataset.metadata.image_root)
+        check_image_sizes(read)
         records = _records(dataset, cfg)
         DatasetCatalog.register(name, lambda records=records: records)
         MetadataCatalog.get(name).set(**_metadata(dataset))
         _ours.add(name)
+    return cfg
 
 
 def _records(dataset: Dataset, cfg: CfgNode) -> list[dict]:

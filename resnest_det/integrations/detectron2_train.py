@@ -11,7 +11,7 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, default_setup, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
@@ -30,14 +30,18 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from resnest_det.configuration.data import CLASS_COUNTS as OWN_CLASS_COUNTS
+from resnest_det.configuration.defaults import DEFAULTS
 from resnest_det.configuration.model import check_batch_norm
-from resnest_det.configuration.nodes import with_values
+from resnest_det.configuration.nodes import leaves, with_values
 from resnest_det.configuration.reading import find_config_file, merge_file
+from resnest_det.configuration.solver import in_iterations
+from resnest_det.configuration.standalone import datasets_of
 from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, Architecture
 from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.engine.checkpoint import newest_checkpoint
 from resnest_det.engine.precise_bn import update_batch_norm_statistics
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, shown
 from resnest_det.evaluation.panoptic import PanopticEvaluator
 from resnest_det.inference.evaluating import verify_results
 from resnest_det.integrations.detectron2 import add_resnest_config
@@ -49,25 +53,55 @@ from resnest_det.weights.class_layers import other_counts
 
 logger = logging.getLogger(__name__)
 
+# See `resnest_det.configuration.data.CLASS_COUNTS`.
+CLASS_COUNTS = OWN_CLASS_COUNTS | {"MODEL.RETINANET.NUM_CLASSES": "thing_classes"}
+
 
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Detectron2's configuration with the keys of ResNeSt, then a YAML file, then `KEY VALUE` overrides; frozen.
 
-    MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH and TEST.AP_MAX_DETECTIONS exist as in the built-in detector.
-    TEST.FOLD_NORMS has no effect: Detectron2 always evaluates the model as it is.
+    MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH, TEST.AP_MAX_DETECTIONS, keys in epochs and the datasets and
+    classes of DATASETS exist as in the built-in detector. TEST.FOLD_NORMS has no effect: Detectron2 evaluates the model as it is.
+    Neither has TEST.PICTURES: it draws none.
 
     Raises:
-        UserError: see `resnest_det.configuration.reading.merge_file`.
+        UserError: see `resnest_det.configuration.reading.merge_file`; or a key is set that only the built-in detector reads.
     """
     cfg = get_cfg()
     add_resnest_config(cfg)
     cfg.MODEL.DEVICE = "auto"
-    cfg.MODEL.WEIGHTS_ALLOW_MISMATCH = False
-    cfg.TEST.AP_MAX_DETECTIONS = 100
-    cfg.TEST.FOLD_NORMS = True
     merge_file(cfg, config_file, overrides)
+    _check_own_keys(cfg)
     cfg.freeze()
     return cfg
+
+
+# Keys of this project that mean the same here, or nothing.
+_OWN_KEYS_READ = (
+    "MODEL.RESNETS.",
+    "MODEL.WEIGHTS_ALLOW_MISMATCH",
+    "TEST.AP_MAX_DETECTIONS",
+    "TEST.FOLD_NORMS",
+    "TEST.REPORT",
+    "TEST.PICTURES.",
+    "DATASETS.",
+    "SOLVER.MAX_EPOCHS",
+    "SOLVER.STEPS_EPOCHS",
+    "SOLVER.WARMUP_EPOCHS",
+    "SOLVER.CHECKPOINT_EPOCHS",
+    "TEST.EVAL_EPOCHS",
+    "VIS_EPOCHS",
+)
+
+
+def _check_own_keys(cfg: CfgNode) -> None:
+    detectron2s, values = dict(leaves(get_cfg())), dict(leaves(cfg))
+    for key, default in leaves(DEFAULTS):
+        if key not in detectron2s and not key.startswith(_OWN_KEYS_READ) and values[key] != default:
+            raise UserError(
+                f"{key} {shown(values[key])} is not supported: Detectron2's trainer does not read this key; "
+                f"supported: {default!r}, its default, or --engine builtin"
+            )
 
 
 def run(cfg: CfgNode, options: RunOptions) -> dict:
@@ -88,7 +122,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict:
         cfg, SimpleNamespace(config_file=config_file, opts=overrides, eval_only=options.eval_only, resume=options.resume)
     )
     logger.info("Detectron2 on %s; config %s; overrides %s", cfg.MODEL.DEVICE, config_file, " ".join(overrides) or "none")
-    register_datasets(cfg, list(options.datasets), only_test=options.eval_only)
+    cfg = register_datasets(cfg, list(datasets_of(cfg)), only_test=options.eval_only, counted=options.counted)
     if options.eval_only:
         return _evaluate(cfg, options.resume)
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon" and have_run_length_masks(cfg.DATASETS.TRAIN):
@@ -96,7 +130,8 @@ def run(cfg: CfgNode, options: RunOptions) -> dict:
             "INPUT.MASK_FORMAT is set to 'bitmask': DATASETS.TRAIN has run-length masks, which Detectron2 cannot read as polygons"
         )
         cfg = with_values(cfg, {"INPUT.MASK_FORMAT": "bitmask"})
-    return _train(cfg, options.resume)
+    images = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    return _train(in_iterations(cfg, len(images)), options.resume)
 
 
 def _evaluate(cfg: CfgNode, last_checkpoint: bool) -> dict:

@@ -240,12 +240,13 @@ def _learning_rate(cfg: CfgNode) -> list[dict]:
 
 def runtime_config(cfg: CfgNode, checkpoint: str) -> dict:
     """Hooks, logging, folders, and the weights to start from."""
+    kept = dict(max_keep_ckpts=cfg.SOLVER.CHECKPOINTS_KEPT) if cfg.SOLVER.CHECKPOINTS_KEPT else {}
     config = dict(
         default_hooks=dict(
             timer=dict(type="IterTimerHook"),
             logger=dict(type="LoggerHook", interval=20),
             param_scheduler=dict(type="ParamSchedulerHook"),
-            checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=cfg.SOLVER.CHECKPOINT_PERIOD),
+            checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=cfg.SOLVER.CHECKPOINT_PERIOD, **kept),
             sampler_seed=dict(type="DistSamplerSeedHook"),
             visualization=dict(type="DetVisualizationHook"),
         ),

@@ -32,6 +32,15 @@ _CHOICES = {
     "SOLVER.BIAS_LR_FACTOR": (1.0,),
     "SOLVER.WEIGHT_DECAY_BIAS": (None,),
     "TEST.AP_MAX_DETECTIONS": (100,),
+    "TEST.BEST_METRIC": ("",),
+    "TEST.PATIENCE": (0,),
+    "SOLVER.EMA.ENABLED": (False,),
+    # How many iterations an epoch has is not known before the data is read; config.yaml of a run has both.
+    "SOLVER.MAX_EPOCHS": (0.0,),
+    "SOLVER.STEPS_EPOCHS": ((), []),
+    "SOLVER.WARMUP_EPOCHS": (0.0,),
+    "SOLVER.CHECKPOINT_EPOCHS": (0.0,),
+    "TEST.EVAL_EPOCHS": (0.0,),
 }
 _SEMANTIC_CHOICES = {
     "MODEL.SEM_SEG_HEAD.IN_FEATURES": _PYRAMID_LEVELS,

@@ -1,10 +1,10 @@
-"""ResNeSt inside torchvision: importing this module registers detectors and segmentation models for `torchvision.models.get_model`.
+"""ResNeSt inside torchvision: importing this registers detectors and segmentation models for `torchvision.models.get_model`.
 
     import resnest_det.integrations.torchvision
     model = torchvision.models.get_model("maskrcnn_resnest50_fpn", weights_backbone="DEFAULT", num_classes=5)
 
-`resnest_fpn_backbone` is the backbone for torchvision's own classes; `resnest_det.integrations.torchvision_detector.to_torchvision`
-makes one of those of a detector trained here.
+`resnest_fpn_backbone` is the backbone for torchvision's own classes; `to_torchvision`, in `torchvision_detector.py`, makes one of
+those of a detector trained here.
 """
 
 import warnings
@@ -22,19 +22,15 @@ from torchvision.models.segmentation import FCN, DeepLabV3  # noqa: E402
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead  # noqa: E402
 from torchvision.models.segmentation.fcn import FCNHead  # noqa: E402
 from torchvision.ops import FrozenBatchNorm2d  # noqa: E402
-from torchvision.ops.feature_pyramid_network import (  # noqa: E402
-    ExtraFPNBlock,
-    FeaturePyramidNetwork,
-    LastLevelMaxPool,
-    LastLevelP6P7,
-)
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7  # noqa: E402
 
 from resnest_det.backbone.loading import load_weights  # noqa: E402
 from resnest_det.backbone.resnest import STAGES, ResNeSt  # noqa: E402
 from resnest_det.backbone.variants import find_variant  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
+from resnest_det.weights.checkpoint_files import read_checkpoint  # noqa: E402
 from resnest_det.weights.downloads import resolve_weights  # noqa: E402
-from resnest_det.weights.weights import errors_naming, read_state  # noqa: E402
+from resnest_det.weights.weights import check_numbers, errors_naming  # noqa: E402
 
 __all__ = ["NamedFeatures", "ResNeStWithFPN", "dilated_resnest", "resnest_fpn_backbone"]
 
@@ -241,16 +237,20 @@ def _with_weights(model: nn.Module, weights: str | None) -> nn.Module:
     if weights is None:
         return model
     path = resolve_weights(weights)
-    state = read_state(path)
+    checkpoint = read_checkpoint(path)
+    state = checkpoint.get("model", checkpoint)  # the reference training's key
     with errors_naming(path):
+        check_numbers(state)
         targets = {name: value.shape for name, value in model.state_dict().items()}
-        wrong = [name for name in {**targets, **state} if name not in state or state[name].shape != targets.get(name)]
+        # Frozen norms count no batches.
+        names = [name for name in {**targets, **state} if not name.endswith("num_batches_tracked")]
+        wrong = [name for name in names if name not in state or state[name].shape != targets.get(name)]
         if wrong:
             name = wrong[0]
             in_file = tuple(state[name].shape) if name in state else "absent"
             in_model = tuple(targets[name]) if name in targets else "absent"
             raise UserError(
-                f"{len(wrong)} parameters do not fit the model, for instance {name}: {in_file} in the file, {in_model} in the model"
+                f"{len(wrong)} parameters do not fit the model, as {name}: {in_file} in the file, {in_model} in the model"
             )
     model.load_state_dict(state)
     return model
@@ -262,22 +262,12 @@ def _described(build: Callable[..., nn.Module], name: str, text: str) -> Callabl
     return build
 
 
-DETECTORS = {
-    "fasterrcnn": FasterRCNN,
-    "maskrcnn": MaskRCNN,
-    "keypointrcnn": KeypointRCNN,
-    "retinanet": RetinaNet,
-    "fcos": FCOS,
-}
+DETECTORS = {"fasterrcnn": FasterRCNN, "maskrcnn": MaskRCNN, "keypointrcnn": KeypointRCNN, "retinanet": RetinaNet, "fcos": FCOS}
 SEGMENTATION_MODELS = {"deeplabv3": (DeepLabV3, DeepLabHead), "fcn": (FCN, FCNHead)}
 BUILDERS = {
     builder.__name__: builder
     for builder in (
-        *(
-            _detector_builder(kind, f"resnest{depth}")
-            for kind in DETECTORS
-            for depth in (14, 50, 101, 200, 269)
-        ),
+        *(_detector_builder(kind, f"resnest{depth}") for kind in DETECTORS for depth in (14, 50, 101, 200, 269)),
         *(_segmentation_builder(kind, f"resnest{depth}") for kind in SEGMENTATION_MODELS for depth in (50, 101)),
     )
 }

@@ -17,7 +17,9 @@ _USED = {
     "torchvision.ops.feature_pyramid_network": ("FeaturePyramidNetwork", "LastLevelMaxPool", "LastLevelP6P7"),
 }
 OLDEST, NEWEST = "0.21", "0.29"  # tested
-_HINT = f'torchvision {OLDEST} to {NEWEST} work: pip install "torchvision>={OLDEST},<={NEWEST}.99" with the torch that belongs to it'
+_HINT = (
+    f'torchvision {OLDEST} to {NEWEST} work: pip install "torchvision>={OLDEST},<={NEWEST}.99" with the torch that belongs to it'
+)
 
 
 def check_torchvision() -> None:

@@ -2,24 +2,26 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
+from resnest_det.configuration.data import RunData
 from resnest_det.configuration.model import resolve_device
-from resnest_det.data.catalog import DatasetFiles, register
+from resnest_det.configuration.standalone import CONFIG_NAME, register_datasets_of, whole_configuration
 from resnest_det.distributed import get_rank, is_main_process, synchronize
+from resnest_det.engine.callbacks import callback_named
 from resnest_det.engine.environment import environment_summary
 from resnest_det.engine.events import setup_logging
-from resnest_det.engine.launch import claim_gpu, join_process_group, share_cpu_threads
+from resnest_det.engine.launch import claim_gpu, join_process_group, leave_process_group, share_cpu_threads
 from resnest_det.errors import UserError, naming
 from resnest_det.files import atomic_write, held, prepare_output_dir
-from resnest_det.training.run import evaluate_only, train
+from resnest_det.training.report import report_run
+from resnest_det.training.run import evaluate_only, prepare, train
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +33,21 @@ class RunOptions:
     Attributes:
         resume: continue from the last checkpoint in OUTPUT_DIR, or evaluate it.
         eval_only: evaluate, do not train.
-        datasets: datasets to register in every process, by name.
         config_file, overrides: origin of the configuration, for the log and for hosts that ask for it.
+        services: names of `resnest_det.engine.writers.SERVICES` that get the curves too.
+        callbacks: MODULE:NAME of the classes of callbacks of one's own.
+        told: lines about the configuration, for the log and for config.yaml.
+        counted: keys that nobody has set, to be taken from the data; see `resnest_det.configuration.data.count_classes`.
     """
 
     resume: bool = False
     eval_only: bool = False
-    datasets: Mapping[str, DatasetFiles] = field(default_factory=dict)
     config_file: str = ""
     overrides: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+    callbacks: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+    counted: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_process(cfg: CfgNode, options: RunOptions, work: Callable[[CfgNode, RunOptions], dict]) -> dict:
@@ -48,8 +56,7 @@ def run_process(cfg: CfgNode, options: RunOptions, work: Callable[[CfgNode, RunO
     Returns:
         what `work` returns: on the main process the results of the evaluation, task to figures; empty on the others.
     """
-    for name, files in options.datasets.items():
-        register(name, files)
+    register_datasets_of(cfg)
     device = resolve_device(cfg.MODEL.DEVICE)
     claim_gpu(device)
     share_cpu_threads()
@@ -65,8 +72,7 @@ def run_process(cfg: CfgNode, options: RunOptions, work: Callable[[CfgNode, RunO
             synchronize()
             return work(cfg, options)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_process_group(device)
 
 
 @contextmanager
@@ -97,29 +103,47 @@ def run_builtin(cfg: CfgNode, options: RunOptions) -> dict:
     logger.info("Environment:\n%s", environment_summary())
     overrides = " ".join(options.overrides) or "none"
     logger.info("Built-in detector on %s; config %s; overrides %s", cfg.MODEL.DEVICE, options.config_file, overrides)
+    for line in options.told:
+        logger.info(line)
+    cfg, data = prepare(cfg, train=not options.eval_only, counted=options.counted)
     if is_main_process():
-        _write_config(cfg, keep=options.eval_only)
+        write_config(cfg, data.trained_on, options.told, keep=options.eval_only)
     if options.eval_only:
-        return evaluate_only(cfg, last_checkpoint=options.resume)
-    results = train(cfg, resume=options.resume)
+        return evaluate_only(cfg, data, last_checkpoint=options.resume)
+    callbacks = [callback_named(text)() for text in options.callbacks] if is_main_process() else []
+    results = train(cfg, data, resume=options.resume, services=options.services, callbacks=callbacks)
     if is_main_process():
-        out, weights = Path(cfg.OUTPUT_DIR), Path(cfg.OUTPUT_DIR, "model_final.pth")
+        out = Path(cfg.OUTPUT_DIR)
+        weights = next(path for path in (out / "model_best.pth", out / "model_final.pth") if path.exists())
         pictures = f"; pictures of predictions beside the truth in {out / 'inference'}" if cfg.DATASETS.TEST else ""
+        if cfg.TEST.REPORT and cfg.DATASETS.TEST:
+            pictures += _report(out, data)
         logger.info(
             "Done: the model is %s%s. Next: tensorboard --logdir %s shows its curves; resnest-det train --config-file %s "
-            "--eval-only MODEL.WEIGHTS %s evaluates it, on another dataset with DATASETS.TEST",
+            "--eval-only evaluates it, on another dataset with DATASETS.TEST",
             weights,
             pictures,
             out,
-            options.config_file,
-            weights,
+            out / CONFIG_NAME,
         )
     return results
 
 
-def _write_config(cfg: CfgNode, keep: bool) -> None:
-    path = Path(cfg.OUTPUT_DIR, "config.yaml")
+def _report(folder: Path, data: RunData) -> str:
+    """Write the report of a run, and say where it is; what is in its way does not end a run that is done."""
+    try:
+        path = report_run(folder, data.test, data.test_statistics, data.train_statistics)
+    except UserError as error:
+        logger.warning("no report.html: %s", error)
+        return ""
+    return "" if path is None else f"; is it good? {path}"
+
+
+def write_config(cfg: CfgNode, trained_on: Mapping, told: Sequence[str] = (), *, keep: bool) -> None:
+    """Write `config.yaml`, see `whole_configuration`, with lines that were `told`; with `keep`, only where there is none."""
+    path = Path(cfg.OUTPUT_DIR, CONFIG_NAME)
     if not (keep and path.exists()):
         with atomic_write(path) as file:
-            file.write(cfg.dump())
+            file.writelines(f"# {line}\n" for line in told)
+            file.write(whole_configuration(cfg, trained_on))
         logger.info("Full configuration: %s", path)

@@ -2,54 +2,83 @@
 
 import logging
 import secrets
-import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from fvcore.common.config import CfgNode
-from fvcore.nn.precise_bn import get_bn_modules
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from resnest_det.configuration.data import TrainingImages, build_train_loader, hold_against_checkpoint, read_run_data
-from resnest_det.configuration.evaluation import build_evaluation_sets
-from resnest_det.configuration.model import build_model, build_test_time_augmentation, check_batch_norm
-from resnest_det.configuration.solver import build_gradient_clipper, build_lr_scheduler, build_optimizer, scale_to_world_size
+from resnest_det.configuration.anchor_fit import anchor_doubts
+from resnest_det.configuration.data import RunData, count_classes, hold_against_checkpoint, read_run_data, tell_of_data
+from resnest_det.configuration.model import build_model, check_batch_norm
+from resnest_det.configuration.nodes import leaves, value_of
+from resnest_det.configuration.solver import build_average, build_optimizer, in_iterations, scale_to_world_size
+from resnest_det.configuration.standalone import whole_configuration
+from resnest_det.configuration.tables import tasks_of
 from resnest_det.configuration.weights import load_initial_weights
-from resnest_det.data.coco import Dataset
-from resnest_det.distributed import all_gather_objects, get_world_size, is_main_process, synchronize
-from resnest_det.drawing.training import training_picture
-from resnest_det.engine.checkpoint import DetectionCheckpointer, periodic_checkpointer, restore_optimizer
-from resnest_det.engine.events import TrainingLog, keep_earlier_metrics
-from resnest_det.engine.loop import seed_everything, train_loop
-from resnest_det.engine.precise_bn import update_batch_norm_statistics
+from resnest_det.distributed import all_gather_objects, get_world_size, is_main_process
+from resnest_det.engine.averaging import KEY as AVERAGE
+from resnest_det.engine.averaging import load_averaged
+from resnest_det.engine.callbacks import Callback, Callbacks
+from resnest_det.engine.checkpoint import DetectionCheckpointer, restore_optimizer
+from resnest_det.engine.events import ProgressBar, TrainingLog, keep_earlier_metrics
+from resnest_det.engine.loop import seed_everything
+from resnest_det.engine.writers import open_services
 from resnest_det.errors import UserError
 from resnest_det.files import remove_unfinished
-from resnest_det.inference.evaluating import evaluate, evaluate_augmented, flatten_results, ready_for_inference, verify_results
-from resnest_det.stopping import allowed
+from resnest_det.inference.evaluating import verify_results
+from resnest_det.inference.exported import ExportedDetector, exported_format
+from resnest_det.training.evaluation import Evaluation
+from resnest_det.training.steps import Run, Trained
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.downloads import resolve_weights
 
 logger = logging.getLogger(__name__)
 
 
-def train(cfg: CfgNode, *, resume: bool = False) -> dict:
+def prepare(cfg: CfgNode, *, train: bool, counted: Mapping[str, str] = MappingProxyType({})) -> tuple[CfgNode, RunData]:
+    """Read the data of a run, tell what it is, and complete the configuration by it.
+
+    Args:
+        train: whether the run trains, and does not only evaluate.
+        counted: keys to take from the data, see `resnest_det.configuration.data.count_classes`.
+
+    Returns:
+        the configuration for as many processes as there are, classes counted and epochs as iterations; and the data.
+
+    Raises:
+        UserError: see `read_run_data`.
+    """
+    if train:
+        cfg = scale_to_world_size(cfg, get_world_size())
+    data = read_run_data(cfg, train=train, counted=counted)
+    tell_of_data(data)
+    for line in anchor_doubts(cfg, data.train_statistics) if train else ():
+        logger.warning(line)
+    of_data = count_classes(cfg, data.trained_on, counted)
+    for key in counted:
+        if value_of(cfg, key) != value_of(of_data, key):
+            logger.info("%s is %d, as the data has it", key, value_of(of_data, key))
+    return in_iterations(of_data, data.train.repeat_factors.sum()) if train else of_data, data
+
+
+def train(
+    cfg: CfgNode, data: RunData, *, resume: bool = False, services: Sequence[str] = (), callbacks: Sequence[Callback] = ()
+) -> dict:
     """Train as `cfg` says on this process's device, evaluate at the end, and return the results (main process).
 
     Args:
+        cfg, data: of `prepare`.
         resume: continue from the last checkpoint in OUTPUT_DIR, if there is one, with the losses that an uninterrupted
             run would have.
+        services: of `resnest_det.engine.writers.SERVICES`, which get the curves too.
+        callbacks: what else listens, used on the main process.
 
     Raises:
         UserError: something in the configuration, the data or the checkpoint cannot be used, a loss is not finite, a
             checkpoint cannot be written, or the results are not TEST.EXPECTED_RESULTS.
     """
-    cfg = scale_to_world_size(cfg, get_world_size())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    data = read_run_data(cfg, train=True)
     evaluation = Evaluation(cfg, data.test)
     seed = choose_seed(cfg.SEED)
     seed_everything(seed)
@@ -59,7 +88,9 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
     device = next(model.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.SOLVER.AMP.ENABLED and device.type == "cuda")
 
-    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer, grad_scaler=scaler)
+    averaged = build_average(cfg, model)
+    kept = {"optimizer": optimizer, "grad_scaler": scaler} | ({AVERAGE: averaged} if averaged is not None else {})
+    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, **kept)
     start = 0
     if resume and checkpointer.has_checkpoint():
         saved = checkpointer.resume()
@@ -70,6 +101,8 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
         restore_optimizer(optimizer, saved["optimizer"])
         if scaler.is_enabled() and saved.get("grad_scaler"):
             scaler.load_state_dict(saved["grad_scaler"])
+        if averaged is not None and not load_averaged(averaged, saved, checkpointer.get_checkpoint_file()):
+            logger.warning("SOLVER.EMA.ENABLED is True, but the run began without: the average begins now")
         seed = resumed_seed(cfg.SEED, seed, saved.get("seed"))
     else:
         load_initial_weights(cfg, model, classes=data.trained_on)
@@ -80,17 +113,22 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
         remove_unfinished(cfg.OUTPUT_DIR)
         if not resume:
             keep_earlier_metrics(cfg.OUTPUT_DIR)
-        log = TrainingLog(cfg.OUTPUT_DIR, start_iteration=start, max_iter=cfg.SOLVER.MAX_ITER)
+        writers = open_services(services, cfg.OUTPUT_DIR, dict(leaves(cfg)), resumed=start > 0)
+        log = Callbacks(
+            [
+                TrainingLog(cfg.OUTPUT_DIR, start_iteration=start, max_iter=cfg.SOLVER.MAX_ITER, writers=writers),
+                ProgressBar(start, cfg.SOLVER.MAX_ITER),
+                *callbacks,
+            ]
+        )
     try:
-        run = _Run(cfg, model, data.train, evaluation, checkpointer, {"seed": seed, "trained_on": data.trained_on}, log)
+        facts = {"seed": seed, "trained_on": data.trained_on, "config": whole_configuration(cfg, data.trained_on)}
+        run = Run(cfg, Trained(model, averaged, optimizer, scaler), data.train, evaluation, checkpointer, facts, start, log)
         if start < cfg.SOLVER.MAX_ITER:
-            run.train(optimizer, scaler, start)
+            run.train()
         else:
             logger.info("Nothing to train: %d iterations are done and SOLVER.MAX_ITER is %d", start, cfg.SOLVER.MAX_ITER)
-            # The run may have been killed between its last two checkpoints, both of the same iteration.
-            if is_main_process() and not checkpointer.get_checkpoint_file().endswith("model_final.pth"):
-                checkpointer.save("model_final", iteration=start - 1, **run.facts)
-        results = run.evaluate(max(start, cfg.SOLVER.MAX_ITER), last=True)
+        results = run.finish()
     finally:
         if log is not None:
             log.close()
@@ -99,19 +137,26 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict:
     return results
 
 
-def evaluate_only(cfg: CfgNode, *, last_checkpoint: bool = False) -> dict:
-    """Evaluate MODEL.WEIGHTS, or the last checkpoint in OUTPUT_DIR.
+def evaluate_only(cfg: CfgNode, data: RunData, *, last_checkpoint: bool = False) -> dict:
+    """Evaluate MODEL.WEIGHTS, a checkpoint or an exported detector, or the last checkpoint in OUTPUT_DIR.
+
+    Args:
+        cfg, data: of `prepare`.
 
     Raises:
         UserError: there are no weights, they do not fill the whole model, or they are of other classes than the data.
     """
-    data = read_run_data(cfg, train=False)
     evaluation = Evaluation(cfg, data.test)
-    model = build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
-    if last_checkpoint and checkpointer.has_checkpoint():
+    exported = not last_checkpoint and exported_format(cfg.MODEL.WEIGHTS)
+    model = exported_model(cfg) if exported else build_model(cfg)
+    checkpointer = None if exported else DetectionCheckpointer(model, cfg.OUTPUT_DIR)
+    if exported:
+        path, trained_on = model.path, model.settings["trained_on"]
+    elif last_checkpoint and checkpointer.has_checkpoint():
         path = checkpointer.get_checkpoint_file()
-        trained_on = checkpointer.load(path).get("trained_on")
+        saved = checkpointer.load(path)
+        load_averaged(model, saved, path)
+        trained_on = saved.get("trained_on")
     elif cfg.MODEL.WEIGHTS:
         load_initial_weights(cfg, model, whole=True)
         path = resolve_weights(cfg.MODEL.WEIGHTS)
@@ -127,149 +172,22 @@ def evaluate_only(cfg: CfgNode, *, last_checkpoint: bool = False) -> dict:
     return results
 
 
-class Evaluation:
-    """The evaluation of a configuration, built before training begins so that its errors show at once."""
+def exported_model(cfg: CfgNode) -> ExportedDetector:
+    """The detector in the file MODEL.WEIGHTS.
 
-    def __init__(self, cfg: CfgNode, datasets: Sequence[Dataset]):
-        self.sets = build_evaluation_sets(cfg, datasets)
-        self.augmented_sets = build_evaluation_sets(cfg, datasets, augmented=True) if cfg.TEST.AUG.ENABLED else []
-        self.augment = partial(build_test_time_augmentation, cfg)
-        self.fold_norms = cfg.TEST.FOLD_NORMS
-
-    def run(self, model: nn.Module, *, last: bool) -> dict:
-        """Evaluate `model`, and the `last` time also with test-time augmentation; see `evaluate`."""
-        model = ready_for_inference(model) if self.fold_norms else model
-        results = evaluate(model, self.sets)
-        if last and self.augmented_sets:
-            results |= evaluate_augmented(model, self.augment, self.augmented_sets)
-        return results
-
-
-class _Run:
-    """What the steps of a run share."""
-
-    def __init__(
-        self,
-        cfg: CfgNode,
-        model: nn.Module,
-        images: TrainingImages,
-        evaluation: Evaluation,
-        checkpointer: DetectionCheckpointer,
-        facts: dict,
-        log: TrainingLog | None,
-    ):
-        self.cfg = cfg
-        self.model = model
-        self.images = images
-        self.evaluation = evaluation
-        self.checkpointer = checkpointer
-        # What every checkpoint keeps of the run.
-        self.facts = facts
-        self.seed = facts["seed"]
-        self.log = log
-        self.done: int | None = None  # the last iteration
-
-    def train(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, start: int) -> None:
-        """Do the iterations from `start` to SOLVER.MAX_ITER, and everything due between them.
-
-        Raises:
-            KeyboardInterrupt: a signal came; there is a checkpoint of the last iteration.
-        """
-        cfg, device = self.cfg, next(self.model.parameters()).device
-        scheduler = build_lr_scheduler(cfg, optimizer, start)
-        batches = build_train_loader(cfg, self.images, seed=self.seed, start_iteration=start)
-        logger.info("Training from iteration %d to %d", start, cfg.SOLVER.MAX_ITER)
-        try:
-            train_loop(
-                _distributed(self.model, device),
-                batches,
-                optimizer,
-                scheduler,
-                start_iteration=start,
-                max_iter=cfg.SOLVER.MAX_ITER,
-                seed=self.seed,
-                scaler=scaler,
-                autocast=torch.autocast(
-                    device.type, torch.float16 if device.type == "cuda" else torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED
-                ),
-                names_of=_file_names,
-                clip_gradients=build_gradient_clipper(cfg),
-                log=self.log,
-                after_step=self._after_step(),
-            )
-        except KeyboardInterrupt:
-            if is_main_process() and self.done is not None:
-                if self.checkpointer.last_saved != self.done:
-                    self.checkpointer.save(f"model_{self.done:07d}", iteration=self.done, **self.facts)
-                logger.info("Stopped after iteration %d, of which there is a checkpoint: --resume goes on from there", self.done)
-            raise
-
-    def evaluate(self, iteration: int, *, last: bool = False) -> dict:
-        """Evaluate the current model, the `last` time also with test-time augmentation, and record the results."""
-        if get_world_size() > 1:
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, 0)
-        results = self.evaluation.run(self.model, last=last)
-        if self.log is not None:
-            self.log.results(iteration, flatten_results(results))
-        synchronize()
-        return results
-
-    def _after_step(self) -> list[Callable[[int, list[dict]], None]]:
-        # Exact batch-norm statistics come before the checkpoint, which should hold them. The evaluation comes after it: if it
-        # fails, the checkpoint is safe.
-        actions: list[Callable[[int, list[dict]], None]] = [self._note_done]
-        if self.cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
-            actions.append(self._precise_bn)
-        if is_main_process():
-            periodic = periodic_checkpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.MAX_ITER)
-            actions.append(lambda iteration, batch: periodic.step(iteration, **self.facts))
-        actions.append(self._evaluate_if_due)
-        if is_main_process() and self.cfg.VIS_PERIOD > 0:
-            actions.append(self._show)
-        return actions
-
-    def _note_done(self, iteration: int, batch: list[dict]) -> None:
-        self.done = iteration
-
-    def _evaluation_due(self, iteration: int) -> bool:
-        period = self.cfg.TEST.EVAL_PERIOD
-        return period > 0 and (iteration + 1) % period == 0
-
-    def _precise_bn(self, iteration: int, batch: list[dict]) -> None:
-        if not self._evaluation_due(iteration) and iteration + 1 != self.cfg.SOLVER.MAX_ITER:
-            return
-        # Its own stream of batches, the same each time, disturbs neither the training data nor a resumed run.
-        own_seed = int(np.random.SeedSequence((self.seed, 1)).generate_state(1)[0])
-        count = self.cfg.TEST.PRECISE_BN.NUM_ITER
-        logger.info("Running precise batch norm over %d batches", count)
-        batches = build_train_loader(self.cfg, self.images, seed=own_seed, num_workers=0)
-        update_batch_norm_statistics(self.model, batches, count)
-
-    def _evaluate_if_due(self, iteration: int, batch: list[dict]) -> None:
-        # The evaluation after the last iteration is outside the loop, because resuming a finished run repeats it.
-        if self._evaluation_due(iteration) and iteration + 1 != self.cfg.SOLVER.MAX_ITER:
-            with allowed():  # it takes long, and leaves the model as it is
-                self.evaluate(iteration)
-
-    def _show(self, iteration: int, batch: list[dict]) -> None:
-        if (iteration + 1) % self.cfg.VIS_PERIOD == 0:
-            picture = training_picture(self.model, batch[0], self.cfg.INPUT.FORMAT, self.images.class_names)
-            self.log.image(iteration, "truth and prediction", picture)
-
-
-def _file_names(batch: list[dict]) -> list[str]:
-    return [str(sample.get("file_name", "?")) for sample in batch]
-
-
-def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
-    if get_world_size() == 1:
-        return model
-    with warnings.catch_warnings():
-        # Newer torch renames the argument.
-        warnings.filterwarnings("ignore", message=".broadcast_buffers. is deprecated", category=FutureWarning)
-        # In training each process keeps its own statistics of plain batch norm, as in Detectron2; `evaluate` makes them equal.
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False)
+    Raises:
+        UserError: the file cannot be used, it does other tasks than the configuration's model, or test-time augmentation is on,
+            which needs the parts of a model.
+    """
+    model, tasks = ExportedDetector(cfg.MODEL.WEIGHTS), tasks_of(cfg)
+    wanted = {"boxes": tasks.objects, "masks": tasks.masks, "labels": tasks.pixels, "panoptic": tasks.panoptic}
+    if any(wanted[name] != (name in model.output_names) for name in wanted):
+        has = ", ".join(name for name in wanted if name in model.output_names)
+        needs = ", ".join(name for name in wanted if wanted[name])
+        raise UserError(f"MODEL.WEIGHTS {model.path} gives {has}, but the configuration's model gives {needs}")
+    if cfg.TEST.AUG.ENABLED:
+        raise UserError(f"TEST.AUG.ENABLED needs the parts of a model; MODEL.WEIGHTS {model.path} is an exported file")
+    return model
 
 
 def choose_seed(configured: int) -> int:

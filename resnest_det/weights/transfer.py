@@ -78,6 +78,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     """Goes from web address to web address only, and never from an encrypted to an open one."""
 
     def redirect_request(self, request, answer, code, message, headers, url):
+        answer.close()  # or its body, which may be endless, would be read whole
         scheme = urllib.parse.urlsplit(url).scheme
         if scheme not in ("http", "https") or (request.type == "https" and scheme == "http"):
             raise urllib.error.URLError(f"redirects from {request.type} to {scheme}, which is not followed")
@@ -86,7 +87,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 def open_web(request: urllib.request.Request, timeout: float):
     """`urlopen`, with the redirects of `_Redirects` only."""
-    return urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
+    try:
+        return urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
+    except ValueError as error:  # of the functions that take an address apart
+        raise urllib.error.URLError(f"redirects to what is no address: {error}") from None
 
 
 def download(url: str, part: Path, timeout: float) -> None:
@@ -123,7 +127,7 @@ def download(url: str, part: Path, timeout: float) -> None:
             forget(part)
             _write_notes(part, response.headers, total)
         else:
-            raise Unavailable(f"HTTP {response.status} {response.reason}")
+            raise Unavailable(f"HTTP {response.status} {response.reason}"[:200])
         _receive(response, part, start, total)
 
 

@@ -63,7 +63,11 @@ def read_weights(path: str | os.PathLike, use_ema: bool = True) -> Weights:
     Raises:
         UserError: the file cannot be used, there is no ResNeSt or ResNet in it, or numbers that no parameter has.
     """
-    checkpoint = read_checkpoint(path)
+    return weights_in(read_checkpoint(path), path, use_ema)
+
+
+def weights_in(checkpoint: dict, path: str | os.PathLike, use_ema: bool = True) -> Weights:
+    """`read_weights` of a file that was read already."""
     with errors_naming(path):
         state, taken_off = state_dict_of(checkpoint, use_ema)
         check_numbers(state)

@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 from resnest_det.commands.check_hosts import main
-from resnest_det.integrations import detectron2_version, mmdet_version
+from resnest_det.integrations import detectron2_version, mmdet_version, torchvision_version, transformers_version
 
 
 def hosts(capsys) -> dict[str, list[str]]:
@@ -27,12 +27,15 @@ def hosts(capsys) -> dict[str, list[str]]:
 def test_hosts_that_are_absent_come_with_the_lines_that_install_them(monkeypatch, capsys):
     monkeypatch.setattr(detectron2_version, "is_installed", lambda name: False)
     monkeypatch.setattr(mmdet_version, "is_installed", lambda name: name == "mmengine")
+    monkeypatch.setattr(transformers_version, "is_installed", lambda name: False)
     said = hosts(capsys)
-    assert list(said) == ["built-in detector", "Detectron2", "MMDetection"]
+    assert list(said) == ["built-in detector", "Detectron2", "MMDetection", "torchvision", "transformers"]
     assert said["Detectron2"][0].startswith("not usable: Detectron2 is not installed")
     assert "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git" in said["Detectron2"]
     assert said["MMDetection"][0].startswith("not usable: MMDetection needs mmcv and mmdet, not installed")
     assert said["MMDetection"][2].startswith("pip install") and said["MMDetection"][-1].endswith("-e '.[mmdet]'")
+    assert said["transformers"][0].startswith("not usable: transformers is not installed; transformers 5.")
+    assert said["transformers"][-1] == "pip install -e '.[transformers]'"
 
 
 def test_built_in_detector_and_the_versions_it_runs_on(capsys):
@@ -67,6 +70,22 @@ def test_detectron2_and_what_its_operators_run_on(monkeypatch, capsys, has_cuda,
     monkeypatch.setitem(sys.modules, "detectron2", package)
     monkeypatch.setitem(sys.modules, "detectron2.modeling", modeling)
     assert hosts(capsys)["Detectron2"] == [f"usable: detectron2 0.6 in /packages/detectron2, operators for {operators}"]
+
+
+def test_torchvision_and_how_many_of_its_models_have_the_backbone(monkeypatch, capsys):
+    assert hosts(capsys)["torchvision"] == [
+        f"usable: torchvision {torchvision.__version__}, 29 models for torchvision.models.get_model"
+    ]
+    monkeypatch.setattr(torchvision_version, "OLDEST", "99.0")
+    assert hosts(capsys)["torchvision"][0].startswith(f"not usable: torchvision {torchvision.__version__} is too old")
+
+
+@pytest.mark.extras
+def test_transformers_and_its_version(monkeypatch, capsys):
+    transformers = pytest.importorskip("transformers")
+    assert hosts(capsys)["transformers"][0].startswith(f"usable: transformers {transformers.__version__}, accelerate ")
+    monkeypatch.setattr("resnest_det.commands.check_hosts.is_installed", lambda name: False)
+    assert hosts(capsys)["transformers"][0].endswith("no training without accelerate and scipy")
 
 
 @pytest.mark.mmdet

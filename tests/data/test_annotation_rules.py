@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -177,7 +178,11 @@ def test_a_few_boxes_may_leave_their_image(read):
         ({"image": {"width": [20]}}, r"image 7: width must be a positive integer up to 1000000, not \[20\]"),
         ({"image": {"id": True}}, "image at position 0: id must be an integer, not True"),
         ({"annotation": {"id": None}}, 'annotation at position 0: the key "id" is missing'),
-        ({"annotation": {"id": "f81d4fae-7dec"}}, "annotation at position 0: id must be an integer, not 'f81d4fae-7dec'"),
+        ({"annotation": {"id": "1.5"}}, "annotation at position 0: id must be an integer, not '1.5'"),
+        ({"annotation": {"id": " "}}, "annotation at position 0: id must be an integer, not ' '"),
+        ({"annotation": {"id": "f81d", "bbox": [1]}}, r"annotation f81d: bbox must be four finite numbers"),
+        ({"annotation": {"id": "f81d", "area": -1}}, r"annotation f81d: area must be a number"),
+        ({"annotation": {"image_id": "f81d"}}, "annotation 1: image_id must be an integer, not 'f81d'"),
         ({"annotation": {"id": [1]}}, "annotation at position 0: id must be an integer"),
         ({"annotation": {"image_id": None}}, 'annotation 1: the key "image_id" is missing'),
         ({"category": {"name": None}}, "category 3: the name must be text, not None"),
@@ -193,6 +198,34 @@ def test_faulty_images_and_ids_are_named(read, change, expected):
 def test_ids_of_any_size(read, image_id):
     dataset = read(content_with({"image_id": image_id, "id": -(2**80)}, {"id": image_id}))
     assert dataset.records[0]["image_id"] == image_id and len(dataset.records[0]["annotations"]) == 1
+
+
+def test_digits_are_numbers_however_many_zeros_they_begin_with(read):
+    content = content_with({"image_id": 7, "id": "0001"}, {"id": "000000000007"})
+    assert plain(read(content)) == plain(read(content_with()))
+    content = content_with({"image_id": "000000000007", "category_id": "03"})
+    assert plain(read(content)) == plain(read(content_with()))
+
+
+@pytest.mark.parametrize("polygon", [[5, 5, 5, 5, 5, 5], [2, 4, 9, 4, 12, 4], [3, 1, 3, 5, 3, 9]])
+def test_polygons_may_be_as_thin_as_a_line(read, polygon):
+    assert len(read(content_with({"segmentation": [polygon]})).records[0]["annotations"]) == 1
+
+
+def test_ids_that_are_text_are_told_and_kept(read, caplog):
+    caplog.set_level("INFO")
+    content = content_with({"id": "f81d-2", "image_id": "b.png", "category_id": "cat"}, {"id": "b.png"}, {"id": "cat"})
+    content["images"] += [content["images"][0] | {"id": "a.png"}, content["images"][0] | {"id": "7"}]
+    content["annotations"] += [content["annotations"][0] | {"id": "f81d-1"}, OBJECT | {"id": "3", "category_id": "cat"}]
+    dataset = read(content)
+    assert [str(record["image_id"]) for record in dataset.records] == ["7", "a.png", "b.png"]
+    assert [len(record["annotations"]) for record in dataset.records] == [1, 0, 2]
+    assert "made.json: ids of annotations are text, such as 'f81d-1'" in caplog.text and "ids of images" in caplog.text
+    again = pickle.loads(pickle.dumps(dataset.records))
+    assert again == dataset.records and str(again[1]["image_id"]) == "a.png"
+    content["annotations"][0]["id"] = "f81d-1"
+    with pytest.raises(UserError, match="made.json: annotation id f81d-1 occurs more than once"):
+        read(content)
 
 
 @pytest.mark.parametrize("name, expected", [(1, "1"), (1.5, "1.5"), (-2, "-2"), (10**20, "1" + "0" * 20), ("1", "1"), (0, "0")])

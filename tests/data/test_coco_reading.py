@@ -122,7 +122,7 @@ def test_faulty_annotations_are_named(write_coco, annotation, expected):
         ("images", {"id": 2, "width": 4, "file_name": "b.png"}, 'image 2: the key "height" is missing'),
         ("images", {"id": 2, "height": 0, "width": 4, "file_name": "b.png"}, "image 2: height must be a positive integer"),
         ("images", {"height": 4, "width": 4, "file_name": "b.png"}, 'image at position 1: the key "id" is missing'),
-        ("images", {"id": "two", "height": 4, "width": 4, "file_name": "b.png"}, "id must be an integer, not 'two'"),
+        ("images", {"id": "2.5", "height": 4, "width": 4, "file_name": "b.png"}, "id must be an integer, not '2.5'"),
         ("annotations", {"id": 2, "category_id": 1, "bbox": [0, 0, 1, 1]}, 'annotation 2: the key "image_id" is missing'),
         ("annotations", {"id": 2, "image_id": 1, "bbox": [0, 0, 1, 1]}, 'annotation 2: the key "category_id" is missing'),
         ("annotations", {"id": 2, "image_id": 1, "category_id": 1}, 'annotation 2: the key "bbox" is missing'),

@@ -4,9 +4,10 @@ import os
 import re
 
 import pytest
+from PIL import Image
 
 from resnest_det.data.image import MAX_PIXELS
-from resnest_det.data.image_files import check_image_files
+from resnest_det.data.image_files import check_image_files, check_image_sizes
 from resnest_det.errors import UserError
 
 
@@ -132,3 +133,19 @@ def test_an_image_too_large_to_be_read_is_told_before(tmp_path):
         UserError, match=rf"dataset mine: image .*a.jpg is 3 x {MAX_PIXELS // 2} pixels .*at most {MAX_PIXELS} pix"
     ):
         check_image_files("mine", [record | {"width": 3}], str(tmp_path))
+
+
+def test_sizes_of_all_images_are_looked_at_or_of_a_part_that_is_always_the_same(tmp_path, monkeypatch):
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    records = [{"file_name": str(tmp_path / "a.png"), "image_id": number, "height": 4, "width": 6} for number in range(6)]
+    check_image_sizes(records)
+    for wrong, problem in (({"height": 6}, "a.png is 6 x 4 pixels"), ({"file_name": str(tmp_path / "b.png")}, "b.png cannot be")):
+        with pytest.raises(UserError, match=problem):
+            check_image_sizes([*records, records[0] | wrong])
+    looked_at = []
+    monkeypatch.setattr("resnest_det.data.image_files._MOST_HEADERS", 3)
+    monkeypatch.setattr("resnest_det.data.image_files.check_record_size", lambda record: looked_at.append(record["image_id"]))
+    check_image_sizes(records)
+    check_image_sizes(records)
+    assert len(set(looked_at)) == 3 and sorted(looked_at[:3]) == sorted(looked_at[3:])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from resnest_det.data.image import MAX_PIXELS, read_image, read_record_image
+from resnest_det.data.image import MAX_PIXELS, check_record_size, read_image, read_record_image
 from resnest_det.data.label_png import LabelPng, read_label_png
 from resnest_det.data.panoptic_png import read_segment_ids
 from resnest_det.errors import UserError
@@ -151,6 +151,32 @@ def test_record_size_is_that_of_the_upright_image(tmp_path):
         read_record_image(record | {"height": 24, "width": 40}, "BGR")
     with pytest.raises(UserError, match=turned + "40 x 25$"):
         read_record_image(record | {"height": 25, "width": 40}, "BGR")
+
+
+def test_a_header_tells_what_reading_would(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[274] = 6
+    for suffix in ("jpg", "png", "webp", "tif"):
+        Image.fromarray(photograph(24, 40)).save(tmp_path / f"a.{suffix}", exif=exif)
+    content = (tmp_path / "a.png").read_bytes()
+    start, end = content.index(b"eXIf") - 4, content.index(b"IDAT") - 4
+    (tmp_path / "late.png").write_bytes(content[:start] + content[end:-12] + content[start:end] + content[-12:])
+    Image.fromarray(photograph(40, 24)).save(tmp_path / "plain.png")
+    for name in sorted(os.listdir(tmp_path)):
+        record = {"file_name": str(tmp_path / name), "height": 40, "width": 24}
+        check_record_size(record)
+        upright = read_record_image(record, "RGB")
+        assert upright.shape == (40, 24, 3)
+        if name in ("a.png", "late.png", "a.tif"):
+            assert (upright == np.rot90(photograph(24, 40), -1)).all()
+        with pytest.raises(UserError, match="is 24 x 40 pixels") as read:
+            read_record_image(record | {"height": 24, "width": 40}, "RGB")
+        if name != "late.png":  # what stands after the pixels is looked for only where the stored size does not fit
+            with pytest.raises(UserError) as looked_at:
+                check_record_size(record | {"height": 24, "width": 40})
+            assert str(looked_at.value) == str(read.value)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
+    check_record_size({"file_name": str(tmp_path / "plain.png"), "height": 40, "width": 24})
 
 
 @pytest.mark.parametrize("orientation", [1, 3])

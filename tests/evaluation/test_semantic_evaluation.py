@@ -12,8 +12,8 @@ from PIL import Image
 from resnest_det.data.panoptic import load_coco_panoptic
 from resnest_det.data.panoptic_png import encode_segment_ids
 from resnest_det.data.semantic import SemanticFiles, load_semantic
-from resnest_det.drawing.panoptic import PanopticComparisonWriter, draw_panoptic
-from resnest_det.drawing.semantic import SemanticComparisonWriter
+from resnest_det.drawing.panoptic import draw_panoptic
+from resnest_det.drawing.writers import PanopticWriter, Pictures, SemanticWriter
 from resnest_det.errors import UserError
 from resnest_det.evaluation.coco import COCOEvaluator
 from resnest_det.evaluation.semantic import SemSegEvaluator, semantic_figures
@@ -97,7 +97,7 @@ def test_pixels_without_a_label_count_nowhere_whatever_their_value(labelled):
 
 
 def test_pictures_of_classes_show_truth_and_prediction(labelled, tmp_path):
-    writer = SemanticComparisonWriter(labelled, str(tmp_path / "drawn"))
+    writer = SemanticWriter(labelled, str(tmp_path / "drawn"))
     writer.process([{"image_id": 1}], [{"sem_seg": scores_of(np.ones((HEIGHT, WIDTH), dtype=int), 3)}])
     writer.report()
     sheet = np.asarray(Image.open(tmp_path / "drawn" / "1_semantic.png")).astype(int)
@@ -171,7 +171,7 @@ def test_panoptic_overlay_colors_segments_and_leaves_void():
 
 
 def test_panoptic_pictures_show_truth_and_prediction(dataset, tmp_path):
-    writer = PanopticComparisonWriter(dataset, str(tmp_path / "pictures"), count=1)
+    writer = PanopticWriter(dataset, str(tmp_path / "pictures"), Pictures(count=1))
     ids = torch.ones(HEIGHT, WIDTH, dtype=torch.int32)
     sky = {"id": 1, "isthing": False, "category_id": 1, "area": HEIGHT * WIDTH}
     for image_id in (1, 2):
@@ -183,3 +183,15 @@ def test_panoptic_pictures_show_truth_and_prediction(dataset, tmp_path):
     blue, green = (51, 51, 204), (51, 204, 51)
     assert np.abs(truth[5, 5] - blue).max() <= 1 and np.abs(truth[300, 300] - green).max() <= 1
     assert np.abs(prediction[5, 5] - blue).max() <= 1 and np.abs(prediction[300, 300] - blue).max() <= 1
+
+
+def test_the_panoptic_map_with_the_most_wrong_pixels_is_drawn_by_choice(dataset, tmp_path):
+    writer = PanopticWriter(dataset, str(tmp_path / "pictures"), Pictures(count=1, worst=True))
+    ids = torch.ones(HEIGHT, WIDTH, dtype=torch.int32)
+    halves = torch.where(torch.arange(HEIGHT)[:, None] < 20, ids, 2 * ids)
+    sky, grass = ({"id": i, "isthing": False, "category_id": i, "area": 1} for i in (1, 2))
+    writer.process([{"image_id": 1}], [{"panoptic_seg": (halves, [sky, grass])}])
+    assert writer.errors(writer.records[1], {"panoptic_seg": (halves, [sky, grass])}) == pytest.approx(100 / (39 * WIDTH))
+    writer.process([{"image_id": 2}], [{"panoptic_seg": (ids, [sky])}])
+    writer.report()
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["01_2_panoptic.png"]

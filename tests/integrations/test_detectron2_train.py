@@ -347,3 +347,19 @@ def test_gpu_that_is_not_there(tmp_path, monkeypatch):
     arguments = write_tiny_run(tmp_path)
     with pytest.raises(UserError, match="MODEL.DEVICE 'cuda': this machine has no GPU"):
         main([*arguments[:2], "--engine", "detectron2", *arguments[2:], "MODEL.DEVICE", "cuda"])
+
+
+def test_keys_of_the_built_in_trainer_and_classes_of_the_data(tiny, tmp_path):
+    from resnest_det.integrations import detectron2_train
+
+    for key, value in (("TEST.PATIENCE", "2"), ("SOLVER.EMA.ENABLED", "True"), ("SOLVER.CHECKPOINTS_KEPT", "1")):
+        with pytest.raises(UserError, match=f"{key} .* is not supported: Detectron2's trainer does not read this key"):
+            detectron2_train.load_config(tiny[1], [key, value])
+    config = tmp_path / "tiny.yaml"
+    config.write_text(config.read_text().replace("NUM_CLASSES: 2, ", ""))
+    keys = ["SOLVER.MAX_EPOCHS", "1.5", "TEST.EVAL_PERIOD", "0", "TEST.PRECISE_BN.ENABLED", "False", "DATASETS.TEST", "()"]
+    main([*tiny[:2], "--engine", "detectron2", *tiny[2:], *keys, "MODEL.DEVICE", "cpu"])
+    lines = [line for line in read_metrics(tmp_path / "out") if "total_loss" in line]
+    assert lines[-1]["iteration"] == 2, "6 images in batches of 4: 1.5 epochs are 3 iterations"
+    state = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)["model"]
+    assert state["roi_heads.box_predictor.cls_score.weight"].shape[0] == 3

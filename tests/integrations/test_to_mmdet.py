@@ -225,6 +225,9 @@ def test_training_keys():
         ("SOLVER.RESCALE_INTERVAL", "True"),
         ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
         ("INPUT.MIN_SIZE_TRAIN", "(0,)"),
+        ("SOLVER.MAX_EPOCHS", "12"),
+        ("SOLVER.EMA.ENABLED", "True"),
+        ("TEST.BEST_METRIC", "segm/AP50"),
     ],
 )
 def test_what_mmdetection_cannot_do_is_named(key, value):

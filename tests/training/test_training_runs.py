@@ -116,6 +116,7 @@ def test_evaluation_holds_the_data_against_what_the_checkpoint_was_trained_on(fi
     assert read_checkpoint(weights)["trained_on"] == {
         "thing_classes": ["red", "blue"],
         "thing_ids": [1, 2],
+        "thing_colors": [[255, 77, 77], [61, 103, 204]],
         "input_format": "RGB",
     }
     content = json.loads((folder.parent / "tiny.json").read_text())
@@ -330,3 +331,36 @@ def test_mixed_precision_trains(tiny, tmp_path):
     quick = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "TEST.PRECISE_BN.ENABLED", "False"]
     main([*tiny, *quick, "SOLVER.AMP.ENABLED", "True"])
     assert all(0 < line["total_loss"] < 100 for line in losses_of(tmp_path / "out").values())
+
+
+def test_classes_are_counted_in_the_data_unless_they_are_set_and_epochs_are_its_images(tmp_path):
+    arguments = write_tiny_run(tmp_path)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(config.read_text().replace("NUM_CLASSES: 2, ", ""))
+    quick = ["TEST.PRECISE_BN.ENABLED", "False", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]
+    main([*arguments, *quick, "SOLVER.MAX_EPOCHS", "1.5"])
+    written = load_config(tmp_path / "out" / "config.yaml")
+    assert written.MODEL.ROI_HEADS.NUM_CLASSES == 2 and written.SOLVER.MAX_ITER == 3
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "MODEL.ROI_HEADS.NUM_CLASSES is 2, as the data has it" in log and "12 objects of 2 classes: red 6, blue 6" in log
+    # What is set is held against the data, in an override or in a file, the run's own configuration too.
+    with pytest.raises(UserError, match="has 2 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 80"):
+        main([*arguments, *quick, "MODEL.ROI_HEADS.NUM_CLASSES", "80"])
+    (tmp_path / "tiny.json").write_text(
+        (tmp_path / "tiny.json").read_text().replace('"categories": [', '"categories": [{"id": 7, "name": "x"}, ')
+    )
+    with pytest.raises(UserError, match="has 3 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 2"):
+        main(["--config-file", str(tmp_path / "out" / "config.yaml"), *arguments[2:], *quick])
+    # A checkpoint's classes are held against the data, too.
+    with pytest.raises(UserError, match="(?s)classes"):
+        main(
+            [
+                *arguments[:2],
+                "--eval-only",
+                *arguments[2:],
+                "DATASETS.TEST",
+                "('" + arguments[3].split("=")[0] + "',)",
+                "MODEL.WEIGHTS",
+                str(tmp_path / "out" / "model_final.pth"),
+            ]
+        )
