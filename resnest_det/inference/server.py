@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,7 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-_THREADS = 4  # that read images and write answers
+_THREADS = 4  # that decode images and write answers
 _AROUND_A_FILE = 1 << 16  # bytes of a form around its file
 _MOST_HELD = 1 << 29  # bytes of uploads that are in memory together
 _READING_ON = 1.0  # seconds
@@ -95,6 +96,11 @@ class _Counts:
         return "\n".join(lines) + "\n"
 
 
+class _Pools(NamedTuple):
+    headers: ThreadPoolExecutor  # that look at the first bytes of images
+    images: ThreadPoolExecutor  # that decode images, and write answers
+
+
 def make_app(predictor: Predictor, limits: Limits = Limits(), batch: int = 8, window: float = 0.005) -> FastAPI:
     """The server's application, for uvicorn or any other server that takes ASGI.
 
@@ -102,13 +108,15 @@ def make_app(predictor: Predictor, limits: Limits = Limits(), batch: int = 8, wi
         batch, window: see `Batcher`.
     """
     batcher, counts = Batcher(predictor, batch, window), _Counts()
-    pool = ThreadPoolExecutor(_THREADS, "images")
+    # What is no image at all is told without waiting until others are decoded.
+    pools = _Pools(ThreadPoolExecutor(2, "headers"), ThreadPoolExecutor(_THREADS, "images"))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(batcher.close)
-        pool.shutdown()
+        for pool in pools:
+            pool.shutdown()
 
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a line for each form that cannot be read
     # The pages of `docs_url` load their scripts from the web.
@@ -133,7 +141,7 @@ def make_app(predictor: Predictor, limits: Limits = Limits(), batch: int = 8, wi
         try:
             if counts.open > limits.waiting:
                 raise HTTPException(503, f"{limits.waiting} requests are being answered: try again", {"Retry-After": "1"})
-            response = await _answer(upload, batcher, pool)
+            response = await _answer(upload, batcher, pools)
             status = response.status_code
             return response
         except HTTPException as error:
@@ -228,7 +236,7 @@ class _Upload:
         return HTTPException(413, f"the image's file is larger than {self.limits.upload} bytes")
 
 
-async def _answer(upload: _Upload, batcher: Batcher, pool: ThreadPoolExecutor) -> Response:
+async def _answer(upload: _Upload, batcher: Batcher, pools: _Pools) -> Response:
     """What was found, as JSON.
 
     Raises:
@@ -241,7 +249,7 @@ async def _answer(upload: _Upload, batcher: Batcher, pool: ThreadPoolExecutor) -
         raise HTTPException(408, f"the image did not arrive within {limits.seconds:g} s") from None
     except ClientDisconnect:
         return Response(status_code=_HUNG_UP)
-    work = asyncio.create_task(_found(content, name, limits, batcher, pool))
+    work = asyncio.create_task(_found(content, name, limits, batcher, pools))
     gone = asyncio.create_task(_hung_up(upload.request))
     try:
         left = max(limits.seconds - (time.monotonic() - start), 0)
@@ -262,12 +270,13 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-async def _found(content: bytes, name: str, limits: Limits, batcher: Batcher, pool: ThreadPoolExecutor) -> bytes:
+async def _found(content: bytes, name: str, limits: Limits, batcher: Batcher, pools: _Pools) -> bytes:
     loop = asyncio.get_running_loop()
     try:
-        picture, sample = await loop.run_in_executor(pool, _read, content, name, limits, batcher)
+        await loop.run_in_executor(pools.headers, _check_pixels, content, name, limits)
+        picture, sample = await loop.run_in_executor(pools.images, batcher.prepared, content, name)
         result = await asyncio.wrap_future(batcher.submit(picture, sample))
-        return await loop.run_in_executor(pool, _json, result)
+        return await loop.run_in_executor(pools.images, _json, result)
     except UserError as error:
         raise HTTPException(400, _line(error)) from None
     except Exception as error:
@@ -277,11 +286,10 @@ async def _found(content: bytes, name: str, limits: Limits, batcher: Batcher, po
         raise HTTPException(503, _line(told)) from None
 
 
-def _read(content: bytes, name: str, limits: Limits, batcher: Batcher):
+def _check_pixels(content: bytes, name: str, limits: Limits) -> None:
     height, width = upright_size(name, content)
     if height * width > limits.pixels:
         raise HTTPException(413, f"image {name} is {width} x {height} pixels; at most {limits.pixels} are taken")
-    return batcher.prepared(content, name)
 
 
 def _json(result: Result) -> bytes:
