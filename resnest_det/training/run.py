@@ -203,6 +203,7 @@ class _Run:
                     self.checkpointer.save(f"model_{self.done:07d}", iteration=self.done, **self.facts)
                 logger.info("Stopped after iteration %d, of which there is a checkpoint: --resume goes on from there", self.done)
             raise
+        batches.close()  # by itself it would end its workers where a signal cannot be told
 
     def evaluate(self, iteration: int, *, last: bool = False) -> dict:
         """Evaluate the current model, the `last` time also with test-time augmentation, and record the results."""
