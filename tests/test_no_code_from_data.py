@@ -23,6 +23,8 @@ ALLOWED = {
     ("weights/pickles.py", "pickle._Unpickler"): "the base of the unpickler that calls nothing but a list of its own",
     ("inference/export.py", "torch.jit.load"): "the file that the same process has just written, to compare it",
     ("inference/export.py", "torch.export.load"): "likewise",
+    ("inference/exported.py", "torch.jit.load"): "a program that its user exported, and asks to run; see SECURITY.md",
+    ("inference/exported.py", "torch.export.load"): "likewise",
     ("commands/__init__.py", "ctypes.CDLL"): "the C library of the system, by a fixed name",
     ("commands/benchmark.py", "ctypes.CDLL"): "likewise",
 }

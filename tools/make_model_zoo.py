@@ -19,12 +19,14 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from resnest_det.backbone.variants import VARIANTS
 from resnest_det.commands import benchmark
 from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.reading import load_config
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.files import atomic_write
 from resnest_det.inference.evaluating import ready_for_inference
+from resnest_det.integrations.torchvision import BUILDERS
 from resnest_det.model_zoo import TRAINED_DETECTORS
 from resnest_det.weights.published import WEIGHT_FILES
 
@@ -120,7 +122,27 @@ def page(measurements: dict) -> str:
         names = [recipe for beginning in beginnings for recipe in sorted(recipes(), key=_depth) if recipe.startswith(beginning)]
         parts.append(f"## {title}\n\n{table(names, measurements['recipes'])}")
     parts.append("\\* With multi-scale testing on test-dev the authors published 53.30 box AP and 47.10 mask AP for it.\n")
+    parts.append(f"## What can be built in other hosts\n\n{hosts_table()}")
     return "\n".join(parts)
+
+
+def hosts_table() -> str:
+    """Hosts and what is built in them, by the names under which it is found there."""
+    folders = {host: sorted((ROOT / "configs" / host).iterdir()) for host in ("detectron2", "mmdet", "transformers")}
+    rows = [["host", "by", "name"], ["---"] * 3]
+    rows += [["[Detectron2](docs/detectron2.md)", "`train_net.py --engine detectron2`", "every recipe above"]]
+    rows += [["", "Detectron2's own heads", _linked(folders["detectron2"])]]
+    rows += [["[MMDetection](docs/mmdetection.md)", "its `train.py`", _linked(folders["mmdet"])]]
+    builders = [f"`{name}`" for name in sorted(BUILDERS)]
+    rows += [["[torchvision](docs/torchvision.md)", "`torchvision.models.get_model`", ", ".join(builders)]]
+    rows += [["", "`to_torchvision`", "every recipe of Faster and Mask R-CNN above, trained"]]
+    rows += [["[transformers](docs/transformers.md)", "`train_transformers.py`", _linked(folders["transformers"])]]
+    rows += [["", "`AutoModelForImageClassification`, `AutoBackbone`", ", ".join(f"`{name}`" for name in VARIANTS)]]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _linked(paths: list[Path]) -> str:
+    return ", ".join(f"[{path.stem}]({path.relative_to(ROOT)})" for path in paths)
 
 
 def table(names: list[str], measured: dict[str, dict]) -> str:

@@ -21,6 +21,8 @@ from resnest_det.stopping import end, end_interrupted, handle_signals, prepare_e
 COMMANDS = {
     "train": ("train_net", "train and evaluate a detector from a configuration file"),
     "predict": ("predict", "find objects in images and videos with a trained detector"),
+    "demo": ("demo", "open a local page to try a trained detector on pictures"),
+    "serve": ("serve", "answer POST /predict over HTTP with what a trained detector finds"),
     "pack": ("pack", "write a trained detector, with all that it needs, into one file"),
     "classify": ("classify", "name what is in images: the most probable ImageNet classes"),
     "verify": ("verify_imagenet", "measure a classifier's accuracy on the validation images of ImageNet"),
@@ -31,6 +33,8 @@ COMMANDS = {
     "benchmark": ("benchmark", "time a detector and its backbone beside other implementations"),
     "inspect": ("inspect_data", "show datasets, what is suspicious in them, and results beside the truth"),
     "plot": ("plot", "draw loss, learning rate and AP of runs"),
+    "report": ("report", "write report.html of a run: is it good, and what to try next"),
+    "compare": ("compare", "say whether one run is better than another, and how sure that is"),
     "check-hosts": ("check_hosts", "say which detectors can use the backbone here"),
     "convert-data": ("convert_data", "convert labels of any format to COCO's, YOLO's or Pascal VOC's"),
     "split-data": ("split_data", "split labels of any format into train.json and val.json"),

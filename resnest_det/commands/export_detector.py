@@ -10,6 +10,7 @@ differs is not kept. See docs/export.md.
 
 import argparse
 import glob
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from resnest_det.commands.register import add_register_flags, registered_dataset
 from resnest_det.configuration.model import build_model
 from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import load_config
+from resnest_det.configuration.standalone import in_run_folder
 from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.data.catalog import register
 from resnest_det.data.image import read_image
@@ -30,12 +32,13 @@ from resnest_det.inference.checking_images import generated_images, sample_of
 from resnest_det.inference.detector_export import OPSETS, PRECISIONS, check_precision, export_detector
 from resnest_det.inference.evaluating import flatten_results
 from resnest_det.inference.export import FORMATS, check_path, require_back_end
-from resnest_det.training.run import evaluate_only
+from resnest_det.training.run import evaluate_only, prepare
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.downloads import resolve_weights
 
 MOST_CHECKED = 8  # of the images given with --images; int8 takes all of them for its ranges
 MOST_CALIBRATED = 300
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -43,7 +46,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         prog="resnest-det export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML file, or the name of a bundled recipe")
-    parser.add_argument("--weights", help="a checkpoint (default: the configuration's MODEL.WEIGHTS)")
+    parser.add_argument(
+        "--weights", help="a checkpoint (default: the newest of the run whose config.yaml is given, else MODEL.WEIGHTS)"
+    )
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write; for openvino its name ends in .xml")
     parser.add_argument("--opset", type=int, help=f"version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}")
@@ -61,7 +66,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add_register_flags(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, after all flags")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    # `--images` takes as many names as there are, and so the keys that follow them.
+    first = next((i for i, text in enumerate(args.images) if _KEY.fullmatch(text)), len(args.images))
+    args.images, args.opts = args.images[:first], args.images[first:] + args.opts
+    return args
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -81,6 +90,7 @@ def main(arguments: Sequence[str]) -> None:
     for name, files in registered_datasets(args).items():
         register(name, files)
     cfg = with_values(load_config(args.config_file, args.opts), {"MODEL.DEVICE": "cpu"})
+    cfg = in_run_folder(cfg, args.config_file, tuple(args.opts), use=True)
     if args.weights:
         cfg = with_values(cfg, {"MODEL.WEIGHTS": args.weights})
     if not cfg.MODEL.WEIGHTS:
@@ -116,7 +126,8 @@ def print_figures(cfg: CfgNode, exported: str) -> None:
     figures = []
     for weights in (cfg.MODEL.WEIGHTS, exported):
         with tempfile.TemporaryDirectory() as folder:
-            figures.append(flatten_results(evaluate_only(with_values(cfg, {"MODEL.WEIGHTS": weights, "OUTPUT_DIR": folder}))))
+            evaluated, data = prepare(with_values(cfg, {"MODEL.WEIGHTS": weights, "OUTPUT_DIR": folder}), train=False)
+            figures.append(flatten_results(evaluate_only(evaluated, data)))
     before, after = figures
     main_ones = [name for name in before if name.rsplit("/", 1)[-1] in ("AP", "AP50", "PQ", "mIoU")]
     for name in main_ones:
@@ -125,15 +136,17 @@ def print_figures(cfg: CfgNode, exported: str) -> None:
 
 def settings_of(cfg: CfgNode, trained_on: Mapping | None) -> dict:
     """What travels in the file: how images are made ready, what the classes are called, and the whole configuration."""
-    names = {key: list(value) for key, value in (trained_on or {}).items() if isinstance(value, (list, tuple))}
+    known = {key: value for key, value in (trained_on or {}).items() if isinstance(value, (str, list))}
+    # Where files lie on this machine is nobody's business.
+    here = {"MODEL.WEIGHTS": "", "OUTPUT_DIR": "./output"}
     return {
         "version": 1,
         "architecture": cfg.MODEL.META_ARCHITECTURE,
         "input_format": cfg.INPUT.FORMAT,
         "short_side": cfg.INPUT.MIN_SIZE_TEST,
         "max_side": cfg.INPUT.MAX_SIZE_TEST,
-        "trained_on": names,
-        "config": cfg.dump(),
+        "trained_on": known,
+        "config": with_values(cfg, here).dump(),
     }
 
 

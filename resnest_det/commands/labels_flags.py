@@ -8,6 +8,8 @@ from resnest_det.data.formats.reading import read_labels
 from resnest_det.data.formats.splits import find_labels
 from resnest_det.errors import printable
 
+_MOST_CLASSES = 100  # that are listed
+
 
 def add_labels_flags(parser: argparse.ArgumentParser) -> None:
     """IN and what may have to be said of it."""
@@ -34,8 +36,12 @@ def tell(labels: Labels) -> None:
     print(
         printable(f"{labels.files.path}: {labels.files.kind}, {len(content.images)} images, {len(content.annotations)} objects")
     )
-    width = max(map(len, counts), default=0)
-    for name, count in sorted(counts.items(), key=lambda item: -item[1]):
+    found = [(name, count) for name, count in counts.most_common(_MOST_CLASSES) if count]
+    width = max((len(name) for name, _ in found), default=0)
+    for name, count in found:
         print(printable(f"  {name:{width}}  {count}"))
+    if len(found) < len(counts):
+        empty = sum(not count for count in counts.values())
+        print(f"  and {len(counts) - len(found)} more classes, {empty} of them without an object")
     for line in labels.notes:
         print(printable(line))

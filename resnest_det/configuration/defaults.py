@@ -250,6 +250,7 @@ DEFAULTS = dict(
         DETECTIONS_PER_IMAGE=100,
         AP_MAX_DETECTIONS=100,  # this project's own: detections of an image and class that AP counts, 100 by COCO's definition
         FOLD_NORMS=True,  # this project's own: evaluate a faster copy, norms in convolutions; False: the model as it is
+        REPORT=True,  # this project's own: write report.html at the end of a training
         # This project's own: how many images of each dataset are drawn beside their truth, detections from which score on, and
         # whether they are the worst ones, not such as are spread evenly over the dataset.
         PICTURES=dict(COUNT=4, SCORE_THRESH=0.5, WORST=False),
@@ -272,7 +273,8 @@ def add_resnest_config(cfg: CfgNode) -> None:
 def _add_missing(cfg: CfgNode, defaults: dict) -> None:
     for key, value in defaults.items():
         if key not in cfg:
-            cfg[key] = CfgNode(value) if isinstance(value, dict) else copy.copy(value)
+            # Detectron2's own class, which takes no other in its place.
+            cfg[key] = type(cfg)(value) if isinstance(value, dict) else copy.copy(value)
         elif isinstance(value, dict):
             _add_missing(cfg[key], value)
 

@@ -197,6 +197,9 @@ MEANINGS = {
     "SOLVER.WARMUP_METHOD": "`linear` or `constant`",
     "SOLVER.CHECKPOINT_PERIOD": "steps between checkpoints",
     "SOLVER.CHECKPOINT_EPOCHS": "the same in epochs",
+    "SOLVER.CHECKPOINTS_KEPT": "of those the last ones stay; 0 keeps all",
+    "SOLVER.EMA.ENABLED": "evaluate and save a moving average of the parameters too",
+    "SOLVER.EMA.DECAY": "share of the average that a step keeps, less in the first steps",
     "SOLVER.REFERENCE_WORLD_SIZE": "processes that the schedule is written for; with another number it is scaled; 0 does not",
     "SOLVER.CLIP_GRADIENTS.ENABLED": "limit gradients",
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "`value`, `norm` (of each parameter) or `full_model` (of all together)",
@@ -205,11 +208,14 @@ MEANINGS = {
     "SOLVER.AMP.ENABLED": "mixed precision: float16 on GPUs, bfloat16 on CPUs",
     "TEST.EVAL_PERIOD": "steps between evaluations; 0 evaluates at the end only",
     "TEST.EVAL_EPOCHS": "the same in epochs",
+    "TEST.BEST_METRIC": "figure by which model_best.pth is kept, such as `segm/AP`; empty: PQ, mIoU, mask or box AP",
+    "TEST.PATIENCE": "evaluations without a better figure after which training stops; 0: it does not",
     "TEST.EXPECTED_RESULTS": "lists of task, figure, value and tolerance; other results are an error",
     "TEST.KEYPOINT_OKS_SIGMAS": "of keypoint AP",
     "TEST.DETECTIONS_PER_IMAGE": "best detections of an image that are kept",
     "TEST.AP_MAX_DETECTIONS": "detections of an image and class that AP counts; COCO's definition has 100",
     "TEST.FOLD_NORMS": "evaluate a faster copy of the model, with norms folded into convolutions",
+    "TEST.REPORT": "write `report.html` at the end of a training, where the draw extra is installed",
     "TEST.PICTURES.COUNT": "images of each dataset that are drawn beside their truth at every evaluation",
     "TEST.PICTURES.SCORE_THRESH": "detections below this score are not drawn",
     "TEST.PICTURES.WORST": "draw the images with the most errors; otherwise images spread evenly, the same at every evaluation",
@@ -222,15 +228,19 @@ MEANINGS = {
 } | {f"MODEL.ROI_{head}_HEAD.{key}": text for head in ("BOX", "MASK", "KEYPOINT") for key, text in _POOLER.items()}
 
 _EPOCHS = ("VIS_EPOCHS", *(f"SOLVER.{key}_EPOCHS" for key in ("MAX", "STEPS", "WARMUP", "CHECKPOINT")), "TEST.EVAL_EPOCHS")
+# Of the built-in trainer alone.
+_BUILT_IN = ("SOLVER.CHECKPOINTS_KEPT", "SOLVER.EMA.", "TEST.BEST_METRIC", "TEST.PATIENCE")
 # What keys begin with that Detectron2's configuration does not have.
 OWN_KEYS = (
     *_EPOCHS,
+    *_BUILT_IN,
     "MODEL.WEIGHTS_ALLOW_MISMATCH",
     *(f"MODEL.RESNETS.{key}" for key in RESNEST_KEYS if key != "STRIDE_IN_1X1"),
     *(f"DATASETS.{key}" for key in ("REGISTERED", "ROOT", "THING_", "STUFF_")),
     "TEST.AP_MAX_DETECTIONS",
     "TEST.FOLD_NORMS",
+    "TEST.REPORT",
     "TEST.PICTURES.",
 )
 # Those that Detectron2's trainer does nothing with, or refuses.
-DETECTRON2_IGNORES = (*_EPOCHS, "TEST.FOLD_NORMS", "TEST.PICTURES.")
+DETECTRON2_IGNORES = (*_BUILT_IN, "TEST.FOLD_NORMS", "TEST.REPORT", "TEST.PICTURES.")

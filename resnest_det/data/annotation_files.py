@@ -149,6 +149,7 @@ _LISTS = {
 }
 # The fields that refer to the ids of a list.
 _REFERENCES = {"images": "image_id", "categories": "category_id", "annotations": ""}
+_DIGITS = re.compile(r"[-+]?[0-9]{1,400}")
 # Text that is neither a number nor can name an entry: a fraction, blanks, control characters, too much.
 _NO_ID = re.compile(rf"[-+]?\d*\.\d*|\s*|.*[\x00-\x1f\x7f-\x9f\ud800-\udfff].*|.{{{MOST_OF_A_NAME},}}", re.DOTALL)
 # What messages call an entry, and the key of the id that they name it by.
@@ -215,9 +216,10 @@ def _number_text_ids(raw: dict, kind: type, json_file: str) -> None:
     for name, entries in objects.items():
         ids = [each.get("id") for each in entries] if "id" in _LISTS[kind][name].__struct_fields__ else []
         texts = sorted({each for each in ids if isinstance(each, str) and _whole(each) is None and not _NO_ID.fullmatch(each)})
-        if not texts:
-            continue
-        logger.info("%s: ids of %s are text, such as %s: sorted as text, and kept in results", json_file, name, shown(texts[0]))
+        if texts:
+            logger.info(
+                "%s: ids of %s are text, such as %s: sorted as text, and kept in results", json_file, name, shown(texts[0])
+            )
         first = 1 + max((number for each in ids if (number := _whole(each)) is not None), default=0)
         made = {text: TextId(number, text) for number, text in enumerate(texts, start=first)}
         referring = [*objects.get("annotations", ())]
@@ -226,10 +228,13 @@ def _number_text_ids(raw: dict, kind: type, json_file: str) -> None:
             referring += [part for part in segments if isinstance(part, dict)] if isinstance(segments, list) else []
         for each, field in chain(zip(entries, repeat("id")), zip(referring, repeat(_REFERENCES[name]))):
             if isinstance(each.get(field), str):
-                each[field] = made.get(each[field], each[field])
+                number = _whole(each[field])
+                each[field] = made.get(each[field], each[field]) if number is None else number
 
 
 def _whole(value: Any) -> int | None:
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
+        return int(value)  # 000000000139, too
     with contextlib.suppress(msgspec.ValidationError, UnicodeEncodeError):
         return msgspec.convert(value, int, strict=False)
     return None

@@ -1,12 +1,13 @@
 """Reading images as COCO's tools do: upright, in a given channel order, of the size the annotations say."""
 
-import contextlib
+import io
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from resnest_det.errors import UserError
 
@@ -19,6 +20,8 @@ MAX_PIXELS = 178_956_970
 
 # Headers are short and the disk may be a network away: what takes long is to wait, so many are read at a time.
 READERS = 16
+
+_CHUNK = 1 << 20
 
 _EXIF_ORIENTATION = 274
 # EXIF 2.3, tag 274: how the stored rows and columns have to be turned to stand upright. Pillow's exif_transpose decodes before
@@ -64,20 +67,40 @@ def to_eight_bits(image: Image.Image, mode: str = "RGB") -> Image.Image:
     return image.convert(mode)
 
 
-def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
+class _File(io.BufferedReader):
+    """A file of which nobody gets memory for more bytes than it has: damaged ones ask for gigabytes."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _CHUNK:
+            size = min(size, max(os.fstat(self.fileno()).st_size - self.tell(), 0))
+        return super().read(size)
+
+
+@contextmanager
+def open_image(
+    file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS, content: bytes | None = None
+) -> Iterator[Image.Image]:
     """`Image.open` for regular files in formats decoded in this process (AVIF if this Pillow has it).
+
+    Args:
+        content: of the file, if it is in memory; its name is then only for errors.
 
     Raises:
         OSError: the file is missing, not a regular file, or in none of these formats.
         UserError: its header says more than `MAX_PIXELS` pixels.
     """
-    if os.path.exists(file_name) and not os.path.isfile(file_name):
+    if content is None and os.path.exists(file_name) and not os.path.isfile(file_name):
         raise OSError("not a regular file")  # opening a pipe would wait for ever
     Image.init()
-    try:
-        return Image.open(file_name, formats=[each for each in formats if each in Image.OPEN])
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{file_name} has too many pixels; at most {MAX_PIXELS} are read ({error})") from error
+    with _File(io.FileIO(file_name)) if content is None else io.BytesIO(content) as file:
+        try:
+            image = Image.open(file, formats=[each for each in formats if each in Image.OPEN])
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise UserError(f"{file_name} has too many pixels; at most {MAX_PIXELS} are read ({error})") from error
+        except UnidentifiedImageError:
+            raise UnidentifiedImageError(f"cannot identify image file {os.fspath(file_name)!r}") from None
+        with image:
+            yield image
 
 
 def png_header(file_name: str | os.PathLike, what: str) -> tuple[tuple[int, int], int, int]:
@@ -101,7 +124,11 @@ def png_header(file_name: str | os.PathLike, what: str) -> tuple[tuple[int, int]
 
 
 def read_image(
-    file_name: str, image_format: str, size: tuple[int, int] | None = None, size_is: str = "annotations say"
+    file_name: str,
+    image_format: str,
+    size: tuple[int, int] | None = None,
+    size_is: str = "annotations say",
+    content: bytes | None = None,
 ) -> np.ndarray:
     """Read an image file of any mode (see `to_eight_bits`), turned upright by its EXIF orientation.
 
@@ -109,6 +136,7 @@ def read_image(
         image_format: "BGR", "RGB" or "L".
         size: (height, width) that the upright image has to have. Looked at in the file's header, before anything is decoded.
         size_is: what says so, with its verb, for the error.
+        content: see `open_image`.
 
     Returns:
         (H, W, C) uint8, C = 1 for "L" and 3 otherwise.
@@ -116,7 +144,7 @@ def read_image(
     Raises:
         UserError: the file is missing, not an image, damaged, or of another size; the message names it.
     """
-    with _named(file_name), open_image(file_name) as image:
+    with _named(file_name), open_image(file_name, content=content) as image:
         if image.format == "TIFF":
             image.load()  # turns it, and says no longer that it has to be turned
         orientation = _exif_orientation(image)
@@ -135,7 +163,7 @@ def read_image(
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
 
 
-@contextlib.contextmanager
+@contextmanager
 def _named(file_name: str) -> Iterator[None]:
     """Turn whatever goes wrong with an image file into a UserError that names it."""
     try:
@@ -195,14 +223,17 @@ def _size_of(record: dict) -> tuple[tuple[int, int], str]:
     return (record["height"], record["width"]), size_is
 
 
-def upright_size(file_name: str | os.PathLike) -> tuple[int, int]:
+def upright_size(file_name: str | os.PathLike, content: bytes | None = None) -> tuple[int, int]:
     """(height, width) of an image file, turned upright by its EXIF orientation; only the header is read.
+
+    Args:
+        content: see `open_image`.
 
     Raises:
         UserError: the file is missing or not an image; the message names it.
     """
     try:
-        with open_image(file_name) as image:
+        with open_image(file_name, content=content) as image:
             width, height = reversed(image.size) if _exif_orientation(image) in _SIDEWAYS else image.size
     except UserError:
         raise

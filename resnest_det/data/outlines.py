@@ -80,7 +80,7 @@ def _check_polygons(indices: list[int], annotations: Sequence, images: Sequence,
         within = np.minimum(high, sides + slack_of(sides)) - np.maximum(low, -slack_of(sides))
         # The comparison is written so that it also fails where a coordinate is not a number.
         fits = np.isfinite(extent).all(axis=1) & (within >= 0).all(axis=1)
-        fits &= np.prod(np.minimum(within / extent, 1.0), axis=1) >= 0.5
+        fits &= np.prod(np.minimum((within + 1e-9) / extent, 1.0), axis=1) >= 0.5
         steps = np.abs(np.diff(coordinates, axis=0, append=coordinates[:1])).max(axis=1)
         ends = first_point + points - 1
         steps[ends] = np.abs(coordinates[first_point] - coordinates[ends]).max(axis=1)

@@ -103,7 +103,8 @@ def _paint_mask(canvas: torch.Tensor, mask: torch.Tensor, color: Color, opacity:
 def _boxes(canvas: torch.Tensor, boxes: torch.Tensor, colors: list[Color], width: int, outside: int = 0) -> torch.Tensor:
     """Boxes (N, 4) drawn so that their borders lie inside them, or up to `outside` pixels further out."""
     low, high = boxes[:, :2] - outside, boxes[:, 2:] + outside
-    return draw_bounding_boxes(canvas, torch.cat([low, torch.maximum(low, high - 1)], dim=1), colors=colors, width=width + outside)
+    drawn = torch.cat([low, torch.maximum(low, high - 1)], dim=1)
+    return draw_bounding_boxes(canvas, drawn, colors=colors, width=width + outside)
 
 
 def _write_labels(

@@ -42,7 +42,10 @@ def read_ground_truth(json_file: str, tasks: tuple[str, ...] = ("bbox", "segm"))
     if dataset.truth.annotations is None:
         raise UserError(f"{json_file} has no annotations: there is nothing to evaluate against")
     check_can_be_evaluated(dataset, tasks)
-    return ground_truth_of_instances(dataset)
+    truth = ground_truth_of_instances(dataset)
+    for annotation in truth["annotations"]:
+        annotation["bbox"] = list(annotation["bbox"])  # pycocotools takes no tuples
+    return truth
 
 
 def with_run_lengths(ground_truth: dict[str, Any], json_file: str) -> list[dict]:
@@ -72,7 +75,7 @@ def ground_truth_of_instances(dataset: Dataset) -> dict[str, Any]:
                 "id": annotation.id,
                 "image_id": annotation.image_id,
                 "category_id": annotation.category_id,
-                "bbox": list(box),
+                "bbox": box,
                 "area": box[2] * box[3] if area is None else area,
                 "iscrowd": int(annotation.iscrowd or 0),
                 "segmentation": segmentation,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from operator import itemgetter
 
 import msgspec
 
@@ -71,6 +72,11 @@ class _Sized:
 def ground_truth_of(dataset: Dataset) -> dict:
     """The objects of a dataset, read with its truth kept, as `average_precision.counted` takes them."""
     return (ground_truth_of_segments if dataset.metadata.json_file is None else ground_truth_of_instances)(dataset)
+
+
+def names_by_id(ground_truth: dict) -> list[str]:
+    """Names of the classes in the order of their ids, in which they are counted."""
+    return [category["name"] for category in sorted(ground_truth["categories"], key=itemgetter("id"))]
 
 
 @dataclass(frozen=True)

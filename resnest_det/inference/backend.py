@@ -16,7 +16,6 @@ from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import find_config_file, load_config
 from resnest_det.configuration.standalone import CONFIG_NAME, configuration_of, run_folder
 from resnest_det.configuration.tables import tasks_of
-from resnest_det.detector.postprocess import CompactMasks
 from resnest_det.engine.checkpoint import newest_checkpoint
 from resnest_det.errors import UserError, shown
 from resnest_det.inference.classes import Classes, classes_of
@@ -91,19 +90,11 @@ def _exported(path: str, device: str) -> Backend:
     """A file that `resnest-det export` wrote, which says its configuration and classes, too."""
     if device not in ("auto", "cpu"):
         raise UserError(f"device {shown(device)}: {path} is an exported file, which is run on the CPU; supported: 'auto', 'cpu'")
-    model = ExportedDetector(path)
-    cfg = configuration_of(model.settings, path)
-
-    def detect(samples: Sequence[dict]) -> list[dict]:
-        results = model.compact(samples)
-        for result, sample in zip(results, samples):
-            if "mask_probabilities" in result:
-                size = sample["height"], sample["width"]
-                result["masks"] = CompactMasks(result.pop("mask_probabilities"), result["boxes"], size)
-        return results
-
-    classes = classes_of(cfg, model.settings.get("trained_on") or None, path)
-    return _backend(cfg, detect, classes, torch.device("cpu"), path)
+    detector = ExportedDetector(path)
+    detector.compact_masks = True
+    cfg = configuration_of(detector.settings, path)
+    classes = classes_of(cfg, detector.settings.get("trained_on") or None, path)
+    return _backend(cfg, detector, classes, torch.device("cpu"), path)
 
 
 def _backend(cfg: CfgNode, detect: Callable, classes: Classes, device: torch.device, source: str) -> Backend:

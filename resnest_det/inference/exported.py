@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from resnest_det.detector.postprocess import paste_masks
+from resnest_det.detector.postprocess import CompactMasks
 from resnest_det.errors import UserError
 from resnest_det.inference.export import require_back_end
 
@@ -46,6 +46,7 @@ class ExportedDetector:
     Attributes:
         settings: what travels in the file; see `export_detector`.
         format, path: of the file.
+        compact_masks: give `masks` as `CompactMasks`, not as pixels.
 
     Raises:
         UserError: the file cannot be read, is no detector of this package, or its back end is not installed.
@@ -57,6 +58,7 @@ class ExportedDetector:
         if file_format is None:
             raise UserError(f"{path} is no exported model; supported: {', '.join(_FORMATS)} files of `resnest-det export`")
         self.format = file_format
+        self.compact_masks = False
         require_back_end(file_format)
         if not os.path.isfile(path):
             raise UserError(f"exported model {path} does not exist")
@@ -76,23 +78,19 @@ class ExportedDetector:
 
         `sem_seg` is 1 for the class of a pixel and 0 for others, (C, height, width) uint8.
         """
-        return [self._pasted(result, sample) for result, sample in zip(self.compact(batch), batch)]
-
-    def compact(self, batch: Sequence[Mapping]) -> list[dict]:
-        """`__call__` with `mask_probabilities` (D, M, M) inside the boxes in place of `masks`, and `labels` (height, width) in
-        place of `sem_seg`."""
         results: list[dict] = [{} for _ in batch]
         # A file takes images of one size at a time: padded to a common size, they would give other numbers than alone.
         groups: dict[tuple, list[int]] = {}
         for i, sample in enumerate(batch):
-            size = tuple(sample["image"].shape)
-            groups.setdefault((size, sample.get("height", size[1]), sample.get("width", size[2])), []).append(i)
-        for (size, height, width), members in groups.items():
-            self._check_image(size, batch[members[0]])
+            shape = tuple(sample["image"].shape)
+            size = (sample.get("height", shape[1]), sample.get("width", shape[2]))
+            groups.setdefault((shape, size), []).append(i)
+        for (shape, size), members in groups.items():
+            self._check_image(shape, batch[members[0]])
             images = torch.stack([batch[i]["image"] for i in members]).to(torch.uint8)
-            outputs = dict(zip(self.output_names, self._run(images, torch.tensor([height, width])), strict=True))
+            outputs = dict(zip(self.output_names, self._run(images, torch.tensor(size)), strict=True))
             for position, i in enumerate(members):
-                results[i] = self._of_image(outputs, position)
+                results[i] = self._of_image(outputs, position, size)
         return results
 
     def _check_image(self, size: tuple[int, ...], sample: Mapping) -> None:
@@ -100,31 +98,23 @@ class ExportedDetector:
         if size[0] != channels:
             raise UserError(f"{sample.get('file_name', 'image')}: {size[0]} channels, but {self.path} takes {channels}")
 
-    def _of_image(self, outputs: Mapping[str, Tensor], position: int) -> dict:
-        result = {}
+    def _of_image(self, outputs: Mapping[str, Tensor], position: int, size: tuple[int, int]) -> dict:
+        result: dict = {}
         if "boxes" in outputs:
             own = outputs["image"] == position
             result |= {name: outputs[name][own] for name in ("boxes", "scores", "classes")}
             result["classes"] = result["classes"].long()
             if "masks" in outputs:
-                result["mask_probabilities"] = outputs["masks"][own]
+                masks = CompactMasks(outputs["masks"][own], result["boxes"], size)
+                result["masks"] = masks if self.compact_masks else masks.pixels()
         if "labels" in outputs:
-            result["labels"] = outputs["labels"][position].long()
+            labels = outputs["labels"][position]
+            classes = range(self.settings["semantic_classes"])
+            result["sem_seg"] = torch.stack([(labels == label).to(torch.uint8) for label in classes])
         if "panoptic" in outputs:
             stuff = (outputs["stuff_segments"][position].tolist(), outputs["stuff_areas"][position].tolist())
             segments = segments_info(result, outputs["segments"][own].tolist(), *stuff)
             result["panoptic_seg"] = (outputs["panoptic"][position].to(torch.int32), segments)
-        return result
-
-    def _pasted(self, result: dict, sample: Mapping) -> dict:
-        if "mask_probabilities" in result:
-            height, width = sample["image"].shape[-2:]
-            size = (sample.get("height", height), sample.get("width", width))
-            result["masks"] = paste_masks(result.pop("mask_probabilities"), result["boxes"], size)
-        if "labels" in result:
-            classes = range(self.settings["semantic_classes"])
-            labels = result.pop("labels")
-            result["sem_seg"] = torch.stack([(labels == label).to(torch.uint8) for label in classes])
         return result
 
 

@@ -1,5 +1,6 @@
 """Training the recipes of configs/transformers with transformers' Trainer, and evaluating what was trained."""
 
+import importlib.util
 import json
 import logging
 from dataclasses import fields
@@ -19,11 +20,16 @@ from resnest_det.backbone.loading import load_weights  # noqa: E402
 from resnest_det.data.catalog import get_dataset  # noqa: E402
 from resnest_det.data.image_files import check_image_files  # noqa: E402
 from resnest_det.errors import UserError, nearest  # noqa: E402
-from resnest_det.files import packaged, write_json  # noqa: E402
+from resnest_det.files import packaged, write_bytes  # noqa: E402
 from resnest_det.integrations.transformers_data import TASKS, TrainingSamples, collate, evaluate_transformers, label_names  # noqa: E402
 from resnest_det.weights.downloads import resolve_weights  # noqa: E402
 
 logger = logging.getLogger(__name__)
+
+_package = importlib.util.find_spec("datasets")
+if _package is not None and _package.origin is None:
+    # A folder ./datasets, where this package looks for COCO, which transformers takes for the package of that name.
+    transformers.trainer.is_datasets_available = lambda: False
 
 OWN_SETTINGS = ("task", "backbone_weights", "backbone_learning_rate")  # of training.json; the rest are TrainingArguments
 
@@ -130,7 +136,7 @@ def train(recipe: str, train_dataset: str, val_dataset: str, output_dir: str, se
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     trainer.save_model(output_dir)
     figures = evaluate_transformers(model.eval(), processor, held_out, task)
-    write_json(Path(output_dir) / "figures.json", figures)
+    write_bytes(str(Path(output_dir, "figures.json")), json.dumps(figures).encode())
     return figures
 
 

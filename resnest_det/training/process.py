@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 
+from resnest_det.configuration.data import RunData
 from resnest_det.configuration.model import resolve_device
 from resnest_det.configuration.standalone import CONFIG_NAME, register_datasets_of, whole_configuration
 from resnest_det.distributed import get_rank, is_main_process, synchronize
@@ -19,6 +20,7 @@ from resnest_det.engine.events import setup_logging
 from resnest_det.engine.launch import claim_gpu, join_process_group, leave_process_group, share_cpu_threads
 from resnest_det.errors import UserError, naming
 from resnest_det.files import atomic_write, held, prepare_output_dir
+from resnest_det.training.report import report_run
 from resnest_det.training.run import evaluate_only, prepare, train
 
 logger = logging.getLogger(__name__)
@@ -114,6 +116,8 @@ def run_builtin(cfg: CfgNode, options: RunOptions) -> dict:
         out = Path(cfg.OUTPUT_DIR)
         weights = next(path for path in (out / "model_best.pth", out / "model_final.pth") if path.exists())
         pictures = f"; pictures of predictions beside the truth in {out / 'inference'}" if cfg.DATASETS.TEST else ""
+        if cfg.TEST.REPORT and cfg.DATASETS.TEST:
+            pictures += _report(out, data)
         logger.info(
             "Done: the model is %s%s. Next: tensorboard --logdir %s shows its curves; resnest-det train --config-file %s "
             "--eval-only evaluates it, on another dataset with DATASETS.TEST",
@@ -123,6 +127,16 @@ def run_builtin(cfg: CfgNode, options: RunOptions) -> dict:
             out / CONFIG_NAME,
         )
     return results
+
+
+def _report(folder: Path, data: RunData) -> str:
+    """Write the report of a run, and say where it is; what is in its way does not end a run that is done."""
+    try:
+        path = report_run(folder, data.test, data.test_statistics, data.train_statistics)
+    except UserError as error:
+        logger.warning("no report.html: %s", error)
+        return ""
+    return "" if path is None else f"; is it good? {path}"
 
 
 def write_config(cfg: CfgNode, trained_on: Mapping, told: Sequence[str] = (), *, keep: bool) -> None:

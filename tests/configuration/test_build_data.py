@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from PIL import Image
 
 from resnest_det.configuration import data as build_data
 from resnest_det.configuration.data import build_test_loader, build_train_loader, hold_against_checkpoint, read_run_data
@@ -269,3 +270,23 @@ def test_the_images_that_a_run_reads_are_looked_for_at_its_start(make_cfg, write
     (tmp_path / "made" / "5.PNG").touch()
     with pytest.raises(UserError, match="there is .*made/5.PNG: the name in the annotations is in another case"):
         read_run_data(cfg, train=False)
+
+
+def test_sizes_of_the_images_that_a_run_reads_are_held_against_their_headers_at_its_start(make_cfg, write_coco, tmp_path):
+    cfg = make_cfg(IMAGES, EACH[:-1])
+    catalog.register_coco("others", *write_coco(IMAGES, EACH[:-1], name="others"))
+    cfg.DATASETS.TEST = ("others",)
+    read_run_data(cfg, train=True)
+    path, exif = tmp_path / "others" / "2.png", Image.Exif()
+    exif[274] = 6
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
+        stored = f"{image.width} x {image.height}"
+    for train in (True, False):
+        with pytest.raises(
+            UserError, match=f"image .*others/2.png is .* EXIF orientation 6, but its annotations say {stored}, as it is"
+        ):
+            read_run_data(cfg, train=train)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("others",), ()
+    with pytest.raises(UserError, match="others/2.png is .* EXIF orientation 6"):
+        read_run_data(cfg, train=True)

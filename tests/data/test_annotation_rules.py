@@ -200,6 +200,18 @@ def test_ids_of_any_size(read, image_id):
     assert dataset.records[0]["image_id"] == image_id and len(dataset.records[0]["annotations"]) == 1
 
 
+def test_digits_are_numbers_however_many_zeros_they_begin_with(read):
+    content = content_with({"image_id": 7, "id": "0001"}, {"id": "000000000007"})
+    assert plain(read(content)) == plain(read(content_with()))
+    content = content_with({"image_id": "000000000007", "category_id": "03"})
+    assert plain(read(content)) == plain(read(content_with()))
+
+
+@pytest.mark.parametrize("polygon", [[5, 5, 5, 5, 5, 5], [2, 4, 9, 4, 12, 4], [3, 1, 3, 5, 3, 9]])
+def test_polygons_may_be_as_thin_as_a_line(read, polygon):
+    assert len(read(content_with({"segmentation": [polygon]})).records[0]["annotations"]) == 1
+
+
 def test_ids_that_are_text_are_told_and_kept(read, caplog):
     caplog.set_level("INFO")
     content = content_with({"id": "f81d-2", "image_id": "b.png", "category_id": "cat"}, {"id": "b.png"}, {"id": "cat"})

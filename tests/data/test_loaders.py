@@ -1,9 +1,12 @@
 """Loaders: the same batches whatever the start, the workers and the processes; errors that arrive whole."""
 
 import itertools
+import multiprocessing
 import os
 import random
 import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import torch
 from resnest_det.data.loader import InferenceBatches, PackedRecords, training_batches
 from resnest_det.data.samplers import batches, training_draws
 from resnest_det.errors import UserError
+from resnest_det.stopping import Terminated, deferred, handle_signals
 
 RECORDS = [{"image_id": n, "values": [n] * n} for n in range(10)]
 
@@ -34,13 +38,16 @@ def failing_test_sample(record):
     return failing_sample(record, random.Random(0))
 
 
-def load(count, *, sample=make_sample, start=0, rank=0, world_size=1, num_workers=0, seed=5, batch_size=4):
+def stream(*, sample=make_sample, start=0, rank=0, world_size=1, num_workers=0, seed=5, batch_size=4):
     global_batches = batches(training_draws(np.ones(len(RECORDS)), seed), batch_size, [n % 3 == 0 for n in range(10)])
-    loaded = training_batches(
+    return training_batches(
         PackedRecords(RECORDS), sample, global_batches,
         seed=seed, start_iteration=start, rank=rank, world_size=world_size, num_workers=num_workers,
     )  # fmt: skip
-    return [[(s["image_id"], s["drawn"]) for s in batch] for batch in itertools.islice(loaded, count)]
+
+
+def load(count, **how):
+    return [[(s["image_id"], s["drawn"]) for s in batch] for batch in itertools.islice(stream(**how), count)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -108,3 +115,41 @@ def test_a_killed_worker_is_one_line_with_the_likely_cause():
     with pytest.raises(UserError, match=r"^num_workers 1: .* died, .*memory ran out.*/dev/shm") as error:
         list(itertools.islice(load(100, sample=dying_sample, num_workers=1), 100))
     assert "\n" not in str(error.value)
+
+
+def test_a_worker_that_dies_while_the_main_process_reads_is_told_when_workers_are_asked():
+    read = stream(num_workers=1)
+    next(read)
+    workers = multiprocessing.active_children()
+    own = stream(num_workers=0)
+    next(own)
+    workers[-1].kill()
+    workers[-1].join()
+    time.sleep(0.1)
+    assert len(list(itertools.islice(own, 3))) == 3
+    with pytest.raises(UserError, match="^num_workers 1: .* died"):
+        list(itertools.islice(read, 10))
+
+
+def never(record, generator):
+    if record["image_id"] == 7:
+        time.sleep(1000)
+    return make_sample(record, generator)
+
+
+def test_a_signal_is_not_kept_waiting_by_a_worker_that_does_not_answer():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    handle_signals()
+    read = stream(sample=never, num_workers=1)
+    try:
+        with deferred(), pytest.raises(Terminated):
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            list(read)
+    except Terminated:  # and where what was deferred ends
+        pass
+    finally:
+        handle_signals()  # forgets the signal
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for child in multiprocessing.active_children():
+            child.kill()

@@ -1,4 +1,4 @@
-"""How long panoptic evaluation takes, and a direct loop in one process beside it, on generated PNG files of COCO's size.
+"""How long panoptic evaluation takes on generated PNG files of COCO's size.
 
     python tests/evaluation/measure_panoptic_speed.py --images 5000 FOLDER
 
@@ -13,7 +13,6 @@ import io
 import json
 import os
 import time
-from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -74,44 +73,6 @@ def generate_image(folder, image_id):
     return annotations
 
 
-def direct_loop(folder):
-    """Mean PQ by the definition (there are no crowds here), image after image."""
-    contents = []
-    for name in ("truth", "prediction"):
-        with open(f"{folder}/{name}.json") as file:
-            contents.append(json.load(file))
-    iou_sum, tp, fp, fn = (defaultdict(float) for _ in range(4))
-    for true_annotation, predicted_annotation in zip(*(content["annotations"] for content in contents)):
-        maps = []
-        for name, annotation in (("truth", true_annotation), ("prediction", predicted_annotation)):
-            rgb = np.array(Image.open(f"{folder}/{name}/{annotation['file_name']}"), dtype=np.uint32)
-            maps.append(rgb[:, :, 0] + 256 * rgb[:, :, 1] + 65536 * rgb[:, :, 2])
-        areas = dict(zip(*(a.tolist() for a in np.unique(maps[1], return_counts=True))))
-        pairs, pixels = np.unique(maps[0].astype(np.uint64) * 2**24 + maps[1], return_counts=True)
-        shared = {(pair >> 24, pair & (2**24 - 1)): count for pair, count in zip(pairs.tolist(), pixels.tolist())}
-        true = {segment["id"]: segment for segment in true_annotation["segments_info"]}
-        predicted = {segment["id"]: segment for segment in predicted_annotation["segments_info"]}
-        matched = set()
-        for (a, b), intersection in shared.items():
-            if a in true and b in predicted and true[a]["category_id"] == predicted[b]["category_id"]:
-                iou = intersection / (true[a]["area"] + areas[b] - intersection - shared.get((0, b), 0))
-                if iou > 0.5:
-                    iou_sum[true[a]["category_id"]] += iou
-                    tp[true[a]["category_id"]] += 1
-                    matched |= {("true", a), ("predicted", b)}
-        for a, segment in true.items():
-            fn[segment["category_id"]] += ("true", a) not in matched
-        for b, segment in predicted.items():
-            fp[segment["category_id"]] += ("predicted", b) not in matched and shared.get((0, b), 0) / areas[b] <= 0.5
-    total = classes = 0
-    for category in CATEGORIES:
-        c = category["id"]
-        if tp[c] + fp[c] + fn[c]:
-            total += iou_sum[c] / (tp[c] + 0.5 * fp[c] + 0.5 * fn[c])
-            classes += 1
-    return total / classes
-
-
 def panoptic_api_loop(folder):
     """Mean PQ by the panoptic API, in one process."""
     from panopticapi.evaluation import pq_compute_single_core
@@ -141,7 +102,7 @@ def main():
     if not os.path.exists(f"{folder}/prediction.json"):
         generate(folder, options.images, os.cpu_count() or 1)
     own = "this package"
-    contenders = {own: partial(by_this_package, folder), "direct loop": partial(direct_loop, folder)}
+    contenders = {own: partial(by_this_package, folder)}
     if importlib.util.find_spec("panopticapi"):
         contenders["panoptic API, one process"] = partial(panoptic_api_loop, folder)
     seconds = {}

@@ -22,7 +22,7 @@ from resnest_det.data.coco import load_coco_instances
 from resnest_det.errors import UserError
 from resnest_det.evaluation.average_precision import FIGURES, coco_figures, counted
 from resnest_det.evaluation.coco import COCOEvaluator
-from resnest_det.evaluation.ground_truth import ground_truth_of_instances
+from resnest_det.evaluation.ground_truth import ground_truth_of_instances, read_ground_truth, with_run_lengths
 from resnest_det.evaluation.masks import encode_masks, segmentation_to_mask
 
 HEIGHT, WIDTH = 60, 80
@@ -338,6 +338,21 @@ def test_ids_mean_nothing_to_the_figures_and_stay_in_the_results(tmp_path, image
         theirs = pycocotools_figures(truth, [d | {"image_id": back[d["image_id"]]} for d in written], task)
         assert same(results[task], theirs)
         assert same(coco_figures(renumbered, moved, task), expected[task])
+
+
+def test_a_file_is_read_for_coco_figures_and_for_pycocotools(tmp_path):
+    truth, detections = random_case(5, most_detections=30)
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(truth))
+    read = read_ground_truth(str(path))
+    encoded = read | {"annotations": with_run_lengths(read, str(path))}
+    for task in ("bbox", "segm"):
+        expected = pycocotools_figures(truth, detections, task)
+        assert same(coco_figures(read, detections, task), expected) and same(coco_figures(encoded, detections, task), expected)
+        assert same(pycocotools_figures(read, detections, task), expected)
+    path.write_text(json.dumps({key: truth[key] for key in ("images", "categories")}))
+    with pytest.raises(UserError, match="truth.json has no annotations: there is nothing to evaluate against"):
+        read_ground_truth(str(path))
 
 
 def test_results_keep_ids_that_are_text(tmp_path):

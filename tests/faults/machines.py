@@ -6,7 +6,6 @@ import fcntl
 import os
 import random
 import select
-import socket
 import struct
 import subprocess
 import threading
@@ -14,81 +13,69 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.faults.runs import ITERATIONS, PATIENCE, Run, Training, kill, processes_of
+from tests.faults.runs import ITERATIONS, PATIENCE, Run, Training, kill, processes_of, wait_until_gone
 
 _LOSS = 0.02  # of all packets
 _SILENCE = 5.0  # seconds without any
 _PORT = 29400
-# Seconds after which torchrun's list has not a machine any more that does not say that it lives. One that is back earlier is
-# waited for in vain, beside its earlier self.
-_FORGOTTEN = 20.0
 # linux/if_tun.h and linux/sched.h
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI, _CLONE_NEWNET = 0x400454CA, 1, 0x1000, 0x40000000
 
 
 def machine_vanishes(training: Training, folder: Path, numbers: random.Random) -> str:
-    """One of two machines loses all its processes and is started again; torchrun lets both go on from the last checkpoint."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    """One of two machines loses all its processes: the other one ends with a line, and both go on when they are started again."""
     run = Run(training, folder / "out")
-    first = _machine(run, address, "127.0.0.1")
-    time.sleep(2)  # who comes first keeps the list of the others
-    second = _machine(run, address, "127.0.0.1")
+    machines = [_machine(run, "127.0.0.1", rank) for rank in range(2)]
     try:
-        run.wait_for(first, numbers.randint(1, ITERATIONS - 4))
-        kill(second.pid)
-        second.wait()
+        run.wait_for(machines[0], numbers.randint(1, ITERATIONS - 4))
         begun = time.monotonic()
-        time.sleep(numbers.uniform(_FORGOTTEN, _FORGOTTEN + 10))
-        second = _machine(run, address, "127.0.0.1")
-        _end(run, first, second)
+        victim, other = numbers.sample(machines, 2)
+        kill(victim.pid)
+        other.wait(PATIENCE)
+        seconds = time.monotonic() - begun
+        left = wait_until_gone(other.pid, 60)
+        assert other.returncode and not left, f"status {other.returncode}, left {left}:\n{run.output.read_text()}"
     finally:
-        kill(first.pid)
-        kill(second.pid)
+        for machine in machines:
+            kill(machine.pid)
+            machine.wait()
     run.check()
+    machines = [_machine(run, "127.0.0.1", rank) for rank in range(2)]
+    _end(run, machines)
     run.complete()
-    return f"complete {time.monotonic() - begun:.0f} s after it vanished"
+    return f"the other one ended {seconds:.0f} s later"
 
 
 def lossy_network(training: Training, folder: Path, numbers: random.Random) -> str:
     """Two machines whose network loses packets at random, and for some seconds all of them; see `can_make_networks`."""
     run = Run(training, folder / "out")
-    with network(numbers) as (machines, traffic):
-        address = f"{machines[0][1]}:{_PORT}"
-        processes = []
+    with network(numbers) as (names, address, traffic):
+        machines = [_machine(run, address, rank, prefix=("ip", "netns", "exec", name)) for rank, name in enumerate(names)]
         try:
-            for name, own in machines:
-                processes.append(_machine(run, address, own, prefix=("ip", "netns", "exec", name)))
-            run.wait_for(processes[0], 5)
+            run.wait_for(machines[0], 5)
             traffic.silent_until = time.monotonic() + _SILENCE
-            _end(run, *processes)
+            _end(run, machines)
         finally:
-            for process in processes:
-                kill(process.pid)
+            for machine in machines:
+                kill(machine.pid)
         lost = f"{traffic.lost} of {traffic.packets} packets were lost"
     run.check()
     run.complete()
     return lost
 
 
-def _machine(run: Run, address: str, own: str, prefix: Sequence[str] = ()) -> subprocess.Popen:
-    torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-id", "it"]
-    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", address, "--local-addr", own]
-    environment = {"GLOO_SOCKET_IFNAME": "tun0"} if prefix else {"GLOO_SOCKET_IFNAME": "lo"}
-    return run.start(flags=(), launcher=torchrun, prefix=prefix, env=environment)
+def _machine(run: Run, address: str, rank: int, prefix: Sequence[str] = ()) -> subprocess.Popen:
+    flags = ["--num-processes", "1", "--num-machines", "2", "--machine-rank", str(rank), "--dist-url", f"tcp://{address}:{_PORT}"]
+    return run.start(flags=flags, prefix=prefix, env={"GLOO_SOCKET_IFNAME": "tun0" if prefix else "lo"})
 
 
-def _end(run: Run, *processes: subprocess.Popen) -> None:
+def _end(run: Run, machines: Sequence[subprocess.Popen]) -> None:
     """Wait for the end of both machines' commands."""
-    for process in processes:
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"has not ended within {PATIENCE} s:\n{run.output.read_text()}") from None
-    for process in processes:
-        left = processes_of(process.pid)
-        assert process.returncode == 0 and not left, f"status {process.returncode}, left {left}:\n{run.output.read_text()}"
+    for machine in machines:
+        machine.wait(PATIENCE)
+    for machine in machines:
+        left = processes_of(machine.pid)
+        assert machine.returncode == 0 and not left, f"status {machine.returncode}, left {left}:\n{run.output.read_text()}"
 
 
 class _Traffic:
@@ -119,8 +106,8 @@ class _Traffic:
 
 
 @contextlib.contextmanager
-def network(numbers: random.Random) -> Iterator[tuple[list[tuple[str, str]], _Traffic]]:
-    """Two network namespaces, (name, address) of each, and the traffic between them."""
+def network(numbers: random.Random) -> Iterator[tuple[list[str], str, _Traffic]]:
+    """Names of two network namespaces, the address of the first, and the traffic between them."""
     machines = [(f"resnest{os.getpid()}{letter}", f"10.77.0.{number}") for number, letter in ((1, "a"), (2, "b"))]
     interfaces = []
     try:
@@ -131,7 +118,7 @@ def network(numbers: random.Random) -> Iterator[tuple[list[tuple[str, str]], _Tr
                 subprocess.run(["ip", "-n", name, *words.split()], check=True)
         traffic = _Traffic((interfaces[0], interfaces[1]), numbers)
         try:
-            yield machines, traffic
+            yield [name for name, _ in machines], machines[0][1], traffic
         finally:
             traffic.stop()
     finally:

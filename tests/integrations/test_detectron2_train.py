@@ -18,15 +18,19 @@ pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_detection_dataset_dicts  # noqa: E402
+from detectron2.evaluation import COCOEvaluator  # noqa: E402
+from detectron2.structures import Boxes, Instances  # noqa: E402
 
 from resnest_det.commands.train_net import main  # noqa: E402
-from resnest_det.data.catalog import register_coco, register_semantic  # noqa: E402
+from resnest_det.data.catalog import register, register_coco, register_semantic  # noqa: E402
+from resnest_det.data.formats.splits import find_labels  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.inference.evaluating import flatten_results  # noqa: E402
 from resnest_det.integrations.detectron2_data import have_run_length_masks, register_datasets  # noqa: E402
 from resnest_det.training.process import run_process  # noqa: E402
 from tests.helpers.configs import TINY_PANOPTIC, typed  # noqa: E402
 from tests.helpers.datasets import write_panoptic_shapes  # noqa: E402
+from tests.helpers.labels import voc, write_voc  # noqa: E402
 
 # Enough to find the rectangles of the training images again, whatever the seed: AP has to be more than 0 to be compared.
 LEARN = typed(
@@ -200,6 +204,24 @@ def test_label_pngs_reach_detectron2_as_it_reads_them(label_pngs, tmp_path):
     assert have_run_length_masks([name]) is False
 
 
+def test_labels_of_another_format_are_evaluated_without_their_file(tmp_path):
+    name = f"voc_{tmp_path.name}"
+    write_voc(tmp_path / "in", {"a": voc(("cat", 1, 2, 9, 9), ("dog", 10, 2, 19, 29))})
+    register(name, find_labels(str(tmp_path / "in")))
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.MODEL.ROI_HEADS.NUM_CLASSES = (name,), (name,), 2
+    register_datasets(cfg, [name])
+    assert MetadataCatalog.get(name).thing_classes == ["cat", "dog"] and not hasattr(MetadataCatalog.get(name), "json_file")
+    (record,) = get_detection_dataset_dicts([name])
+    evaluator = COCOEvaluator(name, tasks=("bbox",), output_dir=str(tmp_path / "out"), use_fast_impl=False)
+    evaluator.reset()
+    found = Instances((record["height"], record["width"]))
+    found.pred_boxes = Boxes(torch.tensor([[1.0, 2, 9, 9], [10, 2, 19, 29]]))
+    found.scores, found.pred_classes = torch.ones(2), torch.tensor([0, 1])
+    evaluator.process([record], [{"instances": found}])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+
+
 @pytest.mark.parametrize("split, annotations", [("train", True), ("test", True), ("test", False)])
 def test_images_are_looked_for_where_they_will_be_read(write_coco, tmp_path, split, annotations):
     name = f"mine_{tmp_path.name}"
@@ -325,3 +347,19 @@ def test_gpu_that_is_not_there(tmp_path, monkeypatch):
     arguments = write_tiny_run(tmp_path)
     with pytest.raises(UserError, match="MODEL.DEVICE 'cuda': this machine has no GPU"):
         main([*arguments[:2], "--engine", "detectron2", *arguments[2:], "MODEL.DEVICE", "cuda"])
+
+
+def test_keys_of_the_built_in_trainer_and_classes_of_the_data(tiny, tmp_path):
+    from resnest_det.integrations import detectron2_train
+
+    for key, value in (("TEST.PATIENCE", "2"), ("SOLVER.EMA.ENABLED", "True"), ("SOLVER.CHECKPOINTS_KEPT", "1")):
+        with pytest.raises(UserError, match=f"{key} .* is not supported: Detectron2's trainer does not read this key"):
+            detectron2_train.load_config(tiny[1], [key, value])
+    config = tmp_path / "tiny.yaml"
+    config.write_text(config.read_text().replace("NUM_CLASSES: 2, ", ""))
+    keys = ["SOLVER.MAX_EPOCHS", "1.5", "TEST.EVAL_PERIOD", "0", "TEST.PRECISE_BN.ENABLED", "False", "DATASETS.TEST", "()"]
+    main([*tiny[:2], "--engine", "detectron2", *tiny[2:], *keys, "MODEL.DEVICE", "cpu"])
+    lines = [line for line in read_metrics(tmp_path / "out") if "total_loss" in line]
+    assert lines[-1]["iteration"] == 2, "6 images in batches of 4: 1.5 epochs are 3 iterations"
+    state = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)["model"]
+    assert state["roi_heads.box_predictor.cls_score.weight"].shape[0] == 3

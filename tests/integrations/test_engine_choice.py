@@ -55,6 +55,7 @@ def test_detectron2_that_cannot_be_imported(fake_detectron2):
 def test_keys_are_added_without_detectron2():
     cfg = CfgNode({"MODEL": {"RESNETS": {"DEPTH": 50, "STRIDE_IN_1X1": True}}})
     resnest_det.add_resnest_config(cfg)
-    assert cfg.MODEL.RESNETS == {"DEPTH": 50, **RESNEST_KEYS} and cfg.MODEL.RESNETS.STRIDE_IN_1X1 is False
+    assert dict(cfg.MODEL.RESNETS) | RESNEST_KEYS == dict(cfg.MODEL.RESNETS)
+    assert cfg.MODEL.RESNETS.DEPTH == 50 and cfg.MODEL.RESNETS.STRIDE_IN_1X1 is False
     cfg.MODEL.RESNETS.CHECKPOINT_STAGES.append("res2")
     assert RESNEST_KEYS["CHECKPOINT_STAGES"] == []

@@ -16,6 +16,7 @@ from resnest_det.integrations.mmdet_checkpoint import from_mmdet_names, to_mmdet
 from resnest_det.integrations.mmdet_config import config_text, mmdet_config
 from tests.helpers.configs import narrow, typed
 from tests.helpers.fill import fill
+from tests.helpers.labels import voc, write_voc
 
 MASK, PANOPTIC = "mask_rcnn_ResNeSt14_FPN_shapes", "panoptic_ResNeSt14_FPN_shapes"
 CASCADE = "cascade_mask_rcnn_ResNeSt14_FPN_dcn_shapes"
@@ -224,6 +225,9 @@ def test_training_keys():
         ("SOLVER.RESCALE_INTERVAL", "True"),
         ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
         ("INPUT.MIN_SIZE_TRAIN", "(0,)"),
+        ("SOLVER.MAX_EPOCHS", "12"),
+        ("SOLVER.EMA.ENABLED", "True"),
+        ("TEST.BEST_METRIC", "segm/AP50"),
     ],
 )
 def test_what_mmdetection_cannot_do_is_named(key, value):
@@ -267,6 +271,15 @@ def test_classes_in_another_order_are_refused(tmp_path, datasets):
             f"reversed={tmp_path}/reversed.json,{datasets}/shapes/val",
             keys=["DATASETS.TEST", "('reversed',)"],
         )
+
+
+def test_labels_of_another_format_are_refused_with_what_to_do(tmp_path):
+    shapes = ("circle", "square", "triangle", "star")
+    objects = [(name, 1 + place, 2, 20, 30) for place, name in enumerate(shapes)]
+    write_voc(tmp_path / "in", {"a": voc(*objects)})
+    with pytest.raises(UserError, match=r"dataset voc: MMDetection reads COCO's files; write one by `resnest-det convert-data "):
+        keys = ["DATASETS.TRAIN", "('voc',)", "DATASETS.TEST", "('voc',)"]
+        run("mask", tmp_path, "--weights", "x.pth", "--register", f"voc={tmp_path}/in", keys=keys)
 
 
 def run(name: str, out, *flags: str, keys=()) -> None:

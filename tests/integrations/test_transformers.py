@@ -107,7 +107,8 @@ def test_the_pipeline_works_offline_on_a_folder(plain, weights, tmp_path, monkey
 @pytest.mark.parametrize("name", ["resnest14", "resnest200", "resnest269"])
 def test_the_processor_is_that_of_the_published_evaluation(name):
     with torch.device("meta"):
-        transform = transforms_for(create_model(name))
+        model = create_model(name)
+    transform = transforms_for(model)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)).resize((560, 720))
     pixels = host.image_processor(name)(image, return_tensors="pt")["pixel_values"][0]
     expected = transform(image)
@@ -136,9 +137,8 @@ def test_weights_of_another_depth_are_refused(weights):
 
 def test_other_versions_of_transformers(monkeypatch):
     transformers_version.check_transformers()
-    monkeypatch.setattr(transformers, "__version__", "4.40.0")
     monkeypatch.delattr("transformers.backbone_utils.BackboneMixin")
-    with pytest.raises(UserError, match=r"transformers 4.40.0 does not fit: .*BackboneMixin.*; transformers 5.* work: pip"):
+    with pytest.raises(UserError, match=r"transformers 5\S+ does not fit: .*BackboneMixin.*; transformers 5.* work: pip"):
         transformers_version.check_transformers()
     monkeypatch.setattr(transformers_version, "is_installed", lambda name: False)
     with pytest.raises(UserError, match=r'not installed; .* work: pip install "resnest_det\[transformers\]"'):

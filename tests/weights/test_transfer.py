@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import io
 import os
 import socket
 import threading
@@ -215,7 +216,7 @@ def test_redirects(server):
 @pytest.mark.parametrize("start, target, followed", [("https", "http", False), ("http", "https", True), ("https", "https", True)])
 def test_no_redirect_leaves_an_encrypted_connection(start, target, followed):
     request = transfer.urllib.request.Request(f"{start}://host/x")
-    arguments = (request, None, 302, "Found", {}, f"{target}://host/x")
+    arguments = (request, io.BytesIO(), 302, "Found", {}, f"{target}://host/x")
     if followed:
         assert transfer._Redirects().redirect_request(*arguments).full_url == f"{target}://host/x"
     else:

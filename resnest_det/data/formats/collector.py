@@ -11,7 +11,6 @@ import pycocotools.mask as mask_util
 from resnest_det.data.annotation_files import Category, Image, InstanceFile, RunLengths, check_size, check_text
 from resnest_det.data.formats.labels import LabelFiles, Labels, Notes, PlacedAnnotation
 from resnest_det.data.formats.pictures import plain
-from resnest_det.data.outlines import slack_of
 from resnest_det.data.polygons import clip_polygon
 from resnest_det.errors import UserError, shown
 
@@ -73,9 +72,9 @@ class Collector:
         """An object of which only the box (x0, y0, x1, y1) in pixels is known.
 
         Raises:
-            UserError: a corner is not finite, or the name is none; the message begins with `place`.
+            UserError: a corner is not finite, or the name is none; the message names the file and `place`.
         """
-        x0, y0, x1, y1 = _finite(corners, place)
+        x0, y0, x1, y1 = self._finite(corners, place)
         if x0 > x1 or y0 > y1:
             self.notes.add("mended: boxes with exchanged corners", place)
             x0, y0, x1, y1 = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
@@ -94,7 +93,7 @@ class Collector:
         Raises:
             UserError: see `box`.
         """
-        kept = [np.array(_finite(polygon, place)).reshape(-1, 2) for polygon in polygons if len(polygon) >= 6]
+        kept = [np.array(self._finite(polygon, place)).reshape(-1, 2) for polygon in polygons if len(polygon) >= 6]
         if not kept:
             self.notes.add("left out: polygons of fewer than three points", place)
             return
@@ -166,19 +165,23 @@ class Collector:
 
     def _add(self, image: Image, name: str, box, segmentation, crowd: bool, place: str) -> None:
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{place}: an object without the name of a class")
+            raise UserError(f"{self.files.path}: {place}: an object without the name of a class")
         if name != name.strip():
             self.notes.add("mended: names of classes with spaces around them", place)
             name = name.strip()
-        check_text(name, f"{place}: the name of the class")
+        check_text(name, f"{self.files.path}: {place}: the name of the class")
         if self.listed is not None and name not in self.listed:
-            raise UserError(f"{place}: class {shown(name)} is not among the {len(self.listed)} listed ones")
+            raise UserError(f"{self.files.path}: {place}: class {shown(name)} is not among the {len(self.listed)} listed ones")
         self.objects.append(_Object(image, name, box, segmentation, crowd, place))
+
+    def _finite(self, numbers: Sequence[float], place: str) -> list[float]:
+        if not all(math.isfinite(number) and abs(number) < 1e9 for number in numbers):
+            raise UserError(f"{self.files.path}: {place}: a coordinate is not a finite number: {shown(list(numbers))}")
+        return list(numbers)
 
     def _look_at(self, image: Image, corners: tuple[float, float, float, float], place: str) -> None:
         self._boxes += 1
-        slack = slack_of(np.array([image.width, image.height]))
-        if _leaves(image, corners, float(slack.min())):
+        if _leaves(image, corners, max(2.0, 0.01 * min(image.width, image.height))):
             self._leaving += 1
             self._first_leaving = self._first_leaving or place
 
@@ -211,12 +214,6 @@ def commonest_spellings(counts: Counter, first: Sequence[str] = ()) -> dict[str,
 def _leaves(image: Image, corners: tuple[float, float, float, float], by: float) -> bool:
     x0, y0, x1, y1 = corners
     return x0 < -by or y0 < -by or x1 > image.width + by or y1 > image.height + by
-
-
-def _finite(numbers: Sequence[float], place: str) -> list[float]:
-    if not all(math.isfinite(number) and abs(number) < 1e9 for number in numbers):
-        raise UserError(f"{place}: a coordinate is not a finite number: {shown(list(numbers))}")
-    return list(numbers)
 
 
 def number(text: object, where: str) -> float:

@@ -165,13 +165,13 @@ def brush(rle: object, image: Image, path: str) -> np.ndarray:
     if count != image.height * image.width * 4:
         raise UserError(f"{path}: rle has {count} values, but the image {image.width} x {image.height} pixels of four")
     lengths = [take(4) + 1 for _ in range(4)]
-    values, done = np.zeros(count, dtype=np.uint32), 0
+    values, done = np.zeros(count, dtype=bool), 0
     while done < count:
         repeated = take(1)
         end = min(done + 1 + take(lengths[take(2)]), count)
         if repeated:
-            values[done:end] = take(size)
+            values[done:end] = take(size) > 0
         else:
-            values[done:end] = [take(size) for _ in range(end - done)]
+            values[done:end] = [take(size) > 0 for _ in range(end - done)]
         done = end
-    return (values.reshape(image.height, image.width, 4)[:, :, 3] > 0).astype(np.uint8)
+    return (values.reshape(image.height, image.width, 4)[:, :, 3]).astype(np.uint8)

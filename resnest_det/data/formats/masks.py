@@ -22,7 +22,7 @@ _SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 _ENDINGS = ("_mask", "-mask", "_label", "_labels", "_seg", "_instances", "_gt")
 _BACKGROUND = ("background", "_background_", "__background__", "bg")
 _VOC_BORDER = 224 + 192 * 256 + 192 * 65536
-_MOST_OBJECTS = 10_000
+_MOST_OBJECTS, _MOST_COLORS = 10_000, 2_000
 
 
 def read_masks(files: LabelFiles, pictures: Pictures, notes: Notes) -> Labels:
@@ -60,8 +60,10 @@ def read_masks(files: LabelFiles, pictures: Pictures, notes: Notes) -> Labels:
         class_of = _read(os.path.join(classes, os.path.basename(path))) if objects and classes else codes
         if class_of.shape != codes.shape:
             raise UserError(f"{path}: not of the size of its file in {classes}")
-        found_objects = 0
-        for code in np.unique(codes[(codes != 0) & (codes != _VOC_BORDER)]).tolist():
+        found_objects, found_codes = 0, np.unique(codes[(codes != 0) & (codes != _VOC_BORDER)]).tolist()
+        if len(found_codes) > _MOST_COLORS:
+            raise UserError(f"{path}: {len(found_codes)} colors; is it a mask, not a photograph?")
+        for code in found_codes:
             mask = codes == code
             name = "object" if names is None else _class(int(np.bincount(class_of[mask].astype(np.int64)).argmax()), names, path)
             if name is None:

@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from resnest_det.errors import UserError
@@ -15,14 +15,31 @@ _UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
 
 
 def walk(folder: str) -> Iterator[tuple[str, list[str]]]:
-    """Every folder at and below `folder` with its file names, sorted; linked ones once, hidden files and folders not at all."""
-    seen = set()
-    for parent, folders, file_names in os.walk(folder, followlinks=True):
+    """Every folder at and below `folder` with its file names, sorted; linked ones once, hidden files and folders not at all.
+
+    What is no file, such as a pipe, which would be waited at for ever, is left out; so is a folder that cannot be read.
+    """
+    seen, waiting = set(), [folder]
+    while waiting:
+        parent = waiting.pop()
         real = os.path.realpath(parent)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        if real not in seen:
-            seen.add(real)
-            yield parent, sorted(name for name in file_names if not name.startswith("."))
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(parent) as entries:
+                found = sorted((entry for entry in entries if not entry.name.startswith((".", "__MACOSX"))), key=lambda e: e.name)
+        except OSError:
+            continue
+        waiting += [os.path.join(parent, entry.name) for entry in reversed(found) if _is(entry.is_dir)]
+        yield parent, [entry.name for entry in found if _is(entry.is_file)]
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link to what may not be looked at
+        return False
 
 
 def plain(name: str) -> str:

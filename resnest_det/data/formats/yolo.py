@@ -25,7 +25,7 @@ NAMES_FILES = ("classes.txt", "obj.names", "predefined_classes.txt", "labels.txt
 NO_LABELS = (*NAMES_FILES, "readme.txt", "notes.txt", "requirements.txt")
 _LISTS = ("train", "val", "valid", "test")  # of images, unless an image has this name
 SPLIT_KEYS = ("train", "val", "test")
-_MOST_CLASSES = 100_000
+_MOST_CLASSES, _LONGEST_YAML = 100_000, 2**20
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,15 @@ def read_data_yaml(path: str) -> DataYaml:
 
 
 def _content_of(path: str) -> dict:
+    text = read_text(path)
+    if len(text) > _LONGEST_YAML:
+        raise UserError(f"{path}: {len(text)} characters; a data.yaml has at most {_LONGEST_YAML}")
     try:
-        content = yaml.safe_load(read_text(path))
+        # A few lines of aliases of aliases stand for gigabytes.
+        alias = next((token for token in yaml.scan(text) if isinstance(token, yaml.AliasToken)), None)
+        if alias is not None:
+            raise UserError(f"{path}: line {alias.start_mark.line + 1}: the alias *{alias.value}, which names have no use for")
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
