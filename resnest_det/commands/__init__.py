@@ -21,6 +21,8 @@ from resnest_det.stopping import end, end_interrupted, handle_signals, prepare_e
 COMMANDS = {
     "train": ("train_net", "train and evaluate a detector from a configuration file"),
     "predict": ("predict", "find objects in images and videos with a trained detector"),
+    "demo": ("demo", "open a local page to try a trained detector on pictures"),
+    "serve": ("serve", "answer POST /predict over HTTP with what a trained detector finds"),
     "pack": ("pack", "write a trained detector, with all that it needs, into one file"),
     "classify": ("classify", "name what is in images: the most probable ImageNet classes"),
     "verify": ("verify_imagenet", "measure a classifier's accuracy on the validation images of ImageNet"),

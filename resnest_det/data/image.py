@@ -77,17 +77,22 @@ class _File(io.BufferedReader):
 
 
 @contextmanager
-def open_image(file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS) -> Iterator[Image.Image]:
+def open_image(
+    file_name: str | os.PathLike, formats: tuple[str, ...] = _FORMATS, content: bytes | None = None
+) -> Iterator[Image.Image]:
     """`Image.open` for regular files in formats decoded in this process (AVIF if this Pillow has it).
+
+    Args:
+        content: of the file, if it is in memory; its name is then only for errors.
 
     Raises:
         OSError: the file is missing, not a regular file, or in none of these formats.
         UserError: its header says more than `MAX_PIXELS` pixels.
     """
-    if os.path.exists(file_name) and not os.path.isfile(file_name):
+    if content is None and os.path.exists(file_name) and not os.path.isfile(file_name):
         raise OSError("not a regular file")  # opening a pipe would wait for ever
     Image.init()
-    with _File(io.FileIO(file_name)) as file:
+    with _File(io.FileIO(file_name)) if content is None else io.BytesIO(content) as file:
         try:
             image = Image.open(file, formats=[each for each in formats if each in Image.OPEN])
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -119,7 +124,11 @@ def png_header(file_name: str | os.PathLike, what: str) -> tuple[tuple[int, int]
 
 
 def read_image(
-    file_name: str, image_format: str, size: tuple[int, int] | None = None, size_is: str = "annotations say"
+    file_name: str,
+    image_format: str,
+    size: tuple[int, int] | None = None,
+    size_is: str = "annotations say",
+    content: bytes | None = None,
 ) -> np.ndarray:
     """Read an image file of any mode (see `to_eight_bits`), turned upright by its EXIF orientation.
 
@@ -127,6 +136,7 @@ def read_image(
         image_format: "BGR", "RGB" or "L".
         size: (height, width) that the upright image has to have. Looked at in the file's header, before anything is decoded.
         size_is: what says so, with its verb, for the error.
+        content: see `open_image`.
 
     Returns:
         (H, W, C) uint8, C = 1 for "L" and 3 otherwise.
@@ -134,7 +144,7 @@ def read_image(
     Raises:
         UserError: the file is missing, not an image, damaged, or of another size; the message names it.
     """
-    with _named(file_name), open_image(file_name) as image:
+    with _named(file_name), open_image(file_name, content=content) as image:
         if image.format == "TIFF":
             image.load()  # turns it, and says no longer that it has to be turned
         orientation = _exif_orientation(image)
@@ -213,14 +223,17 @@ def _size_of(record: dict) -> tuple[tuple[int, int], str]:
     return (record["height"], record["width"]), size_is
 
 
-def upright_size(file_name: str | os.PathLike) -> tuple[int, int]:
+def upright_size(file_name: str | os.PathLike, content: bytes | None = None) -> tuple[int, int]:
     """(height, width) of an image file, turned upright by its EXIF orientation; only the header is read.
+
+    Args:
+        content: see `open_image`.
 
     Raises:
         UserError: the file is missing or not an image; the message names it.
     """
     try:
-        with open_image(file_name) as image:
+        with open_image(file_name, content=content) as image:
             width, height = reversed(image.size) if _exif_orientation(image) in _SIDEWAYS else image.size
     except UserError:
         raise

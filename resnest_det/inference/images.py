@@ -3,7 +3,6 @@
 import http.client
 import io
 import os
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +17,7 @@ from resnest_det.data.image import MAX_PIXELS, read_image, to_eight_bits
 from resnest_det.errors import UserError, printable
 from resnest_det.weights.transfer import open_web
 
-Source = str | os.PathLike | np.ndarray | Image.Image | torch.Tensor
+Source = str | os.PathLike | bytes | np.ndarray | Image.Image | torch.Tensor
 
 _TIMEOUT = 20  # seconds without a byte
 _MOST_SECONDS = 120  # for all of them
@@ -50,8 +49,9 @@ def read_picture(source: Source, image_format: str, name: str = "image") -> Pict
     """Read an image of any kind.
 
     Args:
-        source: a path or an address (http, https), turned upright by its EXIF orientation; or pixels: an array (H, W), (H, W, 1)
-            or (H, W, 3) uint8 in RGB, one of Pillow's images, as it is, or a tensor (C, H, W) in RGB, uint8 or float from 0 to 1.
+        source: a path, an address (http, https) or the bytes of a file, turned upright by its EXIF orientation; or pixels: an
+            array (H, W), (H, W, 1) or (H, W, 3) uint8 in RGB, one of Pillow's images, as it is, or a tensor (C, H, W) in RGB,
+            uint8 or float from 0 to 1.
         image_format: "BGR", "RGB" or "L".
         name: of an image that has none.
 
@@ -63,6 +63,8 @@ def read_picture(source: Source, image_format: str, name: str = "image") -> Pict
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         return Picture(read_image(path, image_format), path, lambda: read_image(path, "RGB"))
+    if isinstance(source, bytes):
+        return Picture(read_image(name, image_format, content=source), name, lambda: read_image(name, "RGB", content=source))
     rgb = _rgb(source, name)
     return Picture(in_format(rgb, image_format), name, lambda: rgb)
 
@@ -127,11 +129,5 @@ def _from_web(address: str, image_format: str) -> Picture:
             raise
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise UserError(f"image {shown} cannot be fetched: {reason}") from None
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(content.getvalue())
-        file.flush()
-        try:
-            rgb = read_image(file.name, "RGB")
-        except UserError as error:
-            raise UserError(str(error).replace(file.name, shown)) from None
+    rgb = read_image(shown, "RGB", content=content.getvalue())
     return Picture(in_format(rgb, image_format), address, lambda: rgb)

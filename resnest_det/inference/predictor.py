@@ -79,15 +79,15 @@ class Predictor:
         """What is found in an image, or in each of several.
 
         Args:
-            images: paths, addresses, arrays (H, W, 3) uint8 in RGB, PIL images or tensors (C, H, W), uint8 or float from 0 to 1;
-                one, or any iterable of them. A tensor or an array with one more axis is a batch.
+            images: paths, addresses, bytes of image files, arrays (H, W, 3) uint8 in RGB, PIL images or tensors (C, H, W),
+                uint8 or float from 0 to 1; one, or any iterable of them. A tensor or an array with one more axis is a batch.
             batch: how many go through the network together, padded to one size; None is 8 at most. An image alone has
                 the very numbers of `--eval-only`; beside others, its last digits depend on how far it is padded.
 
         Raises:
             UserError: one cannot be read; the message names it.
         """
-        if isinstance(images, (str, os.PathLike, Image.Image)) or (
+        if isinstance(images, (str, bytes, os.PathLike, Image.Image)) or (
             isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim <= 3
         ):
             return self.predict_pictures([self.read(images)])[0]
