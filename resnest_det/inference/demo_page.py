@@ -36,15 +36,6 @@ class _Looked(NamedTuple):
     json: str
 
 
-class _Picture(gradio.Image):
-    """A picture's file as it came: Gradio would open it with whatever Pillow can, and say nothing of what is wrong with it."""
-
-    is_template = True
-
-    def preprocess(self, payload) -> str | None:
-        return None if payload is None else payload.path
-
-
 def make_page(predictor: Predictor, threshold: float, most_pixels: int, folder: str) -> gradio.Blocks:
     """The page: a picture goes in, what is found comes out, with a threshold and classes to choose.
 
@@ -57,35 +48,38 @@ def make_page(predictor: Predictor, threshold: float, most_pixels: int, folder: 
     os.environ["GRADIO_TEMP_DIR"] = folder
     things = list(predictor.classes.things.names)
 
+    def nothing(why: str = "") -> tuple:
+        return None, why, [], gradio.DownloadButton(value=None, interactive=False)
+
     def look(path: str | None, threshold: float, classes: list[str]) -> tuple:
         """A picture has come, or was taken away."""
         if path is None:
-            return None, *show(None, threshold, classes)
+            return None, *nothing()
         try:
             height, width = upright_size(path)
             if height * width > most_pixels:
                 raise UserError(f"image {path} is {width} x {height} pixels; at most {most_pixels} are taken")
             start = time.perf_counter()
-            result = predictor(path)
+            result = replace(predictor(path), file_name=os.path.basename(path))
             seconds = time.perf_counter() - start
         except UserError as error:
-            raise _shown_error(error, path) from None
+            # Not an error of the page, after which the results of the picture before would stay.
+            return None, *nothing(str(error).replace(path, os.path.basename(path)))
         own = os.path.join(folder, secrets.token_hex(8))
         os.mkdir(own)
-        name = os.path.splitext(os.path.basename(path))[0]
-        looked = _Looked(result, seconds, os.path.join(own, f"{name}.json"))
+        looked = _Looked(result, seconds, os.path.join(own, f"{os.path.splitext(result.file_name)[0]}.json"))
         return looked, *show(looked, threshold, classes)
 
     def show(looked: _Looked | None, threshold: float, classes: list[str]) -> tuple:
         """The slider or the classes were moved: the picture, a sentence, a table and the file of JSON."""
         if looked is None:
-            return None, "", [], gradio.DownloadButton(value=None, interactive=False)
+            return nothing()
         result = chosen(looked.result, threshold, classes)
         try:
             result.save(looked.json)
             drawn = result.draw()
-        except UserError as error:  # its files are gone after a while
-            raise _shown_error(error, looked.result.file_name) from None
+        except UserError:  # its files were removed after a while
+            return nothing("It was forgotten: give the picture again.")
         button = gradio.DownloadButton(value=looked.json, interactive=True)
         return drawn, _sentence(result, looked.seconds), _rows(result), button
 
@@ -93,10 +87,12 @@ def make_page(predictor: Predictor, threshold: float, most_pixels: int, folder: 
         looked = gradio.State(None, time_to_live=_KEPT)
         with gradio.Row():
             with gradio.Column():
-                picture = _Picture(label="A picture", sources=["upload", "clipboard"], height=480, elem_id="picture")
+                picture = gradio.Image(label="A picture", sources=["upload", "clipboard"], height=480, elem_id="picture")
+                # Gradio would open it with whatever Pillow can, and say nothing of what is wrong with it.
+                picture.preprocess = lambda given: None if given is None else given.path
                 slider = gradio.Slider(0, 1, threshold, step=0.01, label="Least score", visible=bool(things), elem_id="threshold")
                 classes = gradio.Dropdown(
-                    things, value=things, multiselect=True, label="Classes", visible=bool(things), elem_id="classes"
+                    things, multiselect=True, label="Classes, all if none is chosen", visible=bool(things), elem_id="classes"
                 )
             with gradio.Column():
                 drawn = gradio.Image(label="What is found", interactive=False, height=480, buttons=["download", "fullscreen"])
@@ -115,7 +111,8 @@ def make_page(predictor: Predictor, threshold: float, most_pixels: int, folder: 
 
 
 def chosen(result: Result, threshold: float, classes: list[str]) -> Result:
-    """A result with the objects of these classes that have at least this score, and all stuff."""
+    """A result with the objects of these classes, or of all if there are none, that have at least this score; and all stuff."""
+    classes = set(classes or result.classes.things.names)
     keep = result.scores >= threshold
     keep &= torch.tensor([name in classes for name in result.names], dtype=torch.bool)
     result = result.chosen(keep)
@@ -158,10 +155,6 @@ def open_page(page: gradio.Blocks, host: str, port: int, most_bytes: int) -> str
     return address
 
 
-def _shown_error(error: UserError, path: str) -> gradio.Error:
-    return gradio.Error(str(error).replace(path, os.path.basename(path)), print_exception=False)
-
-
 def _sentence(result: Result, seconds: float) -> str:
     names = [each["name"] for each in result.segments] if result.segment_map is not None else result.names
     if result.label_map is not None and result.segment_map is None:
@@ -171,5 +164,5 @@ def _sentence(result: Result, seconds: float) -> str:
 
 
 def _rows(result: Result) -> list[list]:
-    boxes = result.boxes.round(decimals=1).tolist()
+    boxes = [[round(value, 1) for value in box] for box in result.boxes.tolist()]
     return [[name, round(score, 3), *box] for name, score, box in zip(result.names, result.scores.tolist(), boxes)]
