@@ -95,7 +95,9 @@ def make_page(predictor: Predictor, threshold: float, most_pixels: int, folder: 
                     things, multiselect=True, label="Classes, all if none is chosen", visible=bool(things), elem_id="classes"
                 )
             with gradio.Column():
-                drawn = gradio.Image(label="What is found", interactive=False, height=480, buttons=["download", "fullscreen"])
+                drawn = gradio.Image(
+                    label="What is found", interactive=False, format="jpeg", height=480, buttons=["download", "fullscreen"]
+                )
                 sentence = gradio.Markdown(elem_id="sentence")
                 download = gradio.DownloadButton("Download JSON", interactive=False, elem_id="download")
         table = gradio.Dataframe(headers=_HEADERS, interactive=False, label="Found", elem_id="table", max_height=400)
