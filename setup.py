@@ -46,7 +46,7 @@ setup(
         "portalocker>=2.8",
         "pycocotools>=2.0.7",
         "hotcoco>=1.3",
-        "msgspec>=0.18.6",
+        "msgspec>=0.22",  # an earlier one fails at whole numbers beyond the range of floats
         "huggingface_hub>=0.24",
         "safetensors>=0.4",
         "tensorboard>=2.14",
@@ -58,7 +58,7 @@ setup(
     ],
     extras_require={
         # A later minor version of ruff may format otherwise.
-        "test": ["pytest>=8.1", "pytest-xdist>=3.5", "hypothesis>=6.80", "timm>=1.0.11", "ruff~=0.17.0"],
+        "test": ["pytest>=8.1", "pytest-xdist>=3.5", "hypothesis>=6.80", "timm>=1.0.31", "ruff~=0.17.0"],
         **EXTRAS,
         "all": sorted({requirement for requirements in EXTRAS.values() for requirement in requirements}),
         # What resnest_det.integrations.mmdet_version knows to work together.

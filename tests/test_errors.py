@@ -2,13 +2,14 @@
 
 import logging
 import pickle
+import re
 import subprocess
 import sys
 
 import pytest
 
 from resnest_det.engine.events import setup_logging
-from resnest_det.errors import UserError, printable
+from resnest_det.errors import UserError, out_of_memory, printable
 from resnest_det.evaluation.tables import format_results
 
 
@@ -49,3 +50,23 @@ def test_command_shows_control_characters_of_an_operating_systems_error():
     program = "from resnest_det.commands import run_tool\ndef main(_):\n    open('no\\x1b[2J\\n/such')\nrun_tool(main)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ran.returncode == 2 and "\x1b" not in ran.stderr and len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (MemoryError(), "memory ran out; fewer images"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+            r"memory ran out \(CUDA out of memory. Tried to allocate 2 GiB\);",
+        ),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 12 bytes"), "memory ran out .*12 bytes"),
+        (RuntimeError("could not execute a primitive"), "memory ran out"),
+    ],
+)
+def test_memory_that_ran_out_is_told_in_a_line(error, told):
+    assert re.match(told, str(out_of_memory(error)))
+
+
+def test_other_errors_are_not_taken_for_it():
+    assert out_of_memory(RuntimeError("The size of tensor a must match")) is None

@@ -43,7 +43,7 @@ def get_norm(norm: Norm, channels: int) -> nn.Module | None:
     if norm == "GN":
         if channels % GROUP_NORM_GROUPS:
             raise UserError(f"GN needs channels divisible by {GROUP_NORM_GROUPS}, got {channels}")
-        return nn.GroupNorm(GROUP_NORM_GROUPS, channels)
+        return GroupNorm(GROUP_NORM_GROUPS, channels)
     raise UserError(f"unknown norm {norm!r}; supported: {', '.join(repr(name) for name in NORMS)}")
 
 
@@ -82,6 +82,13 @@ class GlooSyncBatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm without a look at how many values it has, which no export can take of an unknown number of regions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled)
 
 
 class Conv2d(nn.Conv2d):

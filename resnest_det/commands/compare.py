@@ -9,7 +9,7 @@ from tabulate import tabulate
 from resnest_det.commands.run_results import RunResults, read_run
 from resnest_det.data.coco import Dataset
 from resnest_det.errors import UserError, printable
-from resnest_det.evaluation.bootstrap import AREAS, average_precisions, draw_images, interval, matched_detections
+from resnest_det.evaluation.bootstrap import AREAS, average_precisions, draw_images, estimate, matched_detections
 from resnest_det.evaluation.results import ground_truth_of, names_by_id, read_results
 
 _TASKS = {"bbox": "boxes", "segm": "masks"}
@@ -48,8 +48,6 @@ def _compare(dataset: Dataset, same: Dataset, a: RunResults, b: RunResults, draw
         raise UserError(f"{a.folder} and {b.folder} were evaluated on different annotations of {dataset.name}")
     found = [read_results(str(run.results_file(dataset)), dataset) for run in (a, b)]
     weights = draw_images(len(truth["images"]), draws)
-    # Of each figure, the first row is that of the images as they are.
-    weights = np.concatenate([np.ones((1, weights.shape[1])), weights])
     for task in _TASKS:
         if task == "segm" and not all("segmentation" in each for each in (*truth["annotations"], *found[0], *found[1])):
             continue
@@ -57,7 +55,7 @@ def _compare(dataset: Dataset, same: Dataset, a: RunResults, b: RunResults, draw
         figures = {}
         for area, size in zip(AREAS, ("all", "small", "medium", "large")):
             both = [100 * average_precisions(each, weights, area).mean(axis=1) for each in matched]  # (draws, classes) of each
-            present = ~np.isnan(both[0]).all(axis=0)
+            present = ~np.isnan(both[0][0])
             if present.any():
                 figures[size] = [np.nanmean(each[:, present], axis=1) for each in both]
             if not area:
@@ -65,23 +63,25 @@ def _compare(dataset: Dataset, same: Dataset, a: RunResults, b: RunResults, draw
                     name: [each[:, label] for each in both] for label, name in enumerate(names_by_id(truth)) if present[label]
                 }
         rows = [_row(name, *each) for name, each in (figures | {f"class {name}": each for name, each in classes.items()}).items()]
-        heads = ["AP", f"A: {a.folder.name}", f"B: {b.folder.name}", "B - A", "95 of 100 draws", "B better in"]
+        heads = ["AP", f"A: {a.folder.name}", f"B: {b.folder.name}", "B - A", "95 % interval", "B is better"]
         table = tabulate(rows, heads, disable_numparse=True)
         print(printable(f"{dataset.name}, {_TASKS[task]}, {len(truth['images'])} images:\n{table}", lines=True))
         print(_verdict(figures["all"][1] - figures["all"][0]) if figures else "there are no objects to compare by")
 
 
 def _row(name: str, a: np.ndarray, b: np.ndarray) -> tuple[str, ...]:
-    difference = (b - a)[1:]
-    low, high = interval(difference)
-    better = np.mean(difference[~np.isnan(difference)] > 0)
-    return name, f"{a[0]:.1f}", f"{b[0]:.1f}", f"{b[0] - a[0]:+.1f}", f"{low:+.1f} to {high:+.1f}", f"{100 * better:.0f} %"
+    said = estimate(b - a)
+    ends = f"{said.low:+.1f} to {said.high:+.1f}"
+    return name, f"{a[0]:.1f}", f"{b[0]:.1f}", f"{said.value:+.1f}", ends, f"{100 * said.above_zero:.0f} %"
 
 
 def _verdict(difference: np.ndarray) -> str:
-    low, high = interval(difference[1:])
-    if low > 0:
-        return f"B is better: by {low:.1f} to {high:.1f} points of AP."
-    if high < 0:
-        return f"A is better: by {-high:.1f} to {-low:.1f} points of AP."
-    return f"Undecided: on these images B may be {-low:.1f} points of AP worse or {high:.1f} better; more images would tell."
+    said = estimate(difference)
+    if said.low > 0:
+        return f"B is better: by {said.low:.1f} to {said.high:.1f} points of AP."
+    if said.high < 0:
+        return f"A is better: by {-said.high:.1f} to {-said.low:.1f} points of AP."
+    return (
+        f"Undecided: B is between {-said.low:.1f} points of AP worse and {said.high:.1f} better than A; evaluating on more "
+        "images would tell."
+    )

@@ -273,7 +273,8 @@ def add_resnest_config(cfg: CfgNode) -> None:
 def _add_missing(cfg: CfgNode, defaults: dict) -> None:
     for key, value in defaults.items():
         if key not in cfg:
-            cfg[key] = CfgNode(value) if isinstance(value, dict) else copy.copy(value)
+            # Detectron2's own class, which takes no other in its place.
+            cfg[key] = type(cfg)(value) if isinstance(value, dict) else copy.copy(value)
         elif isinstance(value, dict):
             _add_missing(cfg[key], value)
 

@@ -52,6 +52,14 @@ class Machine:
     cores: int
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """Which norm the parts that MODEL.WEIGHTS fill were trained with: "BN", "GN", or "" for a part that begins anew."""
+
+    backbone: str = ""
+    heads: str = ""
+
+
 class Plan:
     """A configuration under way, and the choices made for it.
 
@@ -161,33 +169,32 @@ def _choose_sampler(plan: Plan, data: Statistics) -> None:
         plan.choose("DATALOADER.REPEAT_THRESHOLD", 0.1, "a class in a hundredth of them is shown about three times as often")
 
 
-def by_machine(plan: Plan, data: Statistics, machine: Machine, fits: int) -> None:
+def by_machine(plan: Plan, data: Statistics, machine: Machine, fits: int, pretrained: Pretrained) -> None:
     """Choose what follows from the machine: the batch, and from it norms, learning rate and length.
 
     Args:
         fits: images that a process has memory for in a step.
     """
     solver, images = plan.cfg.SOLVER, max(1, len(data.image_sizes) - data.without_objects)
-    pretrained = bool(plan.cfg.MODEL.WEIGHTS)
-    of_steps = max(2 if pretrained else BATCH // 2, images // LEAST_STEPS // machine.processes)
+    of_steps = max(2 if pretrained.backbone else BATCH // 2, images // LEAST_STEPS // machine.processes)
     wanted = BATCH if machine.device == "cuda" else BATCH // 2
     each = max(1, min(max(1, wanted // machine.processes), fits, of_steps))
     if each == max(1, wanted // machine.processes):
         why = "as published" if machine.device == "cuda" else "half of what is published, so that a step takes seconds"
     elif each == of_steps:
-        why = f"an epoch of {images} images then has {LEAST_STEPS} steps or so" if each > 8 or pretrained else FEW
+        why = f"an epoch of {images} images then has {LEAST_STEPS} steps or so" if each > 8 or pretrained.backbone else FEW
     else:
         why = f"{fits} fit into the memory of a process"
     plan.choose("SOLVER.IMS_PER_BATCH", each * machine.processes, f"{why}; {machine.processes} on {machine.device}")
     batch = plan.cfg.SOLVER.IMS_PER_BATCH
-    _choose_norms(plan, batch // machine.processes, machine.processes)
+    _choose_norms(plan, batch // machine.processes, machine.processes, pretrained)
     plan.choose("SOLVER.BASE_LR", RATE * batch / BATCH, f"{RATE} for {BATCH} images, in proportion")
-    shown = images_shown(images, pretrained)
+    shown = images_shown(images, bool(pretrained.backbone))
     plan.choose(
         "SOLVER.MAX_ITER",
         max(50, math.ceil(shown / batch)),
         f"{shown} images shown, {shown / images:.1f} epochs"
-        + ("" if pretrained else ", three times as many as with pretrained weights"),
+        + ("" if pretrained.backbone else ", three times as many as with pretrained weights"),
     )
     solver = plan.cfg.SOLVER
     plan.choose("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "needs no steps to be chosen")
@@ -225,29 +232,29 @@ def _norms_of(cfg: CfgNode) -> list[str]:
     return [model.RESNETS.NORM, model.FPN.NORM, model.ROI_BOX_HEAD.NORM, model.ROI_MASK_HEAD.NORM, model.SEM_SEG_HEAD.NORM]
 
 
-def _choose_norms(plan: Plan, each: int, processes: int) -> None:
+def _choose_norms(plan: Plan, each: int, processes: int, pretrained: Pretrained) -> None:
     """Batch norm takes its mean over enough images, or is frozen where it has learned already, or is group norm."""
-    weights = plan.cfg.MODEL.WEIGHTS
     plan.choose(
         "MODEL.BACKBONE.FREEZE_AT",
-        2 if weights else 0,
-        "what is pretrained there fits all images" if weights else "nothing is pretrained",
+        2 if pretrained.backbone else 0,
+        "what is pretrained there fits all images" if pretrained.backbone else "nothing is pretrained",
     )
     together = each * processes if plan.cfg.MODEL.RESNETS.NORM == "SyncBN" and each > 1 else each
-    if together >= BATCH // 2:
-        return  # as the recipe has them
-    few = f"batch norm over {together} images is too noisy"
-    if not weights:
-        backbone, heads, why = "GN", "GN", few
-        if not _can_be_built(plan.cfg, "GN"):
-            return  # it needs 32 channels
-    elif _is_detector(weights):
-        backbone, heads, why = "FrozenBN", "FrozenBN", f"{few}, and the weights have its statistics"
-    else:
-        backbone, heads, why = "FrozenBN", "GN", f"{few}; the backbone's weights have its statistics, the heads begin anew"
-    plan.choose("MODEL.RESNETS.NORM", backbone, why)
-    for head in ("FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", *(["SEM_SEG_HEAD"] if tasks_of(plan.cfg).pixels else [])):
-        plan.choose(f"MODEL.{head}.NORM", heads, why)
+    heads = ("FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", *(["SEM_SEG_HEAD"] if tasks_of(plan.cfg).pixels else []))
+    for parts, trained_with in ((("RESNETS",), pretrained.backbone), (heads, pretrained.heads)):
+        few = f"batch norm over {together} images is too noisy"
+        if trained_with == "GN":
+            norm, why = "GN", "the weights were trained with it"
+        elif together >= BATCH // 2:
+            continue  # as the recipe has it
+        elif trained_with == "BN":
+            norm, why = "FrozenBN", f"{few}, and the weights have its statistics"
+        elif pretrained.backbone or _can_be_built(plan.cfg, "GN"):
+            norm, why = "GN", few
+        else:
+            continue  # group norm needs multiples of 32 channels
+        for part in parts:
+            plan.choose(f"MODEL.{part}.NORM", norm, why)
 
 
 def _can_be_built(cfg: CfgNode, norm: str) -> bool:
@@ -258,7 +265,3 @@ def _can_be_built(cfg: CfgNode, norm: str) -> bool:
     except UserError:
         return False
     return True
-
-
-def _is_detector(weights: str) -> bool:
-    return "rcnn" in weights or "panoptic" in weights or weights.endswith(("model_final.pth", "model_best.pth"))

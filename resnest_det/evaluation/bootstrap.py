@@ -1,11 +1,12 @@
 """How sure average precision is: confidence intervals by the bootstrap over images.
 
 The images of an evaluation are drawn anew with replacement, many times, and AP is counted each time (Efron and Tibshirani, An
-Introduction to the Bootstrap, chapter 13). Two detectors are compared on the same draws, which takes the images' difficulty out
-of their difference.
+Introduction to the Bootstrap, chapters 10 and 13). Two detectors are compared on the same draws, which takes the difficulty of the
+images out of their difference.
 """
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -77,9 +78,10 @@ def matched_detections(ground_truth: dict, detections: list[dict], task: str = "
 
 
 def draw_images(images: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """How often each image is drawn, (draws, images)."""
+    """How often each image counts, (1 + draws, images): once in the first row, which gives the AP itself; then as it is drawn."""
     generator = np.random.default_rng(seed)
-    return generator.multinomial(images, np.full(images, 1 / images), size=draws).astype(np.float64)
+    drawn = generator.multinomial(images, np.full(images, 1 / images), size=draws)
+    return np.concatenate([np.ones((1, images)), drawn])
 
 
 def average_precisions(matched: MatchedDetections, weights: np.ndarray, area: str = "") -> np.ndarray:
@@ -132,14 +134,30 @@ def _average(found: np.ndarray, total: np.ndarray, present: np.ndarray) -> np.nd
     return average
 
 
-def interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """The ends between which `confidence` of the draws lie; nan without any."""
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return np.nan, np.nan
-    outside = 50 * (1 - confidence)
-    low, high = np.percentile(values, (outside, 100 - outside))
-    return float(low), float(high)
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, the ends of its 95 % confidence interval, and how probable it is above 0; nan where there is nothing to count."""
+
+    value: float
+    low: float
+    high: float
+    above_zero: float
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """What `values`, of the rows of `draw_images`, say of a figure.
+
+    AP is higher on few images than on many, and as much higher again on draws from these. So the interval is that of a normal
+    distribution around the figure less the difference of the draws' mean from it.
+    """
+    value, drawn = float(values[0]), values[1:][~np.isnan(values[1:])]
+    if np.isnan(value) or len(drawn) < 2:
+        return Estimate(value, np.nan, np.nan, np.nan)
+    center, deviation = 2 * value - float(drawn.mean()), float(drawn.std(ddof=1))
+    if not deviation:
+        return Estimate(value, center, center, float(center > 0))
+    normal = NormalDist(center, deviation)
+    return Estimate(value, normal.inv_cdf(0.025), normal.inv_cdf(0.975), 1 - normal.cdf(0))
 
 
 @dataclass(frozen=True)

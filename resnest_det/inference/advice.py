@@ -6,6 +6,7 @@ import numpy as np
 
 from resnest_det.data.statistics import RARE, Statistics
 from resnest_det.engine.metrics import Metrics
+from resnest_det.evaluation.bootstrap import Estimate
 
 _FEW = 50  # objects of a class, below which more of them help most
 _ERRORS = {
@@ -22,7 +23,7 @@ _ERRORS = {
 
 def advice(
     figures: Mapping[str, float],
-    ends: tuple[float, float],
+    ends: Estimate,
     error_kinds: Mapping[str, float],
     calibration_error: float,
     data: Statistics,
@@ -33,7 +34,7 @@ def advice(
 
     Args:
         figures: of boxes, see `resnest_det.evaluation.average_precision.figures_of_tasks`.
-        ends: of the confidence interval of AP, in percent.
+        ends: AP with its confidence interval, in percent.
         error_kinds: TIDE's loss of AP50 by kind, 0 to 1.
         calibration_error: mean difference of score and precision, 0 to 1.
         data, trained_on: the evaluated and the training images.
@@ -54,10 +55,10 @@ def advice(
     if few:
         few.sort(key=lambda pair: pair[1])
         said.append(f"Label more objects of {_named(few)}: fewer than {_FEW} were trained on.")
-    if ends[1] - ends[0] > 6:
+    if ends.high - ends.low > 6:
         said.append(
-            f"AP is known to {(ends[1] - ends[0]) / 2:.1f} points at best: evaluate on more than {len(data.image_sizes)} images "
-            "before you choose between models that differ by less."
+            f"AP is known to {(ends.high - ends.low) / 2:.1f} points at best: evaluate on more than {len(data.image_sizes)} "
+            "images before you choose between models that differ by less."
         )
     rare = [(name, count) for name, count in data.objects_of.items() if 0 < count < RARE]
     if rare:

@@ -36,8 +36,8 @@ class Backend:
 
     Attributes:
         detect: of samples, see `resnest_det.detector.rcnn.GeneralizedRCNN`, as many results, each a dict with any of `boxes`,
-            `scores`, `classes`, `masks` (D, height, width) bool or another sequence of (height, width) bool; `panoptic_seg`; and
-            `sem_seg`. Tensors on any device.
+            `scores`, `classes`, `masks` (`CompactMasks`, or (D, height, width) bool); `panoptic_seg`; and `sem_seg` (C, height,
+            width) or its classes, `labels` (height, width). Tensors on any device.
         classes: what its classes are called.
         image_format: order of an image's channels, "RGB", "BGR" or "L".
         short_side, max_side: to which images are resized; 0 leaves them as they are.
@@ -60,16 +60,17 @@ def open_backend(model: str | os.PathLike, weights: str | os.PathLike | None = N
     """Whatever can be used, by its name.
 
     Args:
-        model: a checkpoint that training here wrote, a run's folder or its `config.yaml`, another configuration, or the name of
-            a recipe, whose published detector is taken; or a file that `resnest-det export` wrote, which runs on the CPU.
+        model: a checkpoint that training here wrote, a run's folder or its `config.yaml`, another configuration, the name of a
+            recipe, whose published detector is taken, or a file that `resnest-det export` wrote.
         weights: a checkpoint in the place of that.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
         UserError: a file cannot be found, read or used; the message names it.
     """
-    if weights is None and exported_format(model):
-        return _exported_backend(os.fspath(model), device)
+    exported = weights if weights is not None else model
+    if exported_format(exported):
+        return _exported(os.fspath(exported), str(device))
     cfg, path, checkpoint, names = _configured(os.fspath(model), None if weights is None else os.fspath(weights))
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", str(device)):
         raise UserError(f"device {shown(device)} is not supported; supported: 'auto', 'cpu', 'cuda', 'cuda:N'")
@@ -82,33 +83,29 @@ def open_backend(model: str | os.PathLike, weights: str | os.PathLike | None = N
         network = ready_for_inference(network)
     network.compact_masks = True
     classes = classes_of(cfg, checkpoint.get("trained_on") or names, f"checkpoint {path}")
+    return _backend(cfg, network, classes, network.device, str(path))
+
+
+def _exported(path: str, device: str) -> Backend:
+    """A file that `resnest-det export` wrote, which says its configuration and classes, too."""
+    if device not in ("auto", "cpu"):
+        raise UserError(f"device {shown(device)}: {path} is an exported file, which is run on the CPU; supported: 'auto', 'cpu'")
+    detector = ExportedDetector(path)
+    detector.compact_masks = True
+    cfg = configuration_of(detector.settings, path)
+    classes = classes_of(cfg, detector.settings.get("trained_on") or None, path)
+    return _backend(cfg, detector, classes, torch.device("cpu"), path)
+
+
+def _backend(cfg: CfgNode, detect: Callable, classes: Classes, device: torch.device, source: str) -> Backend:
     return Backend(
-        detect=network,
+        detect=detect,
         classes=classes,
         image_format=cfg.INPUT.FORMAT,
         short_side=cfg.INPUT.MIN_SIZE_TEST,
         max_side=cfg.INPUT.MAX_SIZE_TEST,
-        device=network.device,
-        source=str(path),
-        nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST if tasks_of(cfg).objects else 0.5,
-    )
-
-
-def _exported_backend(path: str, device: str) -> Backend:
-    if device not in ("auto", "cpu"):
-        raise UserError(f"device {shown(device)} is not supported for {path}: an exported detector runs on the CPU")
-    detector = ExportedDetector(path)
-    detector.compact_masks = True
-    settings = detector.settings
-    cfg = configuration_of(settings, path)
-    return Backend(
-        detect=detector,
-        classes=classes_of(cfg, settings["trained_on"], f"exported model {path}"),
-        image_format=settings["input_format"],
-        short_side=settings["short_side"],
-        max_side=settings["max_side"],
-        device=torch.device("cpu"),
-        source=path,
+        device=device,
+        source=source,
         nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST if tasks_of(cfg).objects else 0.5,
     )
 

@@ -34,7 +34,7 @@ class Predictor:
     Args:
         config_or_checkpoint: a checkpoint that training here wrote, which is enough alone; a run's folder, of which the best
             checkpoint is taken, else the newest; a configuration; the name of a recipe, whose published detector is taken; a
-            checkpoint's address (https://, hf://).
+            checkpoint's address (https://, hf://); a file that `resnest-det export` wrote (.onnx, .xml, .pt, .pt2).
         weights: a checkpoint in the place of that, for instance one of another program, which does not say its configuration.
         device: "auto", "cpu", "cuda" or "cuda:N".
         score_threshold: objects with a lower score are left out. What the model leaves out itself (its configuration's
@@ -135,7 +135,9 @@ class Predictor:
         height, width = picture.pixels.shape[:2]
         empty = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "classes": torch.zeros(0, dtype=torch.int64)}
         found = empty | {key: value for key, value in output.items() if key in (*empty, "masks", "keypoints")}
-        label_map, (segment_map, segments) = output.get("sem_seg"), output.get("panoptic_seg", (None, []))
+        label_map, (segment_map, segments) = output.get("labels"), output.get("panoptic_seg", (None, []))
+        if "sem_seg" in output:
+            label_map = output["sem_seg"].argmax(dim=0)
         result = Result(
             picture.name,
             height,
@@ -148,7 +150,7 @@ class Predictor:
             keypoints=_in_main_memory(found.get("keypoints")),
             segment_map=_in_main_memory(segment_map),
             segments=[] if segment_map is None else _named(segments, segment_map, self.classes),
-            label_map=None if label_map is None else label_map.argmax(dim=0).cpu(),
+            label_map=_in_main_memory(label_map),
             rgb=picture.rgb,
         )
         keep = result.scores >= self.score_threshold

@@ -27,11 +27,12 @@ from resnest_det.engine.metrics import Metrics
 from resnest_det.evaluation.average_precision import counted, figures_of_tasks
 from resnest_det.evaluation.bootstrap import (
     AREAS,
+    Estimate,
     MatchedDetections,
     average_precisions,
     best_thresholds,
     draw_images,
-    interval,
+    estimate,
     matched_detections,
 )
 from resnest_det.evaluation.results import errors_by_image, ground_truth_of, names_by_id
@@ -132,15 +133,15 @@ def _evaluation(
     parts = [
         f"<h2>Evaluation on {escape(dataset.name)}</h2>",
         _cards(figures, sizes),
-        "<p><small>In percent. Ranges hold 95 of 100 draws of as many images from these (bootstrap).</small></p>",
+        "<p><small>In percent. Ranges: 95 % confidence intervals, by the bootstrap over images.</small></p>",
         "<h3>What to try next</h3><ul>" + "".join(f"<li>{escape(line)}</li>" for line in said) + "</ul>",
     ]
     for task in tasks:
         parts.append(f"<h3>{_TASKS[task].capitalize()} by class</h3>")
         parts.append(_classes(figures[task], matched[task], sizes[task][""][1], names, evaluated.statistics))
     parts.append(f"<h3>By size</h3>{_sizes(figures, sizes)}")
+    parts.append(_plot(lambda file: plot_precision_recall(counting, names, file), "precision and recall"))
     plots: dict[str, Callable[[str], None]] = {
-        "precision and recall": lambda file: plot_precision_recall(counting, names, file),
         "AP and AR by size": lambda file: plot_sizes(figures, file),
         f"confusion at scores of {score_threshold:g} and more": lambda file: plot_confusion(
             counting, names, score_threshold, file
@@ -160,12 +161,12 @@ def _evaluation(
     return [*parts, "<h3>Evaluated images</h3>", *_data(evaluated.statistics)]
 
 
-def _ends(matched: MatchedDetections, weights: np.ndarray, area: str) -> tuple[tuple[float, float], list[tuple[float, float]]]:
-    """The ends of the interval of AP, and of each class, in percent."""
+def _ends(matched: MatchedDetections, weights: np.ndarray, area: str) -> tuple[Estimate, list[Estimate]]:
+    """AP, and that of each class, in percent."""
     draws = 100 * average_precisions(matched, weights, area).mean(axis=1)  # (draws, classes)
-    present = ~np.isnan(draws).all(axis=0)
-    over_all = np.nanmean(draws[:, present], axis=1) if present.any() else np.array([])
-    return interval(over_all), [interval(draws[:, label]) for label in range(draws.shape[1])]
+    present = ~np.isnan(draws[0])
+    over_all = np.nanmean(draws[:, present], axis=1) if present.any() else np.array([np.nan])
+    return estimate(over_all), [estimate(draws[:, label]) for label in range(draws.shape[1])]
 
 
 def _cards(figures: Mapping[str, Mapping[str, float]], sizes: Mapping) -> str:
@@ -177,11 +178,7 @@ def _cards(figures: Mapping[str, Mapping[str, float]], sizes: Mapping) -> str:
 
 
 def _classes(
-    figures: Mapping[str, float],
-    matched: MatchedDetections,
-    ends: Sequence[tuple[float, float]],
-    names: Sequence[str],
-    data: Statistics,
+    figures: Mapping[str, float], matched: MatchedDetections, ends: Sequence[Estimate], names: Sequence[str], data: Statistics
 ) -> str:
     rows = []
     for label, (name, best) in enumerate(zip(names, best_thresholds(matched))):
@@ -213,8 +210,8 @@ def _number(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.1f}"
 
 
-def _range(ends: tuple[float, float]) -> str:
-    return "–" if np.isnan(ends[0]) else f"{ends[0]:.1f} to {ends[1]:.1f}"
+def _range(ends: Estimate) -> str:
+    return "–" if np.isnan(ends.low) else f"{max(0, ends.low):.1f} to {min(100, ends.high):.1f}"
 
 
 def _plot(draw: Callable[[str], None], caption: str) -> str:

@@ -30,16 +30,16 @@ def check_torchvision() -> None:
     """
     try:
         import torchvision
-
-        version = torchvision.__version__
+    except (ImportError, RuntimeError) as error:  # operators of another torch are a RuntimeError
+        raise UserError(f"torchvision cannot be imported: {error}; {_HINT}") from None
+    version = torchvision.__version__
+    try:
         for module, names in _USED.items():
             found = importlib.import_module(module)
             for name in names:
                 getattr(found, name)
-    except AttributeError as error:
+    except (ImportError, AttributeError) as error:
         raise UserError(f"torchvision {version} does not fit: {error}; {_HINT}") from None
-    except (ImportError, RuntimeError) as error:  # operators of another torch are a RuntimeError
-        raise UserError(f"torchvision cannot be used: {error}; {_HINT}") from None
     if _number(version) < _number(OLDEST):
         raise UserError(f"torchvision {version} is too old; {_HINT}")
 

@@ -1,12 +1,12 @@
 """`train --data DIR --model NAME`: what there is and what the machine is, measured, become a configuration by rules."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
 
-from resnest_det.configuration.recipe import BATCH, Machine, Plan, by_data, by_machine
+from resnest_det.configuration.recipe import BATCH, Machine, Plan, Pretrained, by_data, by_machine
 from resnest_det.configuration.solver import RATE_KEYS
 from resnest_det.configuration.weights import fetch_initial_weights
 from resnest_det.data.catalog import get_dataset
@@ -14,6 +14,7 @@ from resnest_det.data.coco import Dataset
 from resnest_det.data.statistics import Statistics, statistics_of
 from resnest_det.errors import UserError
 from resnest_det.training.measuring import measure_fit
+from resnest_det.weights.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,30 @@ def choose_schedule(cfg: CfgNode, given: Collection[str], processes: int, traine
     if len(data.image_sizes) == 0:
         raise UserError(f"{data.name}: there are no images")
     by_data(plan, data, machine, trained_detector)
-    if plan.cfg.MODEL.WEIGHTS:
-        fetch_initial_weights(plan.cfg.MODEL.WEIGHTS)  # that they cannot be had is told before anything is measured
+    # That weights cannot be had is told before anything is measured.
+    pretrained = pretrained_with(plan.cfg.MODEL.WEIGHTS) if plan.cfg.MODEL.WEIGHTS else Pretrained()
     lines, fits = [], BATCH
     if "SOLVER.IMS_PER_BATCH" not in given:
         fit = measure_fit(plan.cfg, data, max(2, BATCH // processes))
         lines, fits = [f"Memory {fit.text}"], fit.images
-    by_machine(plan, data, machine, fits)
+    by_machine(plan, data, machine, fits, pretrained)
     return Schedule(
         {choice.key: choice.value for choice in plan.choices}, (*lines, *(f"Chosen {choice}" for choice in plan.choices))
     )
+
+
+def pretrained_with(weights: str) -> Pretrained:
+    """What MODEL.WEIGHTS fill, by the names of their parameters.
+
+    Raises:
+        UserError: they cannot be had or read.
+    """
+    read = read_weights(fetch_initial_weights(weights))
+
+    def norm_of(names: Iterable[str]) -> str:
+        return "BN" if any(name.endswith("running_mean") for name in names) else "GN"
+
+    return Pretrained(norm_of(read.backbone), norm_of(read.rest) if read.is_detector else "")
 
 
 def lower_to_memory(cfg: CfgNode, processes: int) -> Schedule:

@@ -6,7 +6,7 @@ import pytest
 from resnest_det.configuration.checking import check_buildable, check_supported
 from resnest_det.configuration.nodes import value_of, with_values
 from resnest_det.configuration.reading import load_config
-from resnest_det.configuration.recipe import Machine, Plan, by_data, by_machine, images_shown
+from resnest_det.configuration.recipe import Machine, Plan, Pretrained, by_data, by_machine, images_shown
 from resnest_det.data.statistics import Statistics
 
 GPU, CPU = Machine("cuda", 1, 16), Machine("cpu", 1, 2)
@@ -29,12 +29,13 @@ def data(images=1000, size=60, image=(480, 640), masks=True, ratio=1.0, labels=N
     )
 
 
-def plan(statistics, machine=GPU, fits=16, given=None, detector="", model="mask_rcnn_ResNeSt50_FPN"):
+def plan(statistics, machine=GPU, fits=16, given=None, detector="", model="mask_rcnn_ResNeSt50_FPN", pretrained=None):
     given = given or {}
     cfg = with_values(load_config(model), given)
     made = Plan(cfg, given)
     by_data(made, statistics, machine, detector)
-    by_machine(made, statistics, machine, fits)
+    norms = Pretrained("BN", "BN") if detector else Pretrained("BN") if made.cfg.MODEL.WEIGHTS else Pretrained()
+    by_machine(made, statistics, machine, fits, pretrained or norms)
     check_supported(made.cfg)
     check_buildable(made.cfg)
     return made
@@ -117,6 +118,11 @@ def test_norms_by_images_of_a_process(fits, weights, detector, norms, freeze):
     made = plan(data(), fits=fits, given={} if weights is None else {"MODEL.WEIGHTS": weights}, detector=detector).cfg.MODEL
     assert (made.RESNETS.NORM, made.FPN.NORM) == norms and made.ROI_BOX_HEAD.NORM == made.ROI_MASK_HEAD.NORM == norms[1]
     assert made.BACKBONE.FREEZE_AT == freeze
+
+
+def test_weights_that_were_trained_with_group_norm_keep_it():
+    made = plan(data(), fits=16, pretrained=Pretrained("GN", "GN")).cfg.MODEL
+    assert made.RESNETS.NORM == made.FPN.NORM == made.ROI_BOX_HEAD.NORM == "GN"
 
 
 def test_narrow_networks_keep_batch_norm_and_have_a_batch_for_it():

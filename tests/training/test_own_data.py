@@ -59,6 +59,7 @@ def test_a_folder_becomes_a_detector(folder, tmp_path, capsys):
     assert after.SOLVER.MAX_ITER == 6 and after.SOLVER.IMS_PER_BATCH == 3
 
     pack([str(out), str(tmp_path / "packed.pth")])
+    assert first_schedule.pretrained_with(str(tmp_path / "packed.pth")) == first_schedule.Pretrained("BN", "BN")
     packed = read_checkpoint(tmp_path / "packed.pth")
     assert "optimizer" not in packed and packed["trained_on"]["thing_classes"] == ["red", "blue"]
     assert str(tmp_path) not in packed["config"] and "my_photos" in packed["config"]

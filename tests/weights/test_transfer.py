@@ -1,8 +1,8 @@
 """Downloads from servers that answer wrongly on purpose, into caches where others have been: one line, and nothing believed."""
 
-import io
 import hashlib
 import http.server
+import io
 import os
 import socket
 import threading

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from resnest_det.data.annotation_files import Annotation, InstanceFile
+from resnest_det.errors import printable
 
 # The formats by the name that `--from` has for each.
 KINDS = ("coco", "panoptic", "yolo", "voc", "labelme", "cvat", "label-studio", "masks", "csv")
@@ -61,7 +62,8 @@ class Notes:
         """A line for each kind, in the order in which they were found."""
         for what, (count, place) in self._found.items():
             verb, _, rest = what.partition(": ")
-            yield f"{'' if verb == 'told' else f'{verb} '}{count} {rest} ({place}{', ...' if count > 1 else ''})"
+            more = ", ..." if count > 1 else ""
+            yield printable(f"{'' if verb == 'told' else f'{verb} '}{count} {rest} ({place[:300]}{more})")
 
 
 def counts_by_name(content: InstanceFile) -> Counter:

@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from resnest_det.errors import UserError
@@ -31,8 +31,15 @@ def walk(folder: str) -> Iterator[tuple[str, list[str]]]:
                 found = sorted((entry for entry in entries if not entry.name.startswith((".", "__MACOSX"))), key=lambda e: e.name)
         except OSError:
             continue
-        waiting += [os.path.join(parent, entry.name) for entry in reversed(found) if entry.is_dir()]
-        yield parent, [entry.name for entry in found if entry.is_file()]
+        waiting += [os.path.join(parent, entry.name) for entry in reversed(found) if _is(entry.is_dir)]
+        yield parent, [entry.name for entry in found if _is(entry.is_file)]
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link to what may not be looked at
+        return False
 
 
 def plain(name: str) -> str:

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # A folder of this name has the images, whatever is beside it.
 _IMAGES = ("images", "jpegimages")
+# Beside a folder of this name.
+_ANNOTATIONS = ("annotations", "annotation", "labels", "label", "json", "xml")
 
 
 def find_splits(path: str, kind: str | None = None, images: str | None = None, seed: int = 0) -> dict[str, LabelFiles]:
@@ -221,14 +223,9 @@ def _images_of(split: str | None, folder: str) -> str:
 
 
 def _root_near(path: str) -> str:
-    """The folder of a file, or the nearest above it that has images, but not beyond the second."""
-    here = os.path.dirname(os.path.abspath(path))
-    folder = here
-    for _ in range(3):
-        if folders_of_images(folder):
-            return folder
-        folder = os.path.dirname(folder)
-    return here
+    """The folder of a file; where it is one of annotations, that above."""
+    folder = os.path.dirname(os.path.abspath(path))
+    return os.path.dirname(folder) if plain(os.path.basename(folder)) in _ANNOTATIONS else folder
 
 
 def _image_sets(folder: str) -> dict[str, str]:
