@@ -94,8 +94,11 @@ def test_what_is_found_is_drawn_counted_listed_and_given_as_json(run, predictor,
     expected = predictor(image(run))
     picture, sentence, rows, found = look(client, image(run))
     with Image.open(picture) as drawn:
-        difference = np.asarray(drawn.convert("RGB"), dtype=float) - np.asarray(expected.draw())
-        assert np.abs(difference).mean() < 12  # it is a JPEG
+        difference = [
+            np.abs(np.asarray(drawn.convert("L"), dtype=float) - np.asarray(picture.convert("L"))).mean()
+            for picture in (expected.draw(), Image.open(image(run)))
+        ]
+        assert drawn.size == (80, 64) and difference[0] < 8 and difference[1] > 3 * difference[0], difference  # it is a JPEG
     assert found == expected.to_json() | {"file_name": "1.png"}
     assert [row[0] for row in rows] == expected.names and "in 80 x 64 pixels; 0." in sentence
     assert f"{expected.names.count('red')} red" in sentence
