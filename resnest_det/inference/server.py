@@ -317,7 +317,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        number = getattr(error, "errno", None)  # its text has the address once more
+        reason = os.strerror(number) if number and number > 0 else getattr(error, "strerror", None) or error
         raise UserError(f"{host} port {port} cannot be listened at ({reason}): give another --host or --port") from None
 
 
