@@ -29,7 +29,7 @@ from resnest_det.engine.precise_bn import update_batch_norm_statistics
 from resnest_det.errors import UserError
 from resnest_det.files import remove_unfinished
 from resnest_det.inference.evaluating import evaluate, evaluate_augmented, flatten_results, ready_for_inference, verify_results
-from resnest_det.stopping import allowed
+from resnest_det.stopping import allowed, raise_if_requested
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.downloads import resolve_weights
 
@@ -203,7 +203,8 @@ class _Run:
                     self.checkpointer.save(f"model_{self.done:07d}", iteration=self.done, **self.facts)
                 logger.info("Stopped after iteration %d, of which there is a checkpoint: --resume goes on from there", self.done)
             raise
-        batches.close()  # by itself it would end its workers where a signal cannot be told
+        batches.close()
+        raise_if_requested()  # a signal may have come while the workers ended
 
     def evaluate(self, iteration: int, *, last: bool = False) -> dict:
         """Evaluate the current model, the `last` time also with test-time augmentation, and record the results."""
