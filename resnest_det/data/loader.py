@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 import torch
@@ -148,7 +148,8 @@ def _load(
         try:
             yield batch
         except GeneratorExit:
-            with deferred():
+            # Nobody would hear of an error that a generator raises now; a signal is not forgotten.
+            with suppress(KeyboardInterrupt), deferred():
                 del loaded
             raise
 

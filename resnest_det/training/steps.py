@@ -29,7 +29,7 @@ from resnest_det.engine.precise_bn import update_batch_norm_statistics
 from resnest_det.engine.spikes import SpikeWatch
 from resnest_det.errors import UserError
 from resnest_det.inference.evaluating import flatten_results
-from resnest_det.stopping import allowed
+from resnest_det.stopping import allowed, raise_if_requested
 from resnest_det.training.evaluation import Evaluation
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,8 @@ class Run:
         except OutOfMemory as error:
             memory = error
         else:
-            batches.close()  # by itself it would end its workers where a signal cannot be told
+            batches.close()
+            raise_if_requested()  # a signal may have come while the workers ended
             return
         raise UserError(self._what_fits(memory, last[0], autocast))
 
