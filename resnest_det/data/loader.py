@@ -133,6 +133,8 @@ def _load(
             with deferred(), waiting(), _deaths.raised() if num_workers else nullcontext():
                 batch = next(loaded)
         except StopIteration:
+            with deferred():
+                del loaded  # ends the workers
             return
         except RuntimeError as error:
             if num_workers and str(error).startswith("DataLoader worker"):
@@ -143,7 +145,12 @@ def _load(
         for sample in batch:
             if isinstance(sample, UserError):
                 raise sample
-        yield batch
+        try:
+            yield batch
+        except GeneratorExit:
+            with deferred():
+                del loaded
+            raise
 
 
 def _start_worker(index: int) -> None:

@@ -1,8 +1,8 @@
 """How sure average precision is: confidence intervals by the bootstrap over images.
 
-The images of an evaluation are drawn anew with replacement, many times, and AP is counted each time (Efron and Tibshirani, An
-Introduction to the Bootstrap, chapters 10 and 13). Two detectors are compared on the same draws, which takes the difficulty of the
-images out of their difference.
+The images of an evaluation are drawn anew with replacement, many times, and AP is counted each time (Efron and Tibshirani,
+An Introduction to the Bootstrap, chapters 10 and 13). Two detectors are compared on the same draws, so that how difficult the
+images are falls out of their difference.
 """
 
 from dataclasses import dataclass

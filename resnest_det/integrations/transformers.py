@@ -30,14 +30,14 @@ from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin  # no
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutputWithNoAttention  # noqa: E402
 
 from resnest_det.backbone.layers import NORMS  # noqa: E402
-from resnest_det.backbone.loading import load_weights  # noqa: E402
+from resnest_det.backbone.loading import LoadReport, load_weights  # noqa: E402
 from resnest_det.backbone.resnest import STAGES, ResNeSt  # noqa: E402
 from resnest_det.backbone.variants import find_variant  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.weights.downloads import resolve_weights  # noqa: E402
 from resnest_det.weights.published import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 
-__all__ = ["ResNeStBackbone", "ResNeStConfig", "ResNeStForImageClassification", "image_processor"]
+__all__ = ["ResNeStBackbone", "ResNeStConfig", "ResNeStForImageClassification", "image_processor", "load_backbone_weights"]
 
 STAGE_NAMES = ("stem", "stage1", "stage2", "stage3", "stage4")  # as of transformers' own ResNet
 FEATURES = dict(zip(STAGE_NAMES, ("stem", *STAGES)))
@@ -257,6 +257,18 @@ class ResNeStForImageClassification(ResNeStPreTrainedModel):
         if return_dict is False:
             return tuple(each for each in (loss, logits, hidden) if each is not None)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=hidden)
+
+
+def load_backbone_weights(model: nn.Module, weights: str) -> LoadReport:
+    """Load a file or address, see `resolve_weights`, into the ResNeSt that is somewhere in a model of transformers.
+
+    Raises:
+        UserError: there is none in it, or the weights cannot be had or are of another variant.
+    """
+    backbone = next((module for module in model.modules() if isinstance(module, ResNeSt)), None)
+    if backbone is None:
+        raise UserError(f"a {type(model).__name__} has no ResNeSt to load weights {weights} into")
+    return load_weights(backbone, resolve_weights(weights))
 
 
 def image_processor(name: str) -> BitImageProcessor:

@@ -15,14 +15,12 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from transformers import AutoConfig, AutoImageProcessor, Trainer, TrainingArguments  # noqa: E402
 
-import resnest_det.integrations.transformers  # noqa: E402, F401 (registers)
-from resnest_det.backbone.loading import load_weights  # noqa: E402
 from resnest_det.data.catalog import get_dataset  # noqa: E402
 from resnest_det.data.image_files import check_image_files  # noqa: E402
 from resnest_det.errors import UserError, nearest  # noqa: E402
 from resnest_det.files import packaged, write_bytes  # noqa: E402
+from resnest_det.integrations.transformers import load_backbone_weights  # noqa: E402 (registers as well)
 from resnest_det.integrations.transformers_data import TASKS, TrainingSamples, collate, evaluate_transformers, label_names  # noqa: E402
-from resnest_det.weights.downloads import resolve_weights  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +124,7 @@ def train(recipe: str, train_dataset: str, val_dataset: str, output_dir: str, se
     transformers.set_seed(arguments.seed)
     model, processor = build(folder, names), AutoImageProcessor.from_pretrained(folder)
     if weights:
-        logger.info("Loaded %s", load_weights(model, resolve_weights(weights)))
+        logger.info("Loaded %s", load_backbone_weights(model, weights))
     universal = hasattr(processor, "post_process_panoptic_segmentation") and model.config.model_type == "mask2former"
     make_batch = partial(collate, processor=processor, task=task, universal=universal, things=len(truth.metadata.thing_classes))
     trainer = Trainer(

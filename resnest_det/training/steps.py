@@ -132,6 +132,7 @@ class Run:
         except OutOfMemory as error:
             memory = error
         else:
+            batches.close()  # by itself it would end its workers where a signal cannot be told
             return
         raise UserError(self._what_fits(memory, last[0], autocast))
 

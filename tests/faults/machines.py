@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.faults.runs import ITERATIONS, PATIENCE, Run, Training, kill, processes_of, wait_until_gone
+from tests.faults.runs import ITERATIONS, PATIENCE, Run, Training, kill, wait_until_gone
 
 _LOSS = 0.02  # of all packets
 _SILENCE = 5.0  # seconds without any
@@ -74,7 +74,7 @@ def _end(run: Run, machines: Sequence[subprocess.Popen]) -> None:
     for machine in machines:
         machine.wait(PATIENCE)
     for machine in machines:
-        left = processes_of(machine.pid)
+        left = wait_until_gone(machine.pid, 60)
         assert machine.returncode == 0 and not left, f"status {machine.returncode}, left {left}:\n{run.output.read_text()}"
 
 

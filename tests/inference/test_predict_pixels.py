@@ -34,7 +34,7 @@ def test_panoptic_maps_are_those_of_the_evaluation(run, tmp_path):
     found = 0
     for image in images:
         result = predictor(image)
-        entry = next(each for each in written if each["file_name"].split(".")[0] == image.stem)
+        entry = next(each for each in written if each["image_id"] == int(image.stem))
         ids = read_segment_ids(str(folder / "inference" / "panoptic_predictions" / entry["file_name"]))
         assert np.array_equal(result.segment_map.numpy(), ids)
         assert {each["id"]: each["category_id"] for each in result.segments} == {

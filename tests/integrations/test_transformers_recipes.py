@@ -18,6 +18,7 @@ from resnest_det.data.shapes import STUFF, THINGS, write_shapes  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.integrations import transformers_data as data  # noqa: E402
 from resnest_det.integrations import transformers_train as recipes  # noqa: E402
+from resnest_det.integrations.transformers import load_backbone_weights  # noqa: E402
 
 NARROW = dict(depths=[1, 1, 1, 1], bottleneck_channels=8, res2_out_channels=32, stem_width=8)
 DETR = dict(d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, num_queries=9)
@@ -119,6 +120,22 @@ def test_a_recipe_is_trained_saved_loaded_and_evaluated(name, tmp_path, few):
         pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         first, second = model(pixels), getattr(transformers, config.architectures[0]).from_pretrained(out).eval()(pixels)
     assert torch.allclose(first[0], second[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_weights_reach_the_backbone_of_a_recipe(name, tmp_path):
+    shrink(name, tmp_path)
+    model = recipes.build(tmp_path)
+    body = next(module for module in model.modules() if type(module).__name__ == "ResNeSt")
+    state = {key: torch.full_like(value, 0.25) for key, value in body.state_dict().items()}
+    torch.save(state, tmp_path / "backbone.pth")
+    load_backbone_weights(model, str(tmp_path / "backbone.pth"))
+    assert all((value == 0.25).all() for key, value in body.state_dict().items() if "num_batches" not in key)
+
+
+def test_a_model_without_the_backbone_takes_no_weights():
+    with pytest.raises(UserError, match="a Linear has no ResNeSt to load weights resnest://resnest50 into"):
+        load_backbone_weights(torch.nn.Linear(1, 1), "resnest://resnest50")
 
 
 @pytest.mark.parametrize(("name", "frozen"), [("detr_resnest50", True), ("rt_detr_v2_resnest14_shapes", False)])
