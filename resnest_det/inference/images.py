@@ -93,7 +93,9 @@ def _rgb(source: np.ndarray | Image.Image | torch.Tensor, name: str) -> np.ndarr
             source = source.permute(1, 2, 0)
         source = source.numpy()
     if not isinstance(source, np.ndarray):
-        raise UserError(f"{name} is a {type(source).__name__}, expected a path, an address, an array, a tensor or a PIL image")
+        raise UserError(
+            f"{name} is a {type(source).__name__}, expected a path, an address, bytes, an array, a tensor or a PIL image"
+        )
     if source.ndim == 2:
         source = source[:, :, None]
     if source.ndim != 3 or source.shape[2] not in (1, 3) or source.dtype != np.uint8 or not source.size:

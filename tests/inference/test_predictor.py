@@ -49,7 +49,7 @@ def test_everything_that_an_image_comes_as(run, predictor):
     pixels = np.asarray(Image.open(path))
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     expected = predictor(path).to_coco(0)
-    for source in (pixels, Image.open(path), tensor, tensor / 255, Image.open(path).convert("RGBA")):
+    for source in (pixels, Path(path).read_bytes(), Image.open(path), tensor, tensor / 255, Image.open(path).convert("RGBA")):
         assert predictor(source).to_coco(0) == expected
     assert predictor(pixels[None], batch=1)[0].to_coco(0) == expected
     gray = predictor(pixels[:, :, 0])
@@ -191,7 +191,8 @@ def test_models_that_cannot_be_used(run, arguments, message):
         (np.zeros((4, 4, 3)), "image 0 is an array of shape .* float64, expected"),
         (np.zeros((0, 4, 3), np.uint8), "image 0 is an array of shape"),
         (torch.full((3, 4, 4), 2.0), "a tensor of floats has values from 0 to 1"),
-        ([b"abc"], "image 0 is a bytes, expected a path"),
+        ([{}], "image 0 is a dict, expected a path"),
+        (b"abc", "image image 0 cannot be read, it is damaged or not an image"),
         ("http://127.0.0.1:9/a.jpg", "image http://127.0.0.1:9/a.jpg cannot be fetched: "),
     ],
 )
