@@ -133,7 +133,8 @@ def _report(folder: Path, data: RunData) -> str:
     """Write the report of a run, and say where it is; what is in its way does not end a run that is done."""
     try:
         path = report_run(folder, data.test, data.test_statistics, data.train_statistics)
-    except UserError as error:
+    # Not only UserError: no fault in drawing may make a failure of a training that is done.
+    except Exception as error:
         logger.warning("no report.html: %s", error)
         return ""
     return "" if path is None else f"; is it good? {path}"
