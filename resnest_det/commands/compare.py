@@ -9,7 +9,7 @@ from tabulate import tabulate
 from resnest_det.commands.run_results import RunResults, read_run
 from resnest_det.data.coco import Dataset
 from resnest_det.errors import UserError, printable
-from resnest_det.evaluation.bootstrap import AREAS, average_precisions, draw_images, estimate, matched_detections
+from resnest_det.evaluation.bootstrap import AREAS, average_precisions, draw_images, estimate, matched_detections, mean_of_counted
 from resnest_det.evaluation.results import ground_truth_of, names_by_id, read_results
 
 _TASKS = {"bbox": "boxes", "segm": "masks"}
@@ -57,7 +57,7 @@ def _compare(dataset: Dataset, same: Dataset, a: RunResults, b: RunResults, draw
             both = [100 * average_precisions(each, weights, area).mean(axis=1) for each in matched]  # (draws, classes) of each
             present = ~np.isnan(both[0][0])
             if present.any():
-                figures[size] = [np.nanmean(each[:, present], axis=1) for each in both]
+                figures[size] = [mean_of_counted(each[:, present]) for each in both]
             if not area:
                 classes = {
                     name: [each[:, label] for each in both] for label, name in enumerate(names_by_id(truth)) if present[label]

@@ -12,6 +12,7 @@ from hotcoco import plot as hotcoco_plot
 from resnest_det.data.statistics import Statistics
 from resnest_det.drawing.objects import class_colors
 from resnest_det.errors import UserError
+from resnest_det.evaluation.bootstrap import mean_of_counted
 
 _MOST_CLASSES = 40  # in a chart
 _MOST_CURVES = 10
@@ -89,7 +90,7 @@ def plot_precision_recall(counting: COCOeval, class_names: Sequence[str], path: 
     with figure(path, 13, 5, columns=2) as (left, right):
         for row in (0, 2, 4, 6, 8):
             if present:
-                left.plot(recall, np.nanmean(precision[row][:, present], axis=1), label=f"overlap {0.5 + 0.05 * row:.2f}")
+                left.plot(recall, mean_of_counted(precision[row][:, present]), label=f"overlap {0.5 + 0.05 * row:.2f}")
         for color, index in zip(class_colors(len(class_names)), range(len(class_names))):
             if index in shown:
                 name, curve = _short(class_names[index]), precision[0, :, index]

@@ -134,6 +134,12 @@ def _average(found: np.ndarray, total: np.ndarray, present: np.ndarray) -> np.nd
     return average
 
 
+def mean_of_counted(values: np.ndarray) -> np.ndarray:
+    """Means over the last axis of what is not nan; nan where nothing is, as in a draw without an object."""
+    counts = (~np.isnan(values)).sum(axis=-1)
+    return np.nansum(values, axis=-1) / np.where(counts, counts, np.nan)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A figure, the ends of its 95 % confidence interval, and how probable it is above 0; nan where there is nothing to count."""

@@ -34,6 +34,7 @@ from resnest_det.evaluation.bootstrap import (
     draw_images,
     estimate,
     matched_detections,
+    mean_of_counted,
 )
 from resnest_det.evaluation.results import errors_by_image, ground_truth_of, names_by_id
 from resnest_det.files import write_bytes
@@ -165,7 +166,7 @@ def _ends(matched: MatchedDetections, weights: np.ndarray, area: str) -> tuple[E
     """AP, and that of each class, in percent."""
     draws = 100 * average_precisions(matched, weights, area).mean(axis=1)  # (draws, classes)
     present = ~np.isnan(draws[0])
-    over_all = np.nanmean(draws[:, present], axis=1) if present.any() else np.array([np.nan])
+    over_all = mean_of_counted(draws[:, present]) if present.any() else np.array([np.nan])
     return estimate(over_all), [estimate(draws[:, label]) for label in range(draws.shape[1])]
 
 
