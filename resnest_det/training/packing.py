@@ -9,9 +9,9 @@ from resnest_det.backbone.loading import load_into
 from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.standalone import configuration_of
-from resnest_det.engine.checkpoint import newest_checkpoint
 from resnest_det.errors import UserError
 from resnest_det.files import atomic_write
+from resnest_det.inference.backend import checkpoint_in
 from resnest_det.weights.checkpoint_files import read_checkpoint, with_digests
 from resnest_det.weights.weights import read_weights
 
@@ -61,8 +61,4 @@ def _checkpoint_of(run: Path) -> str:
         raise UserError(f"{run} does not exist; give the OUTPUT_DIR of a run, or a checkpoint")
     if not run.is_dir():
         return str(run)
-    best = run / "model_best.pth"
-    newest = str(best) if best.is_file() else newest_checkpoint(run)
-    if not newest:
-        raise UserError(f"{run} has no checkpoint: neither model_best.pth nor one that last_checkpoint names")
-    return newest
+    return checkpoint_in(str(run))

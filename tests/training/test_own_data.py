@@ -109,7 +109,7 @@ def test_auto_batch_takes_what_fits_and_everything_in_proportion(folder, tmp_pat
 def test_packing_what_cannot_be_packed(tmp_path):
     with pytest.raises(UserError, match="absent does not exist; give the OUTPUT_DIR of a run, or a checkpoint"):
         pack([str(tmp_path / "absent"), str(tmp_path / "x.pth")])
-    with pytest.raises(UserError, match="has no checkpoint: neither model_best.pth nor one that last_checkpoint names"):
+    with pytest.raises(UserError, match="is not the folder of a run with a checkpoint"):
         pack([str(tmp_path), str(tmp_path / "x.pth")])
     torch.save({"model": {}}, tmp_path / "bare.pth")
     with pytest.raises(UserError, match="bare.pth has no configuration in it"):
