@@ -108,6 +108,23 @@ def allowed() -> Iterator[None]:
 
 
 @contextmanager
+def at_once() -> Iterator[None]:
+    """Within, where there is nothing to tidy, the system itself ends the process when a signal comes.
+
+    For calls in which torch waits for other processes, and Python does not hear of signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in WORDS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def waiting() -> Iterator[None]:
     """Within `deferred`, for another process that may not answer: a signal takes effect after `_PATIENCE` at the latest."""
     global _waiting

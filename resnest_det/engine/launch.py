@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from resnest_det.errors import ArgumentError, UserError, out_of_memory
-from resnest_det.stopping import Terminated, end_interrupted, handle_signals
+from resnest_det.stopping import Terminated, at_once, end_interrupted, handle_signals
 
 RENDEZVOUS_TIMEOUT = 300  # seconds to wait for the other machines
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # one process evaluates while the others wait
@@ -199,11 +200,16 @@ def join_process_group(device: torch.device) -> None:
     """Join the processes that `launch` or `torchrun` has started; do nothing if there is only one."""
     if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         return
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
-    # The launcher's store survives a restart of the processes, with the addresses of those that died.
-    store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
+    with at_once():
+        # When the launcher dies, the system sends its processes SIGINT, but not those that had not asked for it yet.
+        launcher = multiprocessing.parent_process()
+        if launcher is not None and not launcher.is_alive():
+            sys.exit("the process that started this one has ended")
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+        # The launcher's store survives a restart of the processes, with the addresses of those that died.
+        store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
 
 
 def leave_process_group(device: torch.device) -> None:

@@ -4,6 +4,8 @@ import atexit
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -76,6 +78,35 @@ def test_a_killed_process_stops_the_others_within_seconds(tmp_path):
 
 def _bug():
     raise KeyError("a mistake in the program")
+
+
+JOINING = """
+import torch
+from resnest_det.engine.launch import join_process_group
+from resnest_det.stopping import handle_signals
+handle_signals()
+print("joining", flush=True)
+join_process_group(torch.device("cpu"))
+"""
+
+
+def test_a_signal_ends_a_process_that_waits_for_the_others():
+    """Such as that which the system sends when the launcher has died."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(nobody.getsockname()[1])}
+        place = {"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "0"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", JOINING], env=os.environ | address | place, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        try:
+            assert process.stdout.readline() == b"joining\n"
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=10) == -signal.SIGINT
+        finally:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.slow
