@@ -65,18 +65,32 @@ def open_unlinked(path: str | os.PathLike, mode: str) -> IO:
     return open(path, mode, encoding=None if "b" in mode else "utf-8", opener=opener)
 
 
+@contextmanager
+def one_of_many(path: str | os.PathLike) -> Iterator[IO]:
+    """`atomic_write` of bytes that does not wait for the disk: of such files there may be thousands.
+
+    Raises:
+        UserError: the file cannot be written; an earlier one of that name is unchanged.
+    """
+    try:
+        with atomic_write(path, "wb", sync=False) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 def write_bytes(path: str, content: bytes) -> None:
-    """Write one of an evaluation's files atomically and make its folder; there may be thousands, so do not wait for the disk.
+    """Write `one_of_many` files and make its folder.
 
     Raises:
         UserError: the folder cannot be made or the file cannot be written; an earlier file of that name is unchanged.
     """
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with atomic_write(path, "wb", sync=False) as file:
-            file.write(content)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    with one_of_many(path) as file:
+        file.write(content)
 
 
 def _umask() -> int:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 
+from resnest_det.commands.model_flags import add_classes_flag, add_weights_flags, classes_in
 from resnest_det.errors import UserError, printable
 from resnest_det.inference.files import Done, Output, claim_folder, predict_images, predict_video
 from resnest_det.inference.inputs import Input, check_any, list_inputs
@@ -40,8 +41,7 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="MODEL IMAGE",
         help="a run's folder, a checkpoint or a recipe, unless --config-file or --weights says what; and images",
     )
-    parser.add_argument("--config-file", metavar="FILE", help="a YAML file, or the name of a bundled recipe")
-    parser.add_argument("--weights", metavar="FILE", help="a checkpoint; one of a run needs no --config-file")
+    add_weights_flags(parser, threshold=0.5)
     parser.add_argument(
         "--input",
         nargs="+",
@@ -50,10 +50,8 @@ def argument_parser() -> argparse.ArgumentParser:
         help="files, folders, patterns, addresses, videos, the number of a camera, or - for a list on standard input",
     )
     parser.add_argument("--output", default="predictions", metavar="PATH", help="a folder; for one image or video also a file")
-    parser.add_argument("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="leave out lower scores (0.5)")
-    parser.add_argument("--classes", metavar="NAME,NAME", help="look for these classes only, by name or id")
+    add_classes_flag(parser)
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images that go through the network together (1)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
         "--save-json", action="store_true", help="a JSON file for each image, and COCO results of all; a line for each frame"
     )
@@ -83,8 +81,7 @@ def main(arguments: Sequence[str]) -> None:
     check_any(inputs, problems)
     if file:
         _check_file(args.output, inputs)
-    classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
-    predictor = Predictor(model, weights, args.device, args.confidence_threshold, classes)
+    predictor = Predictor(model, weights, args.device, args.confidence_threshold, classes_in(args))
     if tile and predictor.classes.stuff.names:
         raise UserError("--tile joins objects, and this model labels pixels: leave it away")
     folder = os.path.dirname(os.path.abspath(args.output)) if file else args.output

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from resnest_det.commands.model_flags import MEGA, add_model_flags, check_model_flags, predictor_of
+from resnest_det.commands.model_flags import MEGA, add_classes_flag, add_model_flags, check_model_flags, classes_in, predictor_of
 from resnest_det.errors import UserError
 
 EXAMPLES = """
@@ -23,7 +23,7 @@ def argument_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_flags(parser, port=8000, threshold=0.5)
-    parser.add_argument("--classes", metavar="NAME,NAME", help="look for these classes only, by name or id")
+    add_classes_flag(parser)
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="images that go through the network together (8)")
     parser.add_argument(
         "--window", type=float, default=5, metavar="MS", help="milliseconds that an image waits for others, if none is there (5)"
@@ -55,8 +55,7 @@ def main(arguments: Sequence[str]) -> None:
 
     limits = Limits(int(args.max_upload * MEGA), int(args.max_pixels * MEGA), args.timeout, args.max_waiting)
     with listen(args.host, args.port) as listening:
-        classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
-        predictor = predictor_of(args, score_threshold=args.confidence_threshold, classes=classes)
+        predictor = predictor_of(args, score_threshold=args.confidence_threshold, classes=classes_in(args))
         server = make_server(make_app(predictor, limits, args.batch, args.window / 1000), limits)
         host = f"[{args.host}]" if ":" in args.host else args.host
         print(f"serving {predictor.backend.source} at http://{host}:{listening.getsockname()[1]}/predict", flush=True)

@@ -21,6 +21,7 @@ from resnest_det.weights.weights import check_numbers, errors_naming, other_kind
 logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 4
+BEST_CHECKPOINT = "model_best.pth"  # of a run, by its evaluations
 _MOST_ITERATIONS = 1 << 50
 
 

@@ -16,7 +16,7 @@ from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import find_config_file, load_config
 from resnest_det.configuration.standalone import CONFIG_NAME, configuration_of, run_folder
 from resnest_det.configuration.tables import tasks_of
-from resnest_det.engine.checkpoint import newest_checkpoint
+from resnest_det.engine.checkpoint import BEST_CHECKPOINT, newest_checkpoint
 from resnest_det.errors import UserError, shown
 from resnest_det.inference.classes import Classes, classes_of
 from resnest_det.inference.evaluating import ready_for_inference
@@ -27,7 +27,6 @@ from resnest_det.weights.downloads import resolve_weights
 from resnest_det.weights.weights import weights_in
 
 _CONFIG_SUFFIXES = (".yaml", ".yml")
-_BEST = "model_best.pth"
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def checkpoint_in(folder: str) -> str:
     Raises:
         UserError: there is none.
     """
-    best = Path(folder, _BEST)
+    best = Path(folder, BEST_CHECKPOINT)
     path = str(best) if best.is_file() else newest_checkpoint(folder)
     if not path:
         raise UserError(

@@ -18,11 +18,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from resnest_det.errors import UserError, shown
-from resnest_det.files import atomic_write, remove_unfinished
+from resnest_det.files import atomic_write, remove_unfinished, write_bytes
 from resnest_det.inference.images import is_address
 from resnest_det.inference.inputs import Input
 from resnest_det.inference.predictor import Predictor
-from resnest_det.inference.results import Result, write_file, write_picture
+from resnest_det.inference.results import Result, write_picture
 from resnest_det.inference.tiles import predict_tiled
 from resnest_det.inference.video import VideoSource, drawn, follow, is_camera, make_tracker, video_writer
 
@@ -117,7 +117,7 @@ def claim_folder(output: Output, predictor: Predictor) -> None:
         elif os.listdir(output.folder):
             raise UserError(f"--output {output.folder} has other files in it: give a new or an empty folder")
         remove_unfinished(output.folder)
-        write_file(str(marker), json.dumps(settings, indent=1).encode())
+        write_bytes(str(marker), json.dumps(settings, indent=1).encode())
     except (json.JSONDecodeError, ValueError, UnicodeDecodeError) as error:
         if isinstance(error, UserError):
             raise
@@ -217,7 +217,7 @@ def _pool(count: int) -> Iterator[ThreadPoolExecutor]:
 
 def _write(result: Result, item: Input, output: Output) -> None:
     if output.save_json:
-        write_file(output.json(item), json.dumps(result.to_json(_image_id(item))).encode())
+        write_bytes(output.json(item), json.dumps(result.to_json(_image_id(item))).encode())
     if output.save_masks:
         write_masks(result, output.folder, item.name)
     write_picture(output.picture(item), result.draw())
@@ -245,10 +245,10 @@ def write_masks(result: Result, folder: str, name: str) -> None:
 
 
 def _write_png(path: str, picture: Image.Image | bytes) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     if isinstance(picture, bytes):
-        write_file(path, picture)
+        write_bytes(path, picture)
     else:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         write_picture(path, picture)
 
 

@@ -19,7 +19,7 @@ from resnest_det.drawing.objects import draw_objects
 from resnest_det.drawing.panoptic import draw_panoptic
 from resnest_det.errors import UserError
 from resnest_det.evaluation.coco import detections_to_coco
-from resnest_det.files import atomic_write
+from resnest_det.files import one_of_many
 from resnest_det.inference.classes import Classes
 
 PICTURES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
@@ -215,7 +215,8 @@ class Result:
         path = os.fspath(path)
         suffix = os.path.splitext(path)[1].lower()
         if suffix == ".json":
-            write_file(path, json.dumps(self.to_json()).encode())
+            with one_of_many(path) as file:
+                file.write(json.dumps(self.to_json()).encode())
         elif suffix in PICTURES:
             write_picture(path, self.draw())
         else:
@@ -232,24 +233,8 @@ def write_picture(path: str, picture: Image.Image) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    try:
-        with atomic_write(path, "wb", sync=False) as file:
-            picture.save(file, format=PICTURES[os.path.splitext(path)[1].lower()], quality=92)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def write_file(path: str, content: bytes) -> None:
-    """Write a file, whole or not at all.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        with atomic_write(path, "wb", sync=False) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    with one_of_many(path) as file:
+        picture.save(file, format=PICTURES[os.path.splitext(path)[1].lower()], quality=92)
 
 
 def _over(image: np.ndarray, ids: np.ndarray, segments: list[dict]) -> Image.Image:

@@ -15,6 +15,7 @@ from resnest_det.configuration.model import resolve_device
 from resnest_det.configuration.standalone import CONFIG_NAME, register_datasets_of, whole_configuration
 from resnest_det.distributed import get_rank, is_main_process, synchronize
 from resnest_det.engine.callbacks import callback_named
+from resnest_det.engine.checkpoint import BEST_CHECKPOINT
 from resnest_det.engine.environment import environment_summary
 from resnest_det.engine.events import setup_logging
 from resnest_det.engine.launch import claim_gpu, join_process_group, leave_process_group, share_cpu_threads
@@ -114,7 +115,7 @@ def run_builtin(cfg: CfgNode, options: RunOptions) -> dict:
     results = train(cfg, data, resume=options.resume, services=options.services, callbacks=callbacks)
     if is_main_process():
         out = Path(cfg.OUTPUT_DIR)
-        weights = next(path for path in (out / "model_best.pth", out / "model_final.pth") if path.exists())
+        weights = next(path for path in (out / BEST_CHECKPOINT, out / "model_final.pth") if path.exists())
         pictures = f"; pictures of predictions beside the truth in {out / 'inference'}" if cfg.DATASETS.TEST else ""
         if cfg.TEST.REPORT and cfg.DATASETS.TEST:
             pictures += _report(out, data)

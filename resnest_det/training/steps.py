@@ -20,7 +20,7 @@ from resnest_det.configuration.tables import best_metric
 from resnest_det.distributed import all_gather_objects, get_world_size, is_main_process, synchronize
 from resnest_det.drawing.training import training_picture
 from resnest_det.engine.callbacks import Callbacks
-from resnest_det.engine.checkpoint import DetectionCheckpointer, periodic_checkpointer
+from resnest_det.engine.checkpoint import BEST_CHECKPOINT, DetectionCheckpointer, periodic_checkpointer
 from resnest_det.engine.events import read_results
 from resnest_det.engine.judging import Evaluations
 from resnest_det.engine.loop import train_loop
@@ -151,7 +151,9 @@ class Run:
             # Before the line in metrics.json, by which a resumed run knows that this evaluation need not be done again.
             if self.chooses and better:
                 best = {"metric": self.evaluations.metric, "value": figures.get(self.evaluations.metric), "iteration": iteration}
-                self.checkpointer.save_to_use("model_best", model, iteration=self.done, best=best, **self.facts)
+                self.checkpointer.save_to_use(
+                    BEST_CHECKPOINT.removesuffix(".pth"), model, iteration=self.done, best=best, **self.facts
+                )
             self.log.results(iteration, figures)
             self._tell_of_stuck_classes()
         synchronize()
