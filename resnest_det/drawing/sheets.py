@@ -1,10 +1,10 @@
 """Pictures put together and written to files."""
 
-import os
+import io
 
 from PIL import Image, ImageDraw, ImageFont
 
-from resnest_det.errors import UserError
+from resnest_det.files import write_bytes
 
 _LONGEST_SIDE_AT_LEAST = 480
 _GAP = 8
@@ -49,13 +49,11 @@ def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
 
 
 def save_picture(picture: Image.Image, path: str) -> None:
-    """Write a PNG, and make its folder.
+    """Write a PNG, whole or not at all, and make its folder.
 
     Raises:
         UserError: it cannot be written.
     """
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        picture.save(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    write_bytes(path, content.getvalue())
