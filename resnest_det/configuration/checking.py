@@ -6,11 +6,12 @@ import torch
 from fvcore.common.config import CfgNode
 
 from resnest_det.backbone.layers import NORMS
-from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, STAGES
+from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, DILATION_STYLES, STAGES
 from resnest_det.configuration.data import build_augmentation
 from resnest_det.configuration.defaults import default_config
 from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.nodes import leaves
+from resnest_det.configuration.semantic import HARDEST, HEAD_STYLES, HEADS, SOME_READ
 from resnest_det.configuration.solver import (
     MOST_ITERATIONS,
     build_average,
@@ -29,6 +30,7 @@ CHOICES = {
     "MODEL.BACKBONE.NAME": tuple(BACKBONES),
     "MODEL.RESNETS.DEPTH": tuple(BLOCKS_PER_STAGE),
     "MODEL.RESNETS.NORM": NORMS,
+    "MODEL.RESNETS.DILATION_STYLE": tuple(DILATION_STYLES),
     "MODEL.FPN.NORM": NORMS,
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
     "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
@@ -40,7 +42,9 @@ CHOICES = {
     "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
     "MODEL.ROI_MASK_HEAD.NORM": NORMS,
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2",),
-    "MODEL.SEM_SEG_HEAD.NAME": ("SemSegFPNHead",),
+    "MODEL.SEM_SEG_HEAD.NAME": tuple(HEADS),
+    "MODEL.SEM_SEG_HEAD.LOSS_TYPE": tuple(HARDEST),
+    "MODEL.SEM_SEG_HEAD.STYLE": tuple(HEAD_STYLES),
     "MODEL.SEM_SEG_HEAD.NORM": NORMS,
     "INPUT.FORMAT": ("BGR", "RGB", "L"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
@@ -57,6 +61,8 @@ NOT_READ = (
     "MODEL.LOAD_PROPOSALS",
     "MODEL.ROI_KEYPOINT_HEAD.",
     "MODEL.RETINANET.",
+    "MODEL.RESNETS.STEM_TYPE",
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
     "MODEL.ANCHOR_GENERATOR.ANGLES",
     "MODEL.ROI_BOX_HEAD.USE_FED_LOSS",
     "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE",
@@ -110,6 +116,8 @@ AT_LEAST = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 1,
     "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": 1,
+    "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": 1,
+    "MODEL.SEM_SEG_HEAD.AUX_HEAD.CONVS_DIM": 1,
     "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 0,
     "VIS_PERIOD": 0,
     "TEST.AUG.MAX_SIZE": 1,
@@ -165,6 +173,8 @@ AT_MOST = {
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 2**16,
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 2**10,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 2**16,
+    "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": 2**16,
+    "MODEL.SEM_SEG_HEAD.AUX_HEAD.CONVS_DIM": 2**16,
     "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 1000,
     "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": 1000,
     "MODEL.ANCHOR_GENERATOR.OFFSET": 1,
@@ -187,7 +197,14 @@ def check_supported(cfg: CfgNode) -> None:
     for key, choices in CHOICES.items():
         if values[key] not in choices and not key.startswith(skipped):
             raise _not_among(key, values[key], choices)
-    for not_read, reader in ((NOT_READ, "the built-in detector"), (architecture.not_read, f"a {name}")):
+    not_read_by = {NOT_READ: "the built-in detector", architecture.not_read: f"a {name}"}
+    if architecture.pixels:
+        head = cfg.MODEL.SEM_SEG_HEAD.NAME
+        unread = [key for key in SOME_READ if key not in HEADS[head]]
+        not_read_by[tuple(f"MODEL.SEM_SEG_HEAD.{key}" for key in unread)] = f"a {head}"
+    if cfg.MODEL.BACKBONE.NAME != "build_resnest_deeplab_backbone":
+        not_read_by[("MODEL.RESNETS.RES5_MULTI_GRID",)] = cfg.MODEL.BACKBONE.NAME
+    for not_read, reader in not_read_by.items():
         for key, value in values.items():
             if key.startswith(not_read) and value != defaults[key]:
                 raise UserError(
@@ -200,6 +217,11 @@ def check_supported(cfg: CfgNode) -> None:
     for key, most in AT_MOST.items():
         if values[key] > most:
             raise UserError(f"{key} {shown(values[key])} is too large; supported: up to {most}")
+    if name == "PanopticFPN" and cfg.MODEL.SEM_SEG_HEAD.NAME != "SemSegFPNHead":
+        raise UserError(
+            f"MODEL.SEM_SEG_HEAD.NAME {cfg.MODEL.SEM_SEG_HEAD.NAME!r} is not supported with MODEL.META_ARCHITECTURE PanopticFPN; "
+            "supported: 'SemSegFPNHead'"
+        )
     if name == "PanopticFPN" and not cfg.MODEL.MASK_ON:
         raise UserError(
             "MODEL.MASK_ON False is not supported with MODEL.META_ARCHITECTURE PanopticFPN, which fuses masks; supported: True"

@@ -48,6 +48,10 @@ MEANINGS = {
     "MODEL.RESNETS.BOTTLENECK_WIDTH": "64 is the usual width of the 3x3 convolutions",
     "MODEL.RESNETS.AVD_FIRST": "the pool of AVD comes before the convolution, as in the “fast” variants",
     "MODEL.RESNETS.RES4_DILATION": "1 or 2: res4 with a dilation in the place of its stride",
+    "MODEL.RESNETS.DILATION_STYLE": "whose dilation: `detectron2` dilates every block; others leave a stage's first block as "
+    "the stage before: `timm`, `authors` (PyTorch-Encoding, GluonCV), `mmseg`",
+    "MODEL.RESNETS.RES5_MULTI_GRID": "factors of the dilation of each block of res5, for `build_resnest_deeplab_backbone`",
+    "MODEL.RESNETS.STEM_TYPE": "of Detectron2's DeepLab: three 3x3 convolutions, as a ResNeSt has anyway",
     "MODEL.RESNETS.CHECKPOINT_STAGES": "stages computed again in the backward pass, to save memory",
     "MODEL.FPN.IN_FEATURES": "stages of the backbone that the pyramid takes",
     "MODEL.FPN.OUT_CHANNELS": "of each level",
@@ -117,14 +121,32 @@ MEANINGS = {
     "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE": "images with fewer visible ones do not train",
     "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": "divide the loss by their number",
     "MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT": "of its loss",
-    "MODEL.SEM_SEG_HEAD.NAME": "head of the classes of pixels",
+    "MODEL.SEM_SEG_HEAD.NAME": "head of the classes of pixels: `SemSegFPNHead`, or on a dilated network `FCNHead`, `PSPHead`, "
+    "`DeepLabV3Head`, `DeepLabV3PlusHead`",
     "MODEL.SEM_SEG_HEAD.IN_FEATURES": "levels of the pyramid that it takes",
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": "what pixels without a label become, in targets",
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "of pixels; counted in the data where no file or override sets it",
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": "channels of its convolutions",
-    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": "of the map that the levels are added up in",
+    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": "of the map that the levels are added up in, or that is classified",
     "MODEL.SEM_SEG_HEAD.NORM": "of its convolutions",
     "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": "of its loss",
+    "MODEL.SEM_SEG_HEAD.LOSS_TYPE": "`cross_entropy` over all pixels, or `hard_pixel_mining`: over the fifth with the largest "
+    "losses; not of `SemSegFPNHead`, which takes all",
+    "MODEL.SEM_SEG_HEAD.PROJECT_FEATURES": "finer maps that DeepLabV3+ refines with: all of IN_FEATURES but the coarsest",
+    "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS": "that each of them is brought to",
+    "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": "of each branch of DeepLab's pyramid",
+    "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS": "of its 3x3 convolutions",
+    "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT": "after it, in training",
+    "MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV": "those of DeepLab's pyramid and decoder are depthwise separable",
+    "MODEL.SEM_SEG_HEAD.STYLE": "whose details the heads on a dilated network have, so that weights fit: `detectron2` (its "
+    "project DeepLab), `authors` (PyTorch-Encoding), `mmseg`",
+    "MODEL.SEM_SEG_HEAD.ALIGN_CORNERS": "logits are enlarged so that their corner pixels lie on the image's corner pixels",
+    "MODEL.SEM_SEG_HEAD.DROPOUT": "before the classification, in training",
+    "MODEL.SEM_SEG_HEAD.CLASS_WEIGHTS": "of the pixels of each class in the loss; empty: all 1",
+    "MODEL.SEM_SEG_HEAD.AUX_HEAD.ENABLED": "learn the same from an earlier map too; only training uses that head",
+    "MODEL.SEM_SEG_HEAD.AUX_HEAD.IN_FEATURE": "that map",
+    "MODEL.SEM_SEG_HEAD.AUX_HEAD.CONVS_DIM": "channels of its convolution",
+    "MODEL.SEM_SEG_HEAD.AUX_HEAD.LOSS_WEIGHT": "of its loss",
     "MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT": "of all losses of objects",
     "MODEL.PANOPTIC_FPN.COMBINE.ENABLED": "fuse objects and classes of pixels into a panoptic map",
     "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH": "an object of which a larger part is covered already is dropped",
@@ -156,6 +178,7 @@ MEANINGS = {
     "INPUT.CROP.ENABLED": "train on a random window of each image",
     "INPUT.CROP.TYPE": "what SIZE means: fractions or pixels, fixed or a range",
     "INPUT.CROP.SIZE": "height and width, or the two ends of the range",
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": "part of the window that one class of pixels may fill; a fuller one is drawn again",
     "DATASETS.TRAIN": "names of the datasets to train on",
     "DATASETS.TEST": "names of those to evaluate on",
     "DATASETS.PROPOSAL_FILES_TRAIN": "files of proposals for DATASETS.TRAIN",
@@ -180,16 +203,19 @@ MEANINGS = {
     "SOLVER.BASE_LR": "learning rate",
     "SOLVER.BASE_LR_END": "learning rate at the end of a cosine",
     "SOLVER.BIAS_LR_FACTOR": "times this for biases",
+    "SOLVER.HEAD_LR_FACTOR": "times this for everything outside the backbone",
     "SOLVER.MOMENTUM": "of SGD",
     "SOLVER.NESTEROV": "Nesterov's momentum",
     "SOLVER.WEIGHT_DECAY": "of all parameters but those of the next two keys",
     "SOLVER.WEIGHT_DECAY_NORM": "of norms",
     "SOLVER.WEIGHT_DECAY_BIAS": "of biases; None: as WEIGHT_DECAY",
-    "SOLVER.LR_SCHEDULER_NAME": "`WarmupMultiStepLR`, `WarmupCosineLR` or `WarmupStepWithFixedGammaLR`",
+    "SOLVER.LR_SCHEDULER_NAME": "`WarmupMultiStepLR`, `WarmupCosineLR`, `WarmupStepWithFixedGammaLR` or `WarmupPolyLR`",
     "SOLVER.STEPS": "after which the rate falls",
     "SOLVER.STEPS_EPOCHS": "the same in epochs",
     "SOLVER.GAMMA": "what it is multiplied by then",
     "SOLVER.NUM_DECAYS": "how often it falls, for WarmupStepWithFixedGammaLR",
+    "SOLVER.POLY_LR_POWER": "of what is left of the run, for WarmupPolyLR",
+    "SOLVER.POLY_LR_CONSTANT_ENDING": "where that falls below this it stays there",
     "SOLVER.RESCALE_INTERVAL": "whether a warm-up that is cut short changes the intervals of the schedule",
     "SOLVER.WARMUP_FACTOR": "of the rate at the first step",
     "SOLVER.WARMUP_ITERS": "steps until the rate is reached",
@@ -229,11 +255,27 @@ MEANINGS = {
 
 _EPOCHS = ("VIS_EPOCHS", *(f"SOLVER.{key}_EPOCHS" for key in ("MAX", "STEPS", "WARMUP", "CHECKPOINT")), "TEST.EVAL_EPOCHS")
 # Of the built-in trainer alone.
-_BUILT_IN = ("SOLVER.CHECKPOINTS_KEPT", "SOLVER.EMA.", "TEST.BEST_METRIC", "TEST.PATIENCE")
+_BUILT_IN = (
+    "SOLVER.CHECKPOINTS_KEPT",
+    "SOLVER.EMA.",
+    "SOLVER.HEAD_LR_FACTOR",
+    "TEST.BEST_METRIC",
+    "TEST.PATIENCE",
+    *(f"MODEL.SEM_SEG_HEAD.{key}" for key in ("STYLE", "ALIGN_CORNERS", "DROPOUT", "CLASS_WEIGHTS", "AUX_HEAD.")),
+)
+# Of Detectron2's project DeepLab, which adds them to its configuration.
+_DEEPLAB = (
+    *(f"MODEL.SEM_SEG_HEAD.{key}" for key in ("LOSS_TYPE", "PROJECT_", "ASPP_", "USE_DEPTHWISE_SEPARABLE_CONV")),
+    "MODEL.RESNETS.RES5_MULTI_GRID",
+    "MODEL.RESNETS.STEM_TYPE",
+    "SOLVER.POLY_LR_",
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
+)
 # What keys begin with that Detectron2's configuration does not have.
 OWN_KEYS = (
     *_EPOCHS,
     *_BUILT_IN,
+    *_DEEPLAB,
     "MODEL.WEIGHTS_ALLOW_MISMATCH",
     *(f"MODEL.RESNETS.{key}" for key in RESNEST_KEYS if key != "STRIDE_IN_1X1"),
     *(f"DATASETS.{key}" for key in ("REGISTERED", "ROOT", "THING_", "STUFF_")),

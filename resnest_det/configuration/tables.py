@@ -43,6 +43,7 @@ BACKBONES = {
     "build_resnest_fpn_backbone": Backbone(split_attention=True, pyramid=True),
     "build_resnet_fpn_backbone": Backbone(split_attention=False, pyramid=True),
     "build_resnest_backbone": Backbone(split_attention=True, pyramid=False),
+    "build_resnest_deeplab_backbone": Backbone(split_attention=True, pyramid=False),
     "build_resnet_backbone": Backbone(split_attention=False, pyramid=False),
 }
 
