@@ -1,4 +1,4 @@
-"""Classes of the segmentation benchmarks: their names, colors, and what stands for them in the label files as they are published."""
+"""Classes of the segmentation benchmarks: names, colors, and what stands for them in the label files as they are published."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
 """Colors of a training image changed at random, as SSD does it (arXiv:1512.02325, section 2.2) and Detectron2 after it.
 
-Values are whole numbers from 0 to 255 between the steps, and hue, saturation and value are those of OpenCV's 8-bit HSV: hue from 0 to
-179, so that the same draw gives the colors of Detectron2's ColorAugSSDTransform but for the rounding of the conversions.
+Values are whole numbers from 0 to 255 between the steps, and hue, saturation and value are those of OpenCV's 8-bit HSV: hue from
+0 to 179, so that the same draw gives the colors of Detectron2's ColorAugSSDTransform but for the rounding of the conversions.
 """
 
 from dataclasses import dataclass

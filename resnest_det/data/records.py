@@ -45,8 +45,9 @@ class Record(_Image, total=False):
     """An image of a dataset and where its truth is.
 
     `annotations` is always there. Classes of the pixels are in `label_png`, in `label_masks`, which are (class, compressed run
-    lengths), or in the panoptic PNG `pan_seg_file_name`, whose segments are `segments_info`; a record with none has objects alone. With `objects_in_png` the objects are thing segments
-    of the panoptic PNG, and `resnest_det.data.panoptic.with_truth` reads their boxes and masks.
+    lengths), or in the panoptic PNG `pan_seg_file_name`, whose segments are `segments_info`; a record with none has objects
+    alone. With `objects_in_png` the objects are thing segments of the panoptic PNG, and `resnest_det.data.panoptic.with_truth`
+    reads their boxes and masks.
     """
 
     annotations: list[Annotation]

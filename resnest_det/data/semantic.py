@@ -237,8 +237,8 @@ def _other_layout(labels: Mapping[str, str], files: SemanticFiles) -> str:
     """What is wrong where no label at all has the name of an image, as the end of a message."""
     if any("_gtFine_" in key for key in labels) and not files.label_suffix:
         return (
-            "; these are Cityscapes' files: train on cityscapes_fine_sem_seg_train, which knows their names and classes, with the "
-            "folders gtFine and leftImg8bit in DETECTRON2_DATASETS/cityscapes"
+            "; these are Cityscapes' files: train on cityscapes_fine_sem_seg_train, which knows their names and classes, with "
+            "the folders gtFine and leftImg8bit in DETECTRON2_DATASETS/cityscapes"
         )
     if not labels and _files_below(files.image_root, files.label_suffix, (".png",)):
         return "; the folder of labels comes first, then that of images: are they exchanged?"
