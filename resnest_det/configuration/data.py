@@ -14,6 +14,7 @@ from resnest_det.configuration.tables import tasks_of
 from resnest_det.data import samplers
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
+from resnest_det.data.colors import RandomColor
 from resnest_det.data.image_files import check_image_files, check_image_sizes
 from resnest_det.data.loader import InferenceBatches, PackedRecords, training_batches
 from resnest_det.data.mapper import inference_sample, training_sample
@@ -21,7 +22,15 @@ from resnest_det.data.panoptic import with_panoptic_classes
 from resnest_det.data.records import Record, Sample
 from resnest_det.data.semantic import SemanticMetadata, class_color
 from resnest_det.data.statistics import Statistics, describe, doubts, statistics_of
-from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
+from resnest_det.data.transforms import (
+    Augmentation,
+    AugmentationStep,
+    PadTo,
+    RandomCrop,
+    RandomFlip,
+    ResizeLongestEdge,
+    ResizeShortestEdge,
+)
 from resnest_det.distributed import get_rank, get_world_size
 from resnest_det.errors import UserError, naming
 
@@ -303,22 +312,52 @@ def build_test_loader(cfg, dataset: Dataset) -> InferenceBatches:
 
 
 def build_augmentation(cfg) -> Augmentation:
-    """What INPUT says of cropping, resizing and mirroring, in Detectron2's order.
+    """What INPUT says of cropping, resizing, colors and mirroring, in Detectron2's order.
+
+    That is the one of its tool for detectors, which crops first, and for a model of pixels alone that of its DeepLab, which
+    crops what was resized.
 
     Raises:
         UserError: an impossible value; the message names the key.
     """
     given, steps = cfg.INPUT, []
-    if given.CROP.ENABLED:
-        with naming({"kind": "INPUT.CROP.TYPE", "size": "INPUT.CROP.SIZE"}):
-            steps.append(RandomCrop(given.CROP.TYPE, tuple(given.CROP.SIZE)))
     names = {"short_sides": "MIN_SIZE_TRAIN", "max_side": "MAX_SIZE_TRAIN", "sampling": "MIN_SIZE_TRAIN_SAMPLING"}
-    with naming({argument: f"INPUT.{key}" for argument, key in names.items()}):
-        steps.append(ResizeShortestEdge(tuple(given.MIN_SIZE_TRAIN), given.MAX_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING))
+    with naming({argument: f"INPUT.{key}" for argument, key in (names | {"long_sides": "LONG_SIDE_TRAIN"}).items()}):
+        if given.LONG_SIDE_TRAIN:
+            steps.append(ResizeLongestEdge(tuple(given.LONG_SIDE_TRAIN)))
+        else:
+            steps.append(ResizeShortestEdge(tuple(given.MIN_SIZE_TRAIN), given.MAX_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING))
+    crop = _crop_steps(cfg)
+    steps = steps + crop if tasks_of(cfg).pixels and not tasks_of(cfg).objects else crop + steps
+    if given.COLOR_AUG_SSD:
+        if given.FORMAT == "L":
+            raise UserError("INPUT.COLOR_AUG_SSD True is not supported with INPUT.FORMAT 'L', which has no colors")
+        steps.append(RandomColor(bgr=given.FORMAT == "BGR"))
     if given.RANDOM_FLIP != "none":
         with naming({"direction": "INPUT.RANDOM_FLIP"}):
             steps.append(RandomFlip(given.RANDOM_FLIP))
     return Augmentation(tuple(steps))
+
+
+def _crop_steps(cfg) -> list[AugmentationStep]:
+    crop, long_sides = cfg.INPUT.CROP, cfg.INPUT.LONG_SIDE_TRAIN
+    if not crop.ENABLED:
+        if crop.PAD:
+            raise UserError("INPUT.CROP.PAD True needs INPUT.CROP.ENABLED True: it pads to the size of the crop")
+        return []
+    keys = {"kind": "TYPE", "size": "SIZE", "max_area": "SINGLE_CATEGORY_MAX_AREA"}
+    with naming({argument: f"INPUT.CROP.{key}" for argument, key in keys.items()}):
+        window = RandomCrop(crop.TYPE, tuple(crop.SIZE), crop.SINGLE_CATEGORY_MAX_AREA)
+        if not crop.PAD:
+            if crop.TYPE == "absolute" and long_sides and max(crop.SIZE) > max(long_sides):
+                raise UserError(
+                    f"INPUT.CROP.SIZE {tuple(crop.SIZE)} is larger than any image whose longer side is one of "
+                    f"INPUT.LONG_SIDE_TRAIN {tuple(long_sides)}; set INPUT.CROP.PAD True to pad them"
+                )
+            return [window]
+        if crop.TYPE != "absolute":
+            raise UserError(f"INPUT.CROP.PAD True needs INPUT.CROP.TYPE 'absolute', not {crop.TYPE!r}")
+        return [PadTo(window.size), window]
 
 
 def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:
