@@ -7,27 +7,28 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from resnest_det.data.instance_records import Records, joined
 from resnest_det.data.records import Record, Sample
 from resnest_det.data.samplers import Draw
 from resnest_det.errors import ArgumentError, UserError
 from resnest_det.stopping import deferred, raise_if_requested, waiting
 
 
-class PackedRecords:
+class PackedRecords(Sequence):
     """Records pickled into one read-only block of memory.
 
     Forked workers share the block; they would copy a list of dicts page by page, because counting references writes to it.
     Every access returns a new record.
     """
 
-    def __init__(self, records: list[Record]):
+    def __init__(self, records: Sequence[Record]):
         packed = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
         self._ends = np.cumsum([0] + [len(record) for record in packed])
         self._block = np.frombuffer(b"".join(packed), dtype=np.uint8)
@@ -36,11 +37,18 @@ class PackedRecords:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         return pickle.loads(self._block[self._ends[index] : self._ends[index + 1]])
 
 
+def in_shared_memory(parts: Sequence[Sequence[Record]]) -> Sequence[Record]:
+    """The records of one or more datasets behind each other, in memory that forked workers share."""
+    return joined([part if isinstance(part, (Records, PackedRecords)) else PackedRecords(part) for part in parts])
+
+
 class _TrainingSamples:
-    def __init__(self, records: PackedRecords, make_sample: Callable[[Record, np.random.Generator], Sample], seed: int):
+    def __init__(self, records: Sequence[Record], make_sample: Callable[[Record, np.random.Generator], Sample], seed: int):
         self._records = records
         self._make_sample = make_sample
         self._seed = seed
@@ -55,8 +63,8 @@ class _TrainingSamples:
 
 
 class _InferenceSamples:
-    def __init__(self, records: list[Record], make_sample: Callable[[Record], Sample]):
-        self._records = PackedRecords(records)
+    def __init__(self, records: Sequence[Record], make_sample: Callable[[Record], Sample]):
+        self._records = in_shared_memory([records])
         self._make_sample = make_sample
 
     def __len__(self) -> int:
@@ -70,7 +78,7 @@ class _InferenceSamples:
 
 
 def training_batches(
-    records: PackedRecords,
+    records: Sequence[Record],
     make_sample: Callable[[Record, np.random.Generator], Sample],
     global_batches: Iterator[list[Draw]],
     *,
@@ -99,7 +107,7 @@ class InferenceBatches:
     Iterating raises what `training_batches` raises.
     """
 
-    def __init__(self, records: list[Record], make_sample: Callable[[Record], Sample], num_workers: int):
+    def __init__(self, records: Sequence[Record], make_sample: Callable[[Record], Sample], num_workers: int):
         self._samples = _InferenceSamples(records, make_sample)
         self._num_workers = min(num_workers, len(records))
 
