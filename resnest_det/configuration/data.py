@@ -103,6 +103,7 @@ def read_run_data(
     datasets = {
         name: match_classes(dataset, like, "the checkpoint" if trained_on else first.name) for name, dataset in datasets.items()
     }
+    matched = datasets[first.name]
     for name in cfg.DATASETS.TEST:
         check_classes([datasets[name]], cfg)
         _check_enough_images(len(datasets[name].records), name)
@@ -112,7 +113,7 @@ def read_run_data(
     return RunData(
         images,
         tuple(datasets[name] for name in cfg.DATASETS.TEST),
-        _trained_on(cfg, datasets[first.name]),
+        kept_of_classes(class_names(cfg, matched), matched.metadata, cfg.INPUT.FORMAT),
         _statistics([datasets[name] for name in cfg.DATASETS.TRAIN]) if train else None,
         tuple(_statistics([datasets[name]]) for name in cfg.DATASETS.TEST),
     )
@@ -236,16 +237,20 @@ def _listed(names: list[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _trained_on(cfg, dataset: Dataset) -> dict:
-    """See `RunData`."""
-    kept: dict = {"input_format": cfg.INPUT.FORMAT}
-    for name, labels in class_names(cfg, dataset).items():
+def kept_of_classes(names: Mapping[str, Sequence[str]], metadata, input_format: str) -> dict:
+    """What a checkpoint keeps under "trained_on", see `RunData`.
+
+    Args:
+        names: see `class_names`.
+        metadata: of the dataset that they are of: where it has them, ids and colors of the classes.
+        input_format: INPUT.FORMAT.
+    """
+    kept: dict = {"input_format": input_format}
+    for name, labels in names.items():
         kind = name.removesuffix("_classes")
-        contiguous = getattr(dataset.metadata, f"{kind}_dataset_id_to_contiguous_id", {})  # label PNG files have no ids
+        contiguous = getattr(metadata, f"{kind}_dataset_id_to_contiguous_id", {})  # label PNG files have no ids
         kept[name] = list(labels)
-        colors = getattr(dataset.metadata, f"{kind}_colors", None) or [
-            class_color(None, index, name) for index in range(len(labels))
-        ]
+        colors = getattr(metadata, f"{kind}_colors", None) or [class_color(None, index, name) for index in range(len(labels))]
         kept[f"{kind}_colors"] = [list(color) for color in colors]
         if contiguous:
             kept[f"{kind}_ids"] = [getattr(each, "text", each) for each in sorted(contiguous, key=contiguous.get)]
