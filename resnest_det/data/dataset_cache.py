@@ -170,10 +170,10 @@ def _path_of(digest: str, kind: str) -> Path:
 
 @functools.cache
 def _rules() -> str:
-    code = hashlib.sha256(msgspec.__version__.encode())
+    rules = hashlib.sha256(msgspec.__version__.encode())
     for name in _CODE:
-        code.update(Path(__file__).with_name(name).read_bytes())
-    return code.hexdigest()[:16]
+        rules.update(Path(__file__).with_name(name).read_bytes())
+    return rules.hexdigest()[:16]
 
 
 def _remove_unused(folder: Path) -> None:

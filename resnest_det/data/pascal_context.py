@@ -80,7 +80,8 @@ def load_pascal_context(name: str, files: PascalContextFiles) -> Dataset:
         image = images.get(annotation.image_id)
         if image is None:
             continue
-        encoded = compressed(annotation.segmentation, image, f"{path}: category {annotation.category_id} of {image.file_name}")
+        where = f"{path}: category {annotation.category_id} of {image.file_name}"
+        encoded = compressed(annotation.segmentation, image.image_id, image.height, image.width, where)
         masks[image.id].append((indices.get(annotation.category_id, UNLABELLED), encoded["counts"]))
     if not images:
         raise UserError(f"{path} has no image of phase {files.phase!r}")
