@@ -58,8 +58,9 @@ def main():
         cpu, clock = np.sum(each, axis=0)
         print(f"{count.__name__}: {images} maps of {HEIGHT}x{WIDTH}: {cpu:.2f} s of CPU, {clock:.2f} s")
     ratios = np.array(seconds[with_bincount]) / np.array(seconds[with_hotcoco])
-    print("bincount by hotcoco, medians of", TURNS, "turns: CPU %.1f, clock %.1f" % tuple(np.median(ratios, axis=0)))
-    print("mIoU %.3f" % semantic_figures(counted[with_hotcoco], [str(index) for index in range(CLASSES)])["mIoU"])
+    cpu, clock = np.median(ratios, axis=0)
+    print(f"bincount by hotcoco, medians of {TURNS} turns: CPU {cpu:.1f}, clock {clock:.1f}")
+    print(f"mIoU {semantic_figures(counted[with_hotcoco], [str(index) for index in range(CLASSES)])['mIoU']:.3f}")
 
 
 if __name__ == "__main__":
