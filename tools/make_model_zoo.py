@@ -41,8 +41,8 @@ OF_PIXELS = "https://github.com/zhanghang1989/PyTorch-Encoding/blob/master/docs/
 GROUPS = {
     "Boxes": ("faster_rcnn", "cascade_rcnn"),
     "Boxes and masks": ("mask_rcnn", "cascade_mask_rcnn"),
-    "Panoptic segmentation": ("panoptic", "semantic_ResNeSt50_FPN"),
-    "Semantic segmentation": ("fcn", "deeplabv3_", "deeplabv3plus"),
+    "Panoptic and semantic segmentation": ("panoptic", "semantic"),
+    "Semantic segmentation on dilated networks": ("fcn", "deeplabv3_", "deeplabv3plus"),
 }
 # Columns of time and memory: the name in the measurements, and the heading.
 MEASURED = {"inference_seconds": "inference, s", "training_seconds": "training step, s", "training_memory_gib": "memory, GiB"}
@@ -194,7 +194,7 @@ def table(names: list[str], measured: dict[str, dict]) -> str:
 def _depth(recipe: str) -> tuple:
     """A sorting key: plain ResNets first, then by dataset and depth, deformable convolution last."""
     network, depth, rest = re.fullmatch(r".*_(ResNeS?t)([0-9]+)(.*)", recipe).groups()
-    return network, rest if "FPN" not in rest else "", int(depth), "dcn" in recipe
+    return network == "ResNeSt", "" if "FPN" in rest else rest, int(depth), "dcn" in recipe
 
 
 def main(arguments: list[str]) -> None:
