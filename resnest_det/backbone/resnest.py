@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
+from torchvision.ops import DropBlock2d, StochasticDepth
 
 from resnest_det.backbone.layers import Conv2d, Norm, freeze, get_norm, normed_alone
 from resnest_det.backbone.split_attention import Deformable, SplitAttentionConv2d, make_conv
@@ -114,6 +114,8 @@ class Bottleneck(nn.Module):
         stride_in_1x1: the stride is the first 1x1 convolution's, as in the first ResNet models.
         deformable: the 3x3 convolution; None is plain.
         drop_path_rate: probability that an image skips the block in training (stochastic depth, arXiv:1603.09382).
+        drop_block_size: side of the squares that DropBlock (arXiv:1810.12890) drops after each convolution; 0 for none. Its
+            rate is 0 until `ResNeSt.set_drop_block` says otherwise.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Bottleneck(nn.Module):
         stride_in_1x1: bool = False,
         deformable: Deformable | None = None,
         drop_path_rate: float = 0.0,
+        drop_block_size: int = 0,
     ):
         super().__init__()
         self.radix = radix
@@ -193,6 +196,7 @@ class Bottleneck(nn.Module):
             c2_msra_fill(self.conv2)
         self.conv3 = Conv2d(width, out_channels, 1, bias=False, norm=get_norm(norm, out_channels))
         self.drop_path = StochasticDepth(drop_path_rate, "row") if drop_path_rate else None
+        self.drop_block = DropBlock2d(0.0, drop_block_size) if drop_block_size else None
         self.relu = nn.ReLU()
         for conv in (self.shortcut, self.conv1, self.conv3):
             if conv is not None:
@@ -200,15 +204,21 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(x)
+        if self.drop_block is not None:
+            out = self.drop_block(out)
         if self.avd_first and self.avd_stride > 0:
             out = F.avg_pool2d(out, 3, self.avd_stride, padding=1)
         if self.conv2_offset is not None:
             out = self.conv2(out, self.conv2_offset(out))
         else:
             out = self.conv2(out)
+        if self.drop_block is not None:
+            out = self.drop_block(out)
         if not self.avd_first and self.avd_stride > 0:
             out = F.avg_pool2d(out, 3, self.avd_stride, padding=1)
         out = self.conv3(out)
+        if self.drop_block is not None:
+            out = self.drop_block(out)
         if self.drop_path is not None:
             out = self.drop_path(out)
 
@@ -261,6 +271,7 @@ class ResNeSt(nn.Module):
         freeze_at: this many of (stem, res2, ..., res5) are not trained and their batch norm is fixed.
         checkpoint_stages: stages whose activations are computed again in the backward pass instead of being kept.
         drop_path_rate: of the last block's stochastic depth; it grows linearly from none in the first.
+        drop_block_size: of the blocks in res4 and res5, see `Bottleneck`.
         out_features: which of "stem" (stride 4), "res2" (4), "res3" (8), "res4" (16), "res5" (32) to return; stages
             after the last of them are not built.
 
@@ -299,6 +310,7 @@ class ResNeSt(nn.Module):
         freeze_at: int = 0,
         checkpoint_stages: tuple[str, ...] = (),
         drop_path_rate: float = 0.0,
+        drop_block_size: int = 0,
         out_features: tuple[str, ...] = STAGES,
     ):
         super().__init__()
@@ -363,6 +375,7 @@ class ResNeSt(nn.Module):
                         pool_shortcut=style.pool_shortcut and block == 0 and dilation > 1,
                         deformable=deformable if deform_on_per_stage[index] else None,
                         drop_path_rate=drop_path_rate * (sum(blocks[:index]) + block) / max(sum(blocks) - 1, 1),
+                        drop_block_size=drop_block_size if name in ("res4", "res5") else 0,
                     )
                     for block in range(blocks[index])
                 )
@@ -382,6 +395,18 @@ class ResNeSt(nn.Module):
         """Stop training the first `freeze_at` of (stem, res2, ..., res5), and fix their batch norm."""
         for name in self.parts[:freeze_at]:
             freeze(getattr(self, name))
+
+    def set_drop_block(self, rate: float) -> None:
+        """The share of each map that DropBlock drops in training, from 0 to 1."""
+        for module in self.modules():
+            if isinstance(module, DropBlock2d):
+                module.p = rate
+
+    def zero_last_norms(self) -> None:
+        """Begin as if there were no blocks: scale 0 for the last norm of each (arXiv:1706.02677, section 5.1)."""
+        for module in self.modules():
+            if isinstance(module, Bottleneck) and module.conv3.norm is not None:
+                nn.init.zeros_(module.conv3.norm.weight)
 
     @staticmethod
     def _check_groups(width: int, groups: int, radix: int, deform_groups: int) -> None:

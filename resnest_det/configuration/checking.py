@@ -9,7 +9,7 @@ from resnest_det.backbone.layers import NORMS
 from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, DILATION_STYLES, STAGES
 from resnest_det.configuration.data import build_augmentation
 from resnest_det.configuration.defaults import default_config
-from resnest_det.configuration.model import assemble_model
+from resnest_det.configuration.model import assemble_model, build_pixel_views
 from resnest_det.configuration.nodes import leaves
 from resnest_det.configuration.semantic import HARDEST, HEAD_STYLES, HEADS, SOME_READ
 from resnest_det.configuration.solver import (
@@ -62,7 +62,6 @@ NOT_READ = (
     "MODEL.ROI_KEYPOINT_HEAD.",
     "MODEL.RETINANET.",
     "MODEL.RESNETS.STEM_TYPE",
-    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
     "MODEL.ANCHOR_GENERATOR.ANGLES",
     "MODEL.ROI_BOX_HEAD.USE_FED_LOSS",
     "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE",
@@ -121,6 +120,7 @@ AT_LEAST = {
     "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 0,
     "VIS_PERIOD": 0,
     "TEST.AUG.MAX_SIZE": 1,
+    "TEST.AUG.LONG_SIDE": 0,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 2,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 1,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 1,
@@ -149,6 +149,7 @@ AT_MOST = {
     "INPUT.MAX_SIZE_TEST": 10**6,
     "INPUT.MAX_SIZE_TRAIN": 10**6,
     "TEST.AUG.MAX_SIZE": 10**6,
+    "TEST.AUG.LONG_SIDE": 10**6,
     "TEST.DETECTIONS_PER_IMAGE": 10**6,
     "TEST.AP_MAX_DETECTIONS": 10**6,
     "TEST.PICTURES.COUNT": 10**4,
@@ -232,10 +233,12 @@ def check_supported(cfg: CfgNode) -> None:
             f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r} is not supported: a {name} needs a pyramid; "
             f"supported: {with_pyramid}"
         )
-    if cfg.TEST.AUG.ENABLED:
+    if cfg.TEST.AUG.ENABLED and architecture.objects:
         sizes = cfg.TEST.AUG.MIN_SIZES
         if not sizes or not all(isinstance(size, int) and 1 <= size <= MOST_PIXELS for size in sizes):
             raise UserError(f"TEST.AUG.MIN_SIZES is {shown(tuple(sizes))}; it must be one or more whole numbers of pixels")
+    if architecture.pixels and not architecture.objects:
+        build_pixel_views(cfg)
     _check_expected_results(cfg)
     _check_best_metric(cfg)
     _check_features(cfg)
@@ -254,7 +257,7 @@ def _check_expected_results(cfg: CfgNode) -> None:
     """That TEST.EXPECTED_RESULTS asks for nothing that the evaluation would not give, after days of training."""
     tasks = list(tasks_of(cfg).evaluated)
     if cfg.TEST.AUG.ENABLED:
-        tasks += [f"{task}_TTA" for task in tasks_of(cfg).of_objects]
+        tasks += [f"{task}_TTA" for task in tasks_of(cfg).augmented]
     for expected in cfg.TEST.EXPECTED_RESULTS:
         kinds = (str, str, (int, float), (int, float))
         if not isinstance(expected, (list, tuple)) or len(expected) != 4 or not all(map(isinstance, expected, kinds)):

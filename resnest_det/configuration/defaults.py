@@ -201,7 +201,15 @@ DEFAULTS = dict(
         MIN_SIZE_TEST=800,
         MAX_SIZE_TEST=1333,
         RANDOM_FLIP="horizontal",
-        CROP=dict(ENABLED=False, TYPE="relative_range", SIZE=[0.9, 0.9], SINGLE_CATEGORY_MAX_AREA=1.0),  # the last is DeepLab's
+        LONG_SIDE_TRAIN=(),  # this project's own: two ends of a range, in the place of MIN_SIZE_TRAIN
+        COLOR_AUG_SSD=False,  # of Detectron2's project PointRend
+        CROP=dict(
+            ENABLED=False,
+            TYPE="relative_range",
+            SIZE=[0.9, 0.9],
+            SINGLE_CATEGORY_MAX_AREA=1.0,  # DeepLab's
+            PAD=False,  # this project's own
+        ),
     ),
     DATASETS=dict(
         TRAIN=(),
@@ -275,7 +283,18 @@ DEFAULTS = dict(
         # This project's own: how many images of each dataset are drawn beside their truth, detections from which score on, and
         # whether they are the worst ones, not such as are spread evenly over the dataset.
         PICTURES=dict(COUNT=4, SCORE_THRESH=0.5, WORST=False),
-        AUG=dict(ENABLED=False, MIN_SIZES=(400, 500, 600, 700, 800, 900, 1000, 1100, 1200), MAX_SIZE=4000, FLIP=True),
+        WRITE_LABELS=False,  # this project's own: the classes of the pixels of each image, as the dataset's own label PNG files
+        AUG=dict(
+            ENABLED=False,
+            MIN_SIZES=(400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
+            MAX_SIZE=4000,
+            FLIP=True,
+            # This project's own, of a SemanticSegmentor:
+            SCALES=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+            LONG_SIDE=0,
+            WINDOW=(),
+            COMBINE="probabilities",
+        ),
         PRECISE_BN=dict(ENABLED=False, NUM_ITER=200),
     ),
 )

@@ -175,6 +175,10 @@ MEANINGS = {
     "INPUT.MIN_SIZE_TEST": "of the shorter side in inference; 0 does not resize",
     "INPUT.MAX_SIZE_TEST": "of the longer side in inference",
     "INPUT.RANDOM_FLIP": "of every second image in training",
+    "INPUT.LONG_SIDE_TRAIN": "two ends of a range from which the longer side of a training image is drawn; MIN_SIZE_TRAIN and "
+    "MAX_SIZE_TRAIN are then not looked at",
+    "INPUT.COLOR_AUG_SSD": "change brightness, contrast, saturation and hue of training images at random",
+    "INPUT.CROP.PAD": "pad images that are smaller than SIZE with black pixels without a label, so that every window is whole",
     "INPUT.CROP.ENABLED": "train on a random window of each image",
     "INPUT.CROP.TYPE": "what SIZE means: fractions or pixels, fixed or a range",
     "INPUT.CROP.SIZE": "height and width, or the two ends of the range",
@@ -245,6 +249,14 @@ MEANINGS = {
     "TEST.PICTURES.COUNT": "images of each dataset that are drawn beside their truth at every evaluation",
     "TEST.PICTURES.SCORE_THRESH": "detections below this score are not drawn",
     "TEST.PICTURES.WORST": "draw the images with the most errors; otherwise images spread evenly, the same at every evaluation",
+    "TEST.WRITE_LABELS": "write the predicted classes of each image as a PNG like the dataset's own label files, the form in "
+    "which benchmarks take them",
+    "TEST.AUG.SCALES": "of a model of pixels: each image is looked at in these sizes",
+    "TEST.AUG.LONG_SIDE": "of a model of pixels: of an image at scale 1, in pixels; 0: as INPUT.MIN_SIZE_TEST leaves it",
+    "TEST.AUG.WINDOW": "of a model of pixels: height and width of the windows that an image is cut into, two thirds of which is "
+    "the step from one to the next; empty: whole images",
+    "TEST.AUG.COMBINE": "of a model of pixels, what is averaged: `probabilities`, or as in PyTorch-Encoding the exponentials of "
+    "the logits (`exponentials`), those of an image and of its mirror image added before",
     "TEST.AUG.ENABLED": "at the end, also evaluate with test-time augmentation",
     "TEST.AUG.MIN_SIZES": "lengths of the shorter side",
     "TEST.AUG.MAX_SIZE": "of the longer side",
@@ -261,6 +273,11 @@ _BUILT_IN = (
     "SOLVER.HEAD_LR_FACTOR",
     "TEST.BEST_METRIC",
     "TEST.PATIENCE",
+    "TEST.WRITE_LABELS",
+    *(f"TEST.AUG.{key}" for key in ("SCALES", "LONG_SIDE", "WINDOW", "COMBINE")),
+    "INPUT.LONG_SIDE_TRAIN",
+    "INPUT.CROP.PAD",
+    "INPUT.COLOR_AUG_SSD",
     *(f"MODEL.SEM_SEG_HEAD.{key}" for key in ("STYLE", "ALIGN_CORNERS", "DROPOUT", "CLASS_WEIGHTS", "AUX_HEAD.")),
 )
 # Of Detectron2's project DeepLab, which adds them to its configuration.

@@ -23,6 +23,7 @@ from resnest_det.detector.pooling_pyramid import PooledConv
 from resnest_det.detector.rcnn import GeneralizedRCNN
 from resnest_det.detector.roi_heads import RegionSampler, StandardROIHeads
 from resnest_det.detector.rpn import RPN, RPNHead
+from resnest_det.detector.semantic_augmentation import PixelViews, SemanticSegmentorWithTTA
 from resnest_det.detector.semantic_segmentor import SemanticSegmentor
 from resnest_det.detector.test_time_augmentation import GeneralizedRCNNWithTTA
 from resnest_det.distributed import get_world_size
@@ -62,12 +63,27 @@ def assemble_model(cfg: CfgNode) -> nn.Module:
         return MODELS[cfg.MODEL.META_ARCHITECTURE](**parts)
 
 
-def build_test_time_augmentation(cfg: CfgNode, model: GeneralizedRCNN) -> GeneralizedRCNNWithTTA:
+def build_test_time_augmentation(
+    cfg: CfgNode, model: GeneralizedRCNN | SemanticSegmentor
+) -> GeneralizedRCNNWithTTA | SemanticSegmentorWithTTA:
     """`model` looking at each image in the sizes of TEST.AUG."""
     augmentation = cfg.TEST.AUG
+    if not tasks_of(cfg).objects:
+        return SemanticSegmentorWithTTA(model, build_pixel_views(cfg))
     return GeneralizedRCNNWithTTA(
         model, short_sides=augmentation.MIN_SIZES, max_side=augmentation.MAX_SIZE, flip=augmentation.FLIP
     )
+
+
+def build_pixel_views(cfg: CfgNode) -> PixelViews:
+    """What TEST.AUG says of a model of pixels.
+
+    Raises:
+        UserError: an impossible value; the message names the key.
+    """
+    aug = cfg.TEST.AUG
+    with naming({name: f"TEST.AUG.{name.upper()}" for name in ("scales", "window", "combine")}):
+        return PixelViews(tuple(aug.SCALES), aug.LONG_SIDE, aug.FLIP, tuple(aug.WINDOW), aug.COMBINE)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -31,7 +31,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-        head_lr_factor=cfg.SOLVER.HEAD_LR_FACTOR,
+        lr_factors={part: cfg.SOLVER.HEAD_LR_FACTOR for part, _ in model.named_children() if part != "backbone"},
     )
     if not groups:
         raise UserError("the model has no trainable parameter: MODEL.BACKBONE.FREEZE_AT and other settings freeze all of them")

@@ -72,7 +72,7 @@ class ImageModel(nn.Module):
             if sample["image"].shape[0] != channels:
                 name = sample.get("file_name", "image")
                 raise UserError(f"{name}: {sample['image'].shape[0]} channels, but the model's pixel mean has {channels}")
-        images = [(sample["image"].to(self.device) - self.pixel_mean) / self.pixel_std for sample in batch]
+        images = [(sample["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std for sample in batch]
         return self.pad(images, 0.0), [tuple(image.shape[-2:]) for image in images]
 
     def semantic_targets(self, batch: Sequence[dict], ignore_value: int) -> Tensor:
@@ -91,7 +91,9 @@ class ImageModel(nn.Module):
                 raise UserError(
                     f"{name}: labels of {tuple(image_labels.shape)} pixels, image of {tuple(sample['image'].shape[-2:])}"
                 )
-            labels.append(image_labels.to(self.device).long())  # a byte does not hold every value to fill up with
+            labels.append(
+                image_labels.to(self.device, non_blocking=True).long()
+            )  # a byte does not hold every value to fill up with
         return self.pad(labels, ignore_value)
 
     def padded_size(self, image_sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Optimizer parameter groups, gradient clipping and learning-rate schedules, with Detectron2's semantics."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from fvcore.common.param_scheduler import (
@@ -33,26 +34,29 @@ def parameter_groups(
     weight_decay_norm: float | None = None,
     weight_decay_bias: float | None = None,
     bias_lr_factor: float = 1.0,
-    head_lr_factor: float = 1.0,
+    lr_factors: Mapping[str, float] = MappingProxyType({}),
 ) -> list[dict]:
     """The trainable parameters of `model`, in one group for each pair of learning rate and weight decay.
 
     A shared parameter counts once. Every parameter named `bias`, a norm layer's too, takes the bias settings; None means
-    the same value as for other parameters. What lies outside the module `backbone` is learned `head_lr_factor` times as fast.
+    the same value as for other parameters.
+
+    Args:
+        lr_factors: of the rates of parameters whose names begin so, up to a point.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     for path, module in model.named_modules():
-        rate = base_lr if path.split(".")[0] == "backbone" else base_lr * head_lr_factor
+        part_lr = base_lr * lr_factors.get(path.partition(".")[0], 1.0)
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            lr, decay = rate, weight_decay
+            lr, decay = part_lr, weight_decay
             if isinstance(module, NORM_LAYERS) and weight_decay_norm is not None:
                 decay = weight_decay_norm
             if name == "bias":
-                lr = rate * bias_lr_factor
+                lr = part_lr * bias_lr_factor
                 decay = decay if weight_decay_bias is None else weight_decay_bias
             groups.setdefault((lr, decay), []).append(parameter)
     return [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()]

@@ -9,10 +9,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from resnest_det.detector.box_head import BoxPredictor
-from resnest_det.detector.boxes import decode_boxes, larger_than
+from resnest_det.detector.boxes import clip_boxes, decode_boxes, larger_than
 from resnest_det.detector.cascade import CascadeROIHeads
 from resnest_det.detector.panoptic import FusionLimits, PanopticFPN
 from resnest_det.detector.postprocess import interpolation_weights
@@ -21,6 +20,7 @@ from resnest_det.detector.roi_heads import StandardROIHeads
 from resnest_det.detector.rpn import RPN
 from resnest_det.detector.semantic_head import SemSegFPNHead
 from resnest_det.detector.semantic_segmentor import SemanticSegmentor
+from resnest_det.detector.suppression import suppress_in_plane
 from resnest_det.errors import UserError
 
 NOTHING = float("-inf")  # the score of what is no box
@@ -92,7 +92,7 @@ class DeployedDetector(nn.Module):
         scores, deltas, regions = classify(heads, maps, regions, limits)
         image, boxes, scores, classes = detect(heads.final_predictor, scores, deltas, regions, limits, images.shape[0])
         outer = output_size.flip(0).repeat(2).to(boxes.dtype)
-        rescaled = clip(boxes * (outer / limits), outer)
+        rescaled = clip_boxes(boxes * (outer / limits), outer)
         keep = larger_than(rescaled).nonzero()[:, 0]
         image, classes = image[keep], classes[keep]
         found = (rescaled[keep], scores[keep], classes, image)
@@ -120,21 +120,6 @@ class DeployedDetector(nn.Module):
         return F.interpolate(logits, size=sides, mode="bilinear", align_corners=head.align_corners).argmax(dim=1)
 
 
-def clip(boxes: Tensor, limits: Tensor) -> Tensor:
-    """Boxes (..., 4) inside `limits` (4,): width, height, width, height."""
-    return torch.minimum(boxes.clamp(min=0), limits)
-
-
-def suppress(boxes: Tensor, scores: Tensor, columns: Tensor, rows: Tensor, limits: Tensor, threshold: float) -> Tensor:
-    """Indices of the boxes (R, 4) left by suppression within each place (column, row) of a plane, best first.
-
-    Every place has a box's room to itself, `limits` and a pixel more. In a plane coordinates stay small enough to keep their
-    digits, which a row of all classes of all images would not.
-    """
-    x, y = columns * (limits[0] + 1), rows * (limits[1] + 1)
-    return nms(boxes + torch.stack((x, y, x, y), dim=1), scores, threshold)
-
-
 def propose(rpn: RPN, features: dict[str, Tensor], limits: Tensor) -> Tensor:
     """`RPN.forward`: regions (R, 5), each the index of its image and a box, best first image by image."""
     maps = [features[name] for name in rpn.in_features]
@@ -148,12 +133,12 @@ def propose(rpn: RPN, features: dict[str, Tensor], limits: Tensor) -> Tensor:
         best, top = F.pad(level_logits, (0, topk), value=NOTHING).topk(topk, dim=1)  # (N, K)
         top = torch.minimum(top, torch.full((), level_logits.shape[1] - 1, dtype=top.dtype))
         top_deltas = level_deltas.gather(1, top[:, :, None].expand(-1, -1, 4)).flatten(0, 1)
-        decoded = clip(decode_boxes(top_deltas, level_anchors[top.flatten()], rpn.box_loss.weights), limits)  # (N * K, 4)
+        decoded = clip_boxes(decode_boxes(top_deltas, level_anchors[top.flatten()], rpn.box_loss.weights), limits)  # (N * K, 4)
         best = best.flatten()
         usable = decoded.isfinite().all(dim=1) & best.isfinite() & larger_than(decoded, rpn.min_box_size)
         decoded = torch.where(usable[:, None], decoded, torch.zeros_like(decoded))
         best = torch.where(usable, best, torch.full_like(best, NOTHING))
-        left = suppress(decoded, best, torch.zeros_like(image), image, limits, rpn.nms_threshold)
+        left = suppress_in_plane(decoded, best, torch.zeros_like(image), image, limits, rpn.nms_threshold)
         kept = torch.zeros_like(best).scatter(0, left, torch.ones_like(left, dtype=best.dtype)) > 0
         boxes.append(decoded.reshape(-1, topk, 4))
         scores.append(torch.where(kept, best, torch.full_like(best, NOTHING)).reshape(-1, topk))
@@ -175,7 +160,7 @@ def classify(heads: StandardROIHeads, maps: list[Tensor], regions: Tensor, limit
     for stage, (head, predictor) in enumerate(stages):
         if stage:
             boxes = stages[stage - 1][1].boxes_of_classes(deltas, regions[:, 1:], classes=None)
-            regions = torch.cat((regions[:, :1], clip(boxes, limits)), dim=1)
+            regions = torch.cat((regions[:, :1], clip_boxes(boxes, limits)), dim=1)
         logits, deltas = predictor(head(heads.box_pooler.pool(maps, regions)))
         scores.append(predictor.scores(logits))
     return sum(scores) * (1.0 / len(stages)), deltas, regions
@@ -192,10 +177,10 @@ def detect(
     else:
         deltas = deltas.unflatten(1, (predictor.num_classes, 4))[region, classes]
     scores, image = scores[region, classes], regions[region, 0].long()
-    boxes = clip(decode_boxes(deltas, regions[region, 1:], predictor.box_loss.weights), limits)
+    boxes = clip_boxes(decode_boxes(deltas, regions[region, 1:], predictor.box_loss.weights), limits)
     across = math.ceil(predictor.num_classes**0.5)
     rows = image * math.ceil(predictor.num_classes / across) + torch.div(classes, across, rounding_mode="floor")
-    left = suppress(boxes, scores, classes % across, rows, limits, predictor.nms_threshold)
+    left = suppress_in_plane(boxes, scores, classes % across, rows, limits, predictor.nms_threshold)
     image_left = image[left]
     # How many of the same image are better.
     of_image = (image_left[:, None] == torch.arange(batch)).long()

@@ -6,6 +6,7 @@ from torch import nn
 
 from resnest_det.configuration.model import build_model
 from resnest_det.configuration.reading import load_config
+from resnest_det.detector.semantic_augmentation import PixelViews
 from tests.helpers.fill import fill, uniform
 
 CLASSES = 5
@@ -74,3 +75,20 @@ def our_logits(kind: str, depth: int) -> dict[str, np.ndarray]:
 def sampled(values: np.ndarray) -> np.ndarray:
     flat = values.ravel()
     return flat[np.linspace(0, flat.size - 1, SAMPLES).astype(int)]
+
+
+# How the authors evaluate, at a size for tests: base 520 and crop 480 there.
+EVALUATED = PixelViews((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), long_side=80, flip=True, window=(64, 64), combine="exponentials")
+
+
+def evaluated_config():
+    """Ours for their DeepLab, with the pixel mean that they pad windows with."""
+    mean, std = ([255 * value for value in values] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return authors_config("deeplab", 14, **{"MODEL.PIXEL_MEAN": mean, "MODEL.PIXEL_STD": std})
+
+
+def evaluated_image(name: str) -> torch.Tensor:
+    """(3, H, W) uint8: squares of colors."""
+    height, width = {"wide": (70, 101), "high": (115, 61), "small": (40, 44)}[name]
+    colors = 127.5 * (1 + uniform(name, (3, height // 9 + 1, width // 9 + 1)))
+    return torch.from_numpy(colors.repeat(9, 1).repeat(9, 2)[:, :height, :width].clip(0, 255).astype(np.uint8))
