@@ -221,7 +221,7 @@ def build_evaluation_batches(cfg: CfgNode, images: ClassImages) -> InferenceBatc
             given.TEST_CROP_SIZE or given.CROP_SIZE,
             crop=given.TEST_CROP,
             share=given.TEST_SHARE,
-            interpolation=given.INTERPOLATION,
+            interpolation=given.TEST_INTERPOLATION or given.INTERPOLATION,
         )
     return InferenceBatches(
         images.records,

@@ -26,7 +26,9 @@ from resnest_det.configuration.nodes import leaves, with_values
 from resnest_det.configuration.solver import build_average
 from resnest_det.configuration.standalone import CONFIG_NAME
 from resnest_det.configuration.weights import fetch_initial_weights
+from resnest_det.data.catalog import datasets_root
 from resnest_det.data.class_folders import ClassImages, check_same_classes, read_class_folders
+from resnest_det.data.shapes import ensure_shape_classes
 from resnest_det.data.shards import is_shards, read_shards
 from resnest_det.distributed import get_rank, is_main_process, synchronize
 from resnest_det.drawing.plots import plot_class_confusion
@@ -48,6 +50,7 @@ from resnest_det.weights.downloads import resolve_weights
 logger = logging.getLogger(__name__)
 
 MOST_TOLD = 20  # images that cannot be read, one by one
+GENERATED = "shapes"  # as DATA.ROOT: images that are drawn where there is no folder of this name
 FIGURES = "inference"  # the folder of an evaluation's files, as for detectors
 
 
@@ -90,8 +93,11 @@ def read_images(cfg: CfgNode) -> tuple[ClassImages, ClassImages]:
     """
     if not cfg.DATA.ROOT:
         raise UserError("DATA.ROOT is empty: say which images to train on, with --train-on DIR")
-    read = read_shards if is_shards(cfg.DATA.ROOT) else read_class_folders
-    train, val = read(cfg.DATA.ROOT, cfg.DATA.VAL, cfg.DATA.HELD_OUT)
+    root = cfg.DATA.ROOT
+    if root == GENERATED and not os.path.exists(root):
+        root = str(ensure_shape_classes(datasets_root()))
+    read = read_shards if is_shards(root) else read_class_folders
+    train, val = read(root, cfg.DATA.VAL, cfg.DATA.HELD_OUT)
     for images, what in ((train, "train"), (val, "evaluate")):
         logger.info("%d images of %d classes to %s on: %s", len(images), len(images.classes), what, images.name)
     return train, val
