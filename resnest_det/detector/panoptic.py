@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from resnest_det.detector.pixel_loss import rescale_logits
 from resnest_det.detector.rcnn import GeneralizedRCNN
-from resnest_det.detector.semantic_head import SemSegFPNHead, rescale_logits
+from resnest_det.detector.semantic_head import SemSegFPNHead
 
 
 class FusionLimits(NamedTuple):

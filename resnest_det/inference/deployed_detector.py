@@ -18,6 +18,7 @@ from resnest_det.detector.postprocess import interpolation_weights
 from resnest_det.detector.rcnn import GeneralizedRCNN
 from resnest_det.detector.roi_heads import StandardROIHeads
 from resnest_det.detector.rpn import RPN
+from resnest_det.detector.semantic_head import SemSegFPNHead
 from resnest_det.detector.semantic_segmentor import SemanticSegmentor
 from resnest_det.detector.suppression import suppress_in_plane
 from resnest_det.errors import UserError
@@ -65,10 +66,11 @@ class DeployedDetector(nn.Module):
             images: (N, C, H, W) uint8, in the channel order and at the size that the model was trained for.
             output_size: (2,) int64, the height and width that results are scaled to.
         """
-        features = self.model.backbone(self.padded(images))
+        padded = self.padded(images)
+        features = self.model.backbone(padded)
         outputs = self.detections(images, features, output_size) if self.finds_objects else ()
         if self.labels_pixels:
-            labels = self.pixel_labels(images, features, output_size)
+            labels = self.pixel_labels(images, padded.shape[-2:], features, output_size)
             outputs += (labels,)
             if self.fusion is not None:
                 outputs += fuse_batch(*outputs, self.model.sem_seg_head.num_classes, self.fusion)
@@ -77,7 +79,7 @@ class DeployedDetector(nn.Module):
     def padded(self, images: Tensor) -> Tensor:
         """`ImageModel.preprocess` of images of one size."""
         height, width = images.shape[-2:]
-        multiple = self.model.backbone.size_divisibility
+        multiple = self.model.size_divisibility
         normalised = (images.float() - self.model.pixel_mean) / self.model.pixel_std
         return F.pad(normalised, (0, -width % multiple, 0, -height % multiple))
 
@@ -99,9 +101,12 @@ class DeployedDetector(nn.Module):
         regions = torch.cat((image[:, None].to(boxes.dtype), boxes[keep]), dim=1)
         return (*found, heads.mask_head(heads.mask_pooler.pool(maps, regions), classes).sigmoid())
 
-    def pixel_labels(self, images: Tensor, features: dict[str, Tensor], output_size: Tensor) -> Tensor:
-        """(N, height, width) int64 class of each pixel; `rescale_logits` of all images."""
-        logits = self.model.sem_seg_head(features)
+    def pixel_labels(self, images: Tensor, padded_size: torch.Size, features: dict[str, Tensor], output_size: Tensor) -> Tensor:
+        """(N, height, width) int64 class of each pixel; `enlarge` and `rescale_logits` of all images."""
+        head = self.model.sem_seg_head
+        logits = head(features)
+        if not isinstance(head, SemSegFPNHead):
+            logits = F.interpolate(logits, size=padded_size, mode="bilinear", align_corners=head.align_corners)
         # Not by slices: torch.export would take it for granted that there is something to leave away.
         logits = logits.index_select(2, torch.arange(images.shape[2])).index_select(3, torch.arange(images.shape[3]))
         if torch.jit.is_tracing():
@@ -112,7 +117,7 @@ class DeployedDetector(nn.Module):
                 for side in sides:
                     torch._check(side >= 2)
                     torch._check(side < _MOST)
-        return F.interpolate(logits, size=sides, mode="bilinear", align_corners=False).argmax(dim=1)
+        return F.interpolate(logits, size=sides, mode="bilinear", align_corners=head.align_corners).argmax(dim=1)
 
 
 def propose(rpn: RPN, features: dict[str, Tensor], limits: Tensor) -> Tensor:
