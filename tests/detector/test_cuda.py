@@ -1,4 +1,4 @@
-"""Detectors on a GPU against the CPU: precisions, memory formats, compiled, in a process group, and how often it is waited for."""
+"""Detectors on a GPU against the CPU: precisions, memory formats, compiled, in a process group; how often it is waited for."""
 
 import warnings
 
