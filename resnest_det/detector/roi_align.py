@@ -45,9 +45,7 @@ class AlignedRegions(torch.autograd.Function):
         return result.view(images, height, width, channels).permute(0, 3, 1, 2), None, None, None, None
 
 
-def _band(
-    low: Tensor, high: Tensor, length: int, output_size: int, scale: float, sampling_ratio: int
-) -> tuple[Tensor, Tensor]:
+def _band(low: Tensor, high: Tensor, length: int, output_size: int, scale: float, sampling_ratio: int) -> tuple[Tensor, Tensor]:
     """Which cells of the map weigh what in each of S = `output_size` cells of the output, along one axis.
 
     Args:
@@ -69,7 +67,7 @@ def _band(
     fractions = positions - below
     first = below[:, :, :1]
     needed = int(torch.where(weights > 0, below - first, 0).max()) + 2
-    offsets = (below - first).clamp(max=needed - 2)
+    offsets = (below - first).clamp(0, needed - 2)
     band = low.new_zeros(*first.shape[:2], needed)
     band.scatter_add_(2, offsets, weights * (1 - fractions)).scatter_add_(2, offsets + 1, weights * fractions)
     # Beyond the last cell there is only what weighs nothing.
