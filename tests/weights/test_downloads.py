@@ -2,8 +2,11 @@
 
 import hashlib
 import http.server
+import io
 import re
 import threading
+import zipfile
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from resnest_det import UserError, resolve_weights
 from resnest_det.backbone.variants import VARIANTS
 from resnest_det.weights import downloads
-from resnest_det.weights.published import ALIASES, WEIGHT_FILES, WeightFile
+from resnest_det.weights.published import ALIASES, GLUON_FILES, WEIGHT_FILES, WeightFile
 
 CONTENT = bytes(range(256)) * 20000  # 5 MB: several pieces
 DIGITS = hashlib.sha256(CONTENT).hexdigest()
@@ -246,6 +249,8 @@ def test_local_paths(tmp_path):
         ("resnest://resnest51", "not published; nearest: resnest50"),
         ("resnest://mask_rcnn_ResNeSt_50_FPN_1x", "nearest: mask_rcnn_ResNeSt_50_FPN_syncBN_1x"),
         ("hf://resnest50", "expected hf://owner/name"),
+        ("gluon://resnest51", "weights gluon://resnest51: not published; nearest: resnest50"),
+        ("gluon://deeplab_resnest50", "nearest: deeplab_resnest50_ade"),
         ("s3://bucket/x.pth", "unknown scheme s3://; supported: a path, https://"),
         ("https://", "not the address of a file"),
         ("https://example.org/../../x.pth", "not the address of a file"),
@@ -274,7 +279,7 @@ def test_catalog_is_complete():
     assert len(VARIANTS) == 13 and len(ALIASES) == 16
     for name in VARIANTS:
         file = WEIGHT_FILES[name]
-        assert re.fullmatch("[0-9a-f]{8}", file.sha256_prefix) and file.filename.endswith(f"-{file.sha256_prefix}.pth")
+        assert re.fullmatch("[0-9a-f]{8}", file.digits) and file.filename.endswith(f"-{file.digits}.pth")
         assert len(file.mirrors) >= 2
     for name, file in WEIGHT_FILES.items():
         assert file.filename.startswith(name) or name in ("resnest14", "resnest26")
@@ -292,3 +297,50 @@ def test_a_host_of_dots_is_no_folder_beside_the_cache(address):
     with pytest.raises(UserError) as error:
         resolve_weights(address)
     assert address in str(error.value) and "mirror" not in str(error.value)
+
+
+def gluon_archive(content: bytes, name: str = "resnest50-x.params") -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(name, content)
+    return archive.getvalue()
+
+
+def test_gluons_archives_are_known_by_the_sha1_of_what_is_in_them(server, cache, monkeypatch):
+    digits = hashlib.sha1(CONTENT).hexdigest()
+    server.files |= {"/a.zip": gluon_archive(CONTENT[:-1]), "/b.zip": b"<html>moved</html>", "/c.zip": gluon_archive(CONTENT)}
+    mirrors = tuple(f"{server.url}/{name}.zip" for name in "abc")
+    monkeypatch.setitem(GLUON_FILES, "resnest50", WeightFile(f"resnest50-{digits[:8]}.zip", mirrors[:2], digits, "sha1"))
+    with pytest.raises(UserError, match=rf"a.zip \(wrong file: sha1 [0-9a-f]+, published {digits}; .*b.zip \(wrong file: sha1"):
+        resolve_weights("gluon://resnest50")
+    monkeypatch.setitem(GLUON_FILES, "resnest50", WeightFile(f"resnest50-{digits[:8]}.zip", mirrors, digits, "sha1"))
+    path = resolve_weights("gluon://resnest50d")
+    assert content_of(path) == server.files["/c.zip"] and path == str(cache / f"resnest50-{digits[:8]}.zip")
+    before = len(server.requests)
+    assert resolve_weights("gluon://resnest50") == path and len(server.requests) == before
+    Path(path).write_bytes(gluon_archive(CONTENT[1:]))
+    with pytest.raises(UserError, match="refused: their sha1 begins with"):
+        resolve_weights("gluon://resnest50")
+
+
+def test_gluons_files_that_are_here_already(tmp_path):
+    digits = hashlib.sha1(CONTENT).hexdigest()[:8]
+    (tmp_path / f"mine-{digits}.params").write_bytes(CONTENT)
+    (tmp_path / f"mine-{digits}.zip").write_bytes(gluon_archive(CONTENT))
+    for suffix in ("params", "zip"):
+        path = tmp_path / f"mine-{digits}.{suffix}"
+        assert resolve_weights(path) == str(path)
+        path.rename(tmp_path / f"mine-abcdef12.{suffix}")
+        with pytest.raises(UserError, match="their sha1 does not begin with the abcdef12 of the name"):
+            resolve_weights(tmp_path / f"mine-abcdef12.{suffix}")
+
+
+def test_gluons_catalog():
+    assert len(GLUON_FILES) == 20 and set(VARIANTS) < set(GLUON_FILES)
+    for name, file in GLUON_FILES.items():
+        assert re.fullmatch("[0-9a-f]{40}", file.digits) and file.filename == f"{name}-{file.digits[:8]}.zip"
+        assert all(url.endswith("/" + file.filename) for url in file.mirrors) and len(file.mirrors) in (1, 2)
+    assert GLUON_FILES["resnest50"].mirrors == (
+        "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/models/resnest50-bcfefe1d.zip",
+        "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step2/resnest50-bcfefe1d.zip",
+    )
