@@ -330,8 +330,10 @@ def build_augmentation(cfg) -> Augmentation:
         with naming({"kind": "INPUT.CROP.TYPE", "size": "INPUT.CROP.SIZE"}):
             steps.append(RandomCrop(given.CROP.TYPE, tuple(given.CROP.SIZE)))
     names = {"short_sides": "MIN_SIZE_TRAIN", "max_side": "MAX_SIZE_TRAIN", "sampling": "MIN_SIZE_TRAIN_SAMPLING"}
+    names["library"] = "RESIZE_LIBRARY_TRAIN"
     with naming({argument: f"INPUT.{key}" for argument, key in names.items()}):
-        steps.append(ResizeShortestEdge(tuple(given.MIN_SIZE_TRAIN), given.MAX_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING))
+        lengths, sampling = tuple(given.MIN_SIZE_TRAIN), given.MIN_SIZE_TRAIN_SAMPLING
+        steps.append(ResizeShortestEdge(lengths, given.MAX_SIZE_TRAIN, sampling, given.RESIZE_LIBRARY_TRAIN))
     if given.RANDOM_FLIP != "none":
         with naming({"direction": "INPUT.RANDOM_FLIP"}):
             steps.append(RandomFlip(given.RANDOM_FLIP))
