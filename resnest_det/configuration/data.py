@@ -13,6 +13,7 @@ from resnest_det.configuration.tables import tasks_of
 from resnest_det.data import samplers
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
+from resnest_det.data.colors import RandomColor
 from resnest_det.data.image_files import check_image_files, check_image_sizes
 from resnest_det.data.instance_records import Records, joined, objects_of, sizes_of, with_objects_only
 from resnest_det.data.loader import InferenceBatches, in_shared_memory, training_batches
@@ -21,7 +22,15 @@ from resnest_det.data.panoptic import with_panoptic_classes
 from resnest_det.data.records import Record, Sample
 from resnest_det.data.semantic import SemanticMetadata, class_color
 from resnest_det.data.statistics import Statistics, describe, doubts, statistics_of
-from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
+from resnest_det.data.transforms import (
+    Augmentation,
+    AugmentationStep,
+    PadTo,
+    RandomCrop,
+    RandomFlip,
+    ResizeLongestEdge,
+    ResizeShortestEdge,
+)
 from resnest_det.distributed import all_gather_objects, get_rank, get_world_size
 from resnest_det.errors import UserError, naming
 
@@ -94,6 +103,7 @@ def read_run_data(
     datasets = {
         name: match_classes(dataset, like, "the checkpoint" if trained_on else first.name) for name, dataset in datasets.items()
     }
+    matched = datasets[first.name]
     for name in cfg.DATASETS.TEST:
         check_classes([datasets[name]], cfg)
         _check_enough_images(len(datasets[name].records), name)
@@ -103,7 +113,7 @@ def read_run_data(
     return RunData(
         images,
         tuple(datasets[name] for name in cfg.DATASETS.TEST),
-        _trained_on(cfg, datasets[first.name]),
+        kept_of_classes(class_names(cfg, matched), matched.metadata, cfg.INPUT.FORMAT),
         _statistics([datasets[name] for name in cfg.DATASETS.TRAIN]) if train else None,
         tuple(_statistics([datasets[name]]) for name in cfg.DATASETS.TEST),
     )
@@ -227,16 +237,20 @@ def _listed(names: list[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _trained_on(cfg, dataset: Dataset) -> dict:
-    """See `RunData`."""
-    kept: dict = {"input_format": cfg.INPUT.FORMAT}
-    for name, labels in class_names(cfg, dataset).items():
+def kept_of_classes(names: Mapping[str, Sequence[str]], metadata, input_format: str) -> dict:
+    """What a checkpoint keeps under "trained_on", see `RunData`.
+
+    Args:
+        names: see `class_names`.
+        metadata: of the dataset that they are of: where it has them, ids and colors of the classes.
+        input_format: INPUT.FORMAT.
+    """
+    kept: dict = {"input_format": input_format}
+    for name, labels in names.items():
         kind = name.removesuffix("_classes")
-        contiguous = getattr(dataset.metadata, f"{kind}_dataset_id_to_contiguous_id", {})  # label PNG files have no ids
+        contiguous = getattr(metadata, f"{kind}_dataset_id_to_contiguous_id", {})  # label PNG files have no ids
         kept[name] = list(labels)
-        colors = getattr(dataset.metadata, f"{kind}_colors", None) or [
-            class_color(None, index, name) for index in range(len(labels))
-        ]
+        colors = getattr(metadata, f"{kind}_colors", None) or [class_color(None, index, name) for index in range(len(labels))]
         kept[f"{kind}_colors"] = [list(color) for color in colors]
         if contiguous:
             kept[f"{kind}_ids"] = [getattr(each, "text", each) for each in sorted(contiguous, key=contiguous.get)]
@@ -320,24 +334,58 @@ def build_test_loader(cfg, dataset: Dataset) -> InferenceBatches:
 
 
 def build_augmentation(cfg) -> Augmentation:
-    """What INPUT says of cropping, resizing and mirroring, in Detectron2's order.
+    """What INPUT says of cropping, resizing, colors and mirroring, in Detectron2's order.
+
+    That is the one of its tool for detectors, which crops first, and for a model of pixels alone that of its DeepLab, which
+    crops what was resized.
 
     Raises:
         UserError: an impossible value; the message names the key.
     """
     given, steps = cfg.INPUT, []
-    if given.CROP.ENABLED:
-        with naming({"kind": "INPUT.CROP.TYPE", "size": "INPUT.CROP.SIZE"}):
-            steps.append(RandomCrop(given.CROP.TYPE, tuple(given.CROP.SIZE)))
     names = {"short_sides": "MIN_SIZE_TRAIN", "max_side": "MAX_SIZE_TRAIN", "sampling": "MIN_SIZE_TRAIN_SAMPLING"}
-    names["library"] = "RESIZE_LIBRARY_TRAIN"
-    with naming({argument: f"INPUT.{key}" for argument, key in names.items()}):
-        lengths, sampling = tuple(given.MIN_SIZE_TRAIN), given.MIN_SIZE_TRAIN_SAMPLING
-        steps.append(ResizeShortestEdge(lengths, given.MAX_SIZE_TRAIN, sampling, given.RESIZE_LIBRARY_TRAIN))
+    with naming(
+        {
+            argument: f"INPUT.{key}"
+            for argument, key in (names | {"long_sides": "LONG_SIDE_TRAIN", "library": "RESIZE_LIBRARY_TRAIN"}).items()
+        }
+    ):
+        if given.LONG_SIDE_TRAIN:
+            steps.append(ResizeLongestEdge(tuple(given.LONG_SIDE_TRAIN)))
+        else:
+            lengths, sampling = tuple(given.MIN_SIZE_TRAIN), given.MIN_SIZE_TRAIN_SAMPLING
+            steps.append(ResizeShortestEdge(lengths, given.MAX_SIZE_TRAIN, sampling, given.RESIZE_LIBRARY_TRAIN))
+    crop = _crop_steps(cfg)
+    steps = steps + crop if tasks_of(cfg).pixels and not tasks_of(cfg).objects else crop + steps
+    if given.COLOR_AUG_SSD:
+        if given.FORMAT == "L":
+            raise UserError("INPUT.COLOR_AUG_SSD True is not supported with INPUT.FORMAT 'L', which has no colors")
+        steps.append(RandomColor(bgr=given.FORMAT == "BGR"))
     if given.RANDOM_FLIP != "none":
         with naming({"direction": "INPUT.RANDOM_FLIP"}):
             steps.append(RandomFlip(given.RANDOM_FLIP))
     return Augmentation(tuple(steps))
+
+
+def _crop_steps(cfg) -> list[AugmentationStep]:
+    crop, long_sides = cfg.INPUT.CROP, cfg.INPUT.LONG_SIDE_TRAIN
+    if not crop.ENABLED:
+        if crop.PAD:
+            raise UserError("INPUT.CROP.PAD True needs INPUT.CROP.ENABLED True: it pads to the size of the crop")
+        return []
+    keys = {"kind": "TYPE", "size": "SIZE", "max_area": "SINGLE_CATEGORY_MAX_AREA"}
+    with naming({argument: f"INPUT.CROP.{key}" for argument, key in keys.items()}):
+        window = RandomCrop(crop.TYPE, tuple(crop.SIZE), crop.SINGLE_CATEGORY_MAX_AREA)
+        if not crop.PAD:
+            if crop.TYPE == "absolute" and long_sides and max(crop.SIZE) > max(long_sides):
+                raise UserError(
+                    f"INPUT.CROP.SIZE {tuple(crop.SIZE)} is larger than any image whose longer side is one of "
+                    f"INPUT.LONG_SIDE_TRAIN {tuple(long_sides)}; set INPUT.CROP.PAD True to pad them"
+                )
+            return [window]
+        if crop.TYPE != "absolute":
+            raise UserError(f"INPUT.CROP.PAD True needs INPUT.CROP.TYPE 'absolute', not {crop.TYPE!r}")
+        return [PadTo(window.size), window]
 
 
 def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:

@@ -168,10 +168,10 @@ def _path_of(digest: str, kind: str) -> Path:
 
 @functools.cache
 def _rules() -> str:
-    code = hashlib.sha256(msgspec.__version__.encode())
+    rules = hashlib.sha256(msgspec.__version__.encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
-        code.update(path.read_bytes())
-    return code.hexdigest()[:16]
+        rules.update(path.read_bytes())
+    return rules.hexdigest()[:16]
 
 
 def _remove_unused(folder: Path) -> None:

@@ -4,13 +4,14 @@ import functools
 import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision import io as torchvision_io
 
 from resnest_det.errors import UserError
 
@@ -147,6 +148,49 @@ def read_image(
     Raises:
         UserError: the file is missing, not an image, damaged, or of another size; the message names it.
     """
+    mode = "L" if image_format == "L" else "RGB"
+    pixels = np.asarray(_read_upright(file_name, mode, size, size_is, content, decode=_jpeg_pixels))
+    if image_format == "L":
+        return pixels[:, :, None]
+    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def read_picture(
+    file_name: str, content: bytes | None = None, decode_jpeg: Callable[[bytes], np.ndarray] | None = None
+) -> Image.Image:
+    """Read an image file as `read_image` does, as a Pillow image of mode "RGB".
+
+    Args:
+        content: see `open_image`.
+        decode_jpeg: another library's decoder, from the content of a JPEG to (H, W, 3) uint8 RGB as it is stored.
+
+    Raises:
+        UserError: see `read_image`.
+    """
+    if decode_jpeg is None:
+        return _read_upright(file_name, "RGB", None, "", content)
+    with _named(file_name):
+        if content is None:
+            content = Path(file_name).read_bytes()
+        with open_image(file_name, content=content) as header:
+            if header.format != "JPEG" or header.mode not in ("RGB", "L"):
+                return _read_upright(file_name, "RGB", None, "", content)
+            turn, size = _UPRIGHT.get(_exif_orientation(header)), header.size
+        image = Image.fromarray(decode_jpeg(content))
+        if image.size != size:
+            raise UserError(f"image {file_name} is decoded to {image.size}, but its header says {size} (width x height)")
+    return image if turn is None else image.transpose(turn)
+
+
+def _read_upright(
+    file_name: str,
+    mode: str,
+    size: tuple[int, int] | None,
+    size_is: str,
+    content: bytes | None,
+    decode: Callable[[Image.Image], np.ndarray | None] = lambda image: None,
+) -> Image.Image | np.ndarray:
+    """An image, or (H, W, 3) uint8 where that is what `decode` makes of an opened file that stands upright."""
     with _named(file_name), open_image(file_name, content=content) as image:
         if image.format == "TIFF":
             image.load()  # turns it, and says no longer that it has to be turned
@@ -154,19 +198,15 @@ def read_image(
         if size is not None:
             _check_size(image, orientation, file_name, size, size_is)
         turn = _UPRIGHT.get(orientation)
-        pixels = _jpeg_pixels(image) if image_format != "L" and turn is None else None
+        pixels = decode(image) if mode == "RGB" and turn is None else None
         if pixels is not None:
-            return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+            return pixels
         image = image if turn is None else image.transpose(turn)
         image.load()
         try:
-            image = to_eight_bits(image, "L" if image_format == "L" else "RGB")
+            return to_eight_bits(image, mode)
         except UserError as error:
             raise UserError(f"image {file_name}: {error}") from None
-    pixels = np.asarray(image)
-    if image_format == "L":
-        return pixels[:, :, None]
-    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
 
 
 def _jpeg_pixels(image: Image.Image) -> np.ndarray | None:
@@ -178,7 +218,7 @@ def _jpeg_pixels(image: Image.Image) -> np.ndarray | None:
     content = torch.from_numpy(np.frombuffer(bytearray(image.fp.read()), dtype=np.uint8))
     image.fp.seek(0)
     try:
-        return decode_jpeg(content, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+        return torchvision_io.decode_jpeg(content, mode=torchvision_io.ImageReadMode.RGB).permute(1, 2, 0).numpy()
     except RuntimeError:
         return None
 
@@ -191,7 +231,8 @@ def _decodes_as_pillow() -> bool:
         file = io.BytesIO()
         Image.fromarray(noise).save(file, "JPEG", quality=quality, subsampling=subsampling)
         try:
-            theirs = decode_jpeg(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8), mode=ImageReadMode.RGB)
+            content = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+            theirs = torchvision_io.decode_jpeg(content, mode=torchvision_io.ImageReadMode.RGB)
         except RuntimeError:  # built without it
             return False
         if not np.array_equal(theirs.permute(1, 2, 0).numpy(), np.asarray(Image.open(file))):

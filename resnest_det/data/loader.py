@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class PackedRecords(Sequence):
     Every access returns a new record.
     """
 
-    def __init__(self, records: Sequence[Record]):
+    def __init__(self, records: Iterable[Record]):
         packed = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
         self._ends = np.cumsum([0] + [len(record) for record in packed])
         self._block = np.frombuffer(b"".join(packed), dtype=np.uint8)
@@ -67,14 +68,16 @@ class _InferenceSamples:
         self._records = in_shared_memory([records])
         self._make_sample = make_sample
 
-    def __len__(self) -> int:
-        return len(self._records)
-
     def __getitem__(self, index: int) -> Sample | UserError:
         try:
             return self._make_sample(self._records[index])
         except UserError as error:
             return error
+
+
+def as_list(samples: list) -> list[Sample] | UserError:
+    """The samples, or the first error among them."""
+    return next((sample for sample in samples if isinstance(sample, UserError)), samples)
 
 
 def training_batches(
@@ -87,45 +90,65 @@ def training_batches(
     rank: int,
     world_size: int,
     num_workers: int,
-) -> Iterator[list[Sample]]:
+    collate: Callable[[list], Any] = as_list,
+) -> Iterator[Any]:
     """This process's part, a list of samples, of every global batch from number `start_iteration` on, without end.
 
     Batch k does not depend on the start or the number of workers: a sample depends only on its record and on (seed,
     position of its draw). Batches before the start are skipped without reading images.
+
+    Args:
+        collate: makes a batch, or a `UserError` that is then raised, of a list of samples and of `UserError`s about images. It
+            runs where the images are read.
 
     Raises:
         UserError: whatever `make_sample` found wrong with an image, when its batch is reached.
         ArgumentError: a worker was killed.
     """
     shares = (batch[rank::world_size] for batch in itertools.islice(global_batches, start_iteration, None))
-    return _load(_TrainingSamples(records, make_sample, seed), shares, num_workers)
+    return _load(_TrainingSamples(records, make_sample, seed), shares, num_workers, collate)
 
 
 class InferenceBatches:
-    """The samples of some images, in order, one per batch; can be iterated again. `len` is the number of batches.
+    """The samples of some images, in order, one per batch unless told otherwise; can be iterated again. `len` counts batches.
 
-    Iterating raises what `training_batches` raises.
+    Iterating raises what `training_batches` raises, which says what `collate` is.
+
+    Args:
+        chosen: indices of the records to take; None takes all.
     """
 
-    def __init__(self, records: Sequence[Record], make_sample: Callable[[Record], Sample], num_workers: int):
+    def __init__(
+        self,
+        records: Sequence[Record],
+        make_sample: Callable[[Record], Sample],
+        num_workers: int,
+        *,
+        chosen: Sequence[int] | None = None,
+        batch_size: int = 1,
+        collate: Callable[[list], Any] = as_list,
+    ):
         self._samples = _InferenceSamples(records, make_sample)
-        self._num_workers = min(num_workers, len(records))
+        indices = range(len(records)) if chosen is None else chosen
+        self._batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
+        self._num_workers = min(num_workers, len(self._batches))
+        self._collate = collate
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._batches)
 
-    def __iter__(self) -> Iterator[list[Sample]]:
-        return _load(self._samples, ([index] for index in range(len(self))), self._num_workers)
+    def __iter__(self) -> Iterator[Any]:
+        return _load(self._samples, iter(self._batches), self._num_workers, self._collate)
 
 
 def _load(
-    samples: _TrainingSamples | _InferenceSamples, batch_sampler: Iterator[list], num_workers: int
-) -> Iterator[list[Sample]]:
+    samples: _TrainingSamples | _InferenceSamples, batch_sampler: Iterator, num_workers: int, collate: Callable[[list], Any]
+) -> Iterator[Any]:
     loader = DataLoader(
         samples,
         batch_sampler=batch_sampler,
         num_workers=num_workers,
-        collate_fn=_as_list,
+        collate_fn=collate,
         # Of its own, because starting workers draws from it, and the run's randomness must not notice.
         generator=torch.Generator(),
         worker_init_fn=_start_worker,
@@ -150,9 +173,8 @@ def _load(
                 raise_if_requested()  # the signal that ended the worker may have come to all processes
                 raise ArgumentError("num_workers", f"{num_workers}: {_why(str(error))}") from None
             raise
-        for sample in batch:
-            if isinstance(sample, UserError):
-                raise sample
+        if isinstance(batch, UserError):
+            raise batch
         try:
             yield batch
         except GeneratorExit:
@@ -221,7 +243,3 @@ def _why(message: str) -> str:
         f"one of the processes that read images died, {told}; usually memory ran out{shared}: fewer of them need less, "
         "and with 0 the main process reads"
     )
-
-
-def _as_list(samples: list) -> list:
-    return samples

@@ -34,6 +34,29 @@ def training_draws(repeat_factors: np.ndarray, seed: int) -> Iterator[Draw]:
         epoch += 1
 
 
+SHARDS_OPEN = 16  # tar files whose images are mixed
+
+
+def shard_draws(shards: np.ndarray, seed: int) -> Iterator[Draw]:
+    """Endless passes over images in tar files, each read from few files at a time: these come in random order, and the images
+    of `SHARDS_OPEN` of them mixed.
+
+    Args:
+        shards: (N,) the number of the file that each image is in.
+    """
+    members = [np.flatnonzero(shards == number) for number in np.unique(shards)]
+    position = epoch = 0
+    while True:
+        generator = np.random.default_rng([seed, epoch])
+        order = generator.permutation(len(members))
+        for first in range(0, len(order), SHARDS_OPEN):
+            together = np.concatenate([members[number] for number in order[first : first + SHARDS_OPEN]])
+            for index in generator.permutation(together).tolist():
+                yield index, position
+                position += 1
+        epoch += 1
+
+
 def repeat_factors_from_categories(records: Sequence[Record], threshold: float, square_root: bool = True) -> np.ndarray:
     """How often to show each image so that rare categories are seen more (LVIS, https://arxiv.org/abs/1908.03195, appendix B.2).
 
