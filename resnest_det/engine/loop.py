@@ -3,12 +3,14 @@
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from resnest_det.distributed import all_gather_objects, get_rank, get_world_size
 from resnest_det.engine.callbacks import Callback
@@ -46,6 +48,7 @@ def train_loop(
     scaler: torch.amp.GradScaler,
     autocast: torch.autocast,
     names_of: Callable[[Any], list[str]],
+    parts: int = 1,
     clip_gradients: Callable | None = None,
     log: Callback | None = None,
     after_step: Sequence[Callable[[int, Any], object]] = (),
@@ -60,6 +63,7 @@ def train_loop(
         batches: this process's part of each global batch, from that of `start_iteration` on.
         scaler: for fp16; otherwise a disabled one.
         autocast: entered around the forward pass; a disabled one for full precision.
+        parts: see `add_gradients`.
         names_of: what a batch is called in messages, the files of its images for instance.
         clip_gradients: called with the parameters before each update.
         log: receives every iteration; set on the main process only.
@@ -83,15 +87,12 @@ def train_loop(
             optimizer.zero_grad()
             try:
                 with telling_of_memory(len(batch)):
-                    with autocast:
-                        losses = model(batch)
-                        total = sum(losses.values())
-                    scaler.scale(total).backward()
+                    losses = add_gradients(model, batch, parts, scaler, autocast)
             except OutOfMemory:
                 raise
             except UserError as error:
                 raise UserError(f"iteration {iteration}: {error}; images of this step: {', '.join(names_of(batch))}") from error
-            losses[_STOP] = total.new_full((), stop_requested())
+            losses[_STOP] = next(iter(losses.values())).new_full((), stop_requested())
             values, data_time = reduce_losses(losses, data_time)
             stop = values.pop(_STOP) > 0
             if stop:
@@ -112,6 +113,34 @@ def train_loop(
                 raise_if_requested()
             if any(end is True for end in ended):
                 return
+
+
+def add_gradients(
+    model: nn.Module, batch: Sequence, parts: int, scaler: torch.amp.GradScaler, autocast: torch.autocast
+) -> dict[str, torch.Tensor]:
+    """Add the gradients of a batch to those there are, and return its losses.
+
+    Args:
+        parts: that the batch is cut into and that go through the model one after the other, in the memory of one. Gradients and
+            losses are their means, weighted by the number of images: those of the whole batch where a loss is a mean over
+            images. Batch norm takes its statistics from each part by itself, and a loss that is a mean over what is found in a
+            batch, as that of masks, weights the images of a part that has few of it more.
+    """
+    count, losses = len(batch), {}
+    bounds = [count * index // parts for index in range(parts + 1)]
+    for start, end in zip(bounds, bounds[1:]):
+        # Gradients of several processes are added up once, behind the last part.
+        waits = end < count and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if waits else nullcontext():
+            with autocast:
+                own = model(batch[start:end])
+                total = sum(own.values())
+            share = (end - start) / count
+            scaler.scale(total if parts == 1 else total * share).backward()
+        for name, loss in own.items():
+            loss = loss.detach() if parts == 1 else loss.detach() * share
+            losses[name] = losses[name] + loss if name in losses else loss
+    return losses
 
 
 def reduce_losses(losses: Mapping[str, torch.Tensor], data_time: float) -> tuple[dict[str, float], float]:

@@ -12,7 +12,7 @@ from resnest_det.configuration.anchor_fit import anchor_doubts
 from resnest_det.configuration.data import RunData, count_classes, hold_against_checkpoint, read_run_data, tell_of_data
 from resnest_det.configuration.model import build_model, check_batch_norm
 from resnest_det.configuration.nodes import leaves, value_of
-from resnest_det.configuration.solver import build_average, build_optimizer, in_iterations, scale_to_world_size
+from resnest_det.configuration.solver import build_average, build_optimizer, build_scaler, in_iterations, scale_to_world_size
 from resnest_det.configuration.standalone import whole_configuration
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.configuration.weights import load_initial_weights
@@ -83,10 +83,13 @@ def train(
     seed = choose_seed(cfg.SEED)
     seed_everything(seed)
     model = build_model(cfg)
-    check_batch_norm(model, cfg.SOLVER.IMS_PER_BATCH // get_world_size())
+    images, parts = cfg.SOLVER.IMS_PER_BATCH // get_world_size(), cfg.SOLVER.ACCUMULATE
+    if parts > images:
+        raise UserError(f"SOLVER.ACCUMULATE {parts} is too large: a process has {images} images of SOLVER.IMS_PER_BATCH")
+    check_batch_norm(model, images // parts, parts)
     optimizer = build_optimizer(cfg, model)
     device = next(model.parameters()).device
-    scaler = torch.amp.GradScaler(device.type, enabled=cfg.SOLVER.AMP.ENABLED and device.type == "cuda")
+    scaler = build_scaler(cfg, device)
 
     averaged = build_average(cfg, model)
     kept = {"optimizer": optimizer, "grad_scaler": scaler} | ({AVERAGE: averaged} if averaged is not None else {})
