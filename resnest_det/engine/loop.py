@@ -48,10 +48,11 @@ def train_loop(
     scaler: torch.amp.GradScaler,
     autocast: torch.autocast,
     names_of: Callable[[Any], list[str]],
-    parts: int = 1,
     clip_gradients: Callable | None = None,
     log: Callback | None = None,
     after_step: Sequence[Callable[[int, Any], object]] = (),
+    before_step: Callable[[int], None] | None = None,
+    accumulate: int = 1,
 ) -> None:
     """Train `model` from `start_iteration` until `max_iter` iterations are done.
 
@@ -63,12 +64,13 @@ def train_loop(
         batches: this process's part of each global batch, from that of `start_iteration` on.
         scaler: for fp16; otherwise a disabled one.
         autocast: entered around the forward pass; a disabled one for full precision.
-        parts: see `add_gradients`.
         names_of: what a batch is called in messages, the files of its images for instance.
         clip_gradients: called with the parameters before each update.
         log: receives every iteration; set on the main process only.
         after_step: called in order, with the iteration just done and its batch. If one returns True, in all processes alike, the
             training ends after this iteration.
+        before_step: called with each iteration before its forward pass.
+        accumulate: see `add_gradients`.
 
     Raises:
         KeyboardInterrupt: a signal came; the model is as the last call of the first action has seen it.
@@ -85,9 +87,11 @@ def train_loop(
             batch = next(batches)
             data_time = time.perf_counter() - start
             optimizer.zero_grad()
+            if before_step is not None:
+                before_step(iteration)
             try:
-                with telling_of_memory(len(batch)):
-                    losses = add_gradients(model, batch, parts, scaler, autocast)
+                with telling_of_memory(-(-len(batch) // accumulate)):
+                    losses = add_gradients(model, batch, accumulate, autocast, scaler)
             except OutOfMemory:
                 raise
             except UserError as error:
@@ -116,24 +120,25 @@ def train_loop(
 
 
 def add_gradients(
-    model: nn.Module, batch: Sequence, parts: int, scaler: torch.amp.GradScaler, autocast: torch.autocast
+    model: nn.Module, batch: Any, accumulate: int, autocast: torch.autocast, scaler: torch.amp.GradScaler
 ) -> dict[str, torch.Tensor]:
     """Add the gradients of a batch to those there are, and return its losses.
 
     Args:
-        parts: that the batch is cut into and that go through the model one after the other, in the memory of one. Gradients and
-            losses are their means, weighted by the number of images: those of the whole batch where a loss is a mean over
-            images. Batch norm takes its statistics from each part by itself, and a loss that is a mean over what is found in a
-            batch, as that of masks, weights the images of a part that has few of it more.
+        accumulate: parts that the batch is cut into and that go through the model one after the other, in the memory of one.
+            Gradients and losses are their means, weighted by the number of images: those of the whole batch where a loss is a
+            mean over images. Batch norm takes its statistics from each part by itself, and a loss that is a mean over what is
+            found in a batch, as that of masks, weights the images of a part that has few of it more.
     """
     count, losses = len(batch), {}
+    parts = min(accumulate, count)
     bounds = [count * index // parts for index in range(parts + 1)]
     for start, end in zip(bounds, bounds[1:]):
         # Gradients of several processes are added up once, behind the last part.
         waits = end < count and isinstance(model, DistributedDataParallel)
         with model.no_sync() if waits else nullcontext():
             with autocast:
-                own = model(batch[start:end])
+                own = model(batch if parts == 1 else batch[start:end])
                 total = sum(own.values())
             share = (end - start) / count
             scaler.scale(total if parts == 1 else total * share).backward()

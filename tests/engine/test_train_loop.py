@@ -141,7 +141,7 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch(parts, sizes):
         with torch.no_grad():
             model.weight.copy_(torch.tensor([0.5, -1.0, 2.0]))
         scaler, autocast = torch.amp.GradScaler("cpu", enabled=False), torch.autocast("cpu", enabled=False)
-        losses = add_gradients(model, batch, count, scaler, autocast)
+        losses = add_gradients(model, batch, count, autocast, scaler)
         results.append((losses, model.weight.grad))
     assert model.sizes == sizes
     (expected, gradient), (losses, in_parts) = results
@@ -154,7 +154,7 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch(parts, sizes):
 
 def test_a_run_in_parts_goes_as_one_in_whole_batches():
     whole, parts = _Means(), _Means()
-    lines, of_parts = _train(whole), _train(parts, parts=2)
+    lines, of_parts = _train(whole), _train(parts, accumulate=2)
     torch.testing.assert_close(parts.weight, whole.weight)
     assert [losses for _, losses, _ in of_parts] == [pytest.approx(losses) for _, losses, _ in lines]
 
@@ -174,7 +174,7 @@ def test_processes_exchange_gradients_once_a_step(monkeypatch):
             return super().forward(batch)
 
     monkeypatch.setattr(loop, "DistributedDataParallel", Distributed)
-    _train(Distributed(), parts=2, max_iter=2)
+    _train(Distributed(), accumulate=2, max_iter=2)
     assert exchanges == [False, True, False, True]
 
 
