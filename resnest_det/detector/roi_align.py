@@ -45,9 +45,7 @@ class AlignedRegions(torch.autograd.Function):
         return result.view(images, height, width, channels).permute(0, 3, 1, 2), None, None, None, None
 
 
-def _band(
-    low: Tensor, high: Tensor, length: int, output_size: int, scale: float, sampling_ratio: int
-) -> tuple[Tensor, Tensor]:
+def _band(low: Tensor, high: Tensor, length: int, output_size: int, scale: float, sampling_ratio: int) -> tuple[Tensor, Tensor]:
     """Which cells of the map weigh what in each of S = `output_size` cells of the output, along one axis.
 
     Args:
