@@ -164,7 +164,9 @@ def _check_entries(files: DatasetFiles) -> list[Finding]:
 def _describe(datasets: Sequence[Dataset], output: Path) -> None:
     counted = []
     for dataset in datasets:
-        records = [with_objects(record) for record in dataset.records]
+        records = dataset.records
+        if len(records) and records[0].get("objects_in_png"):
+            records = [with_objects(record) for record in records]
         data = statistics_of(dataset.name, records, dataset.metadata.thing_classes)
         print("\n".join(printable(line) for line in describe(data)))
         if len(data.boxes):

@@ -1,6 +1,6 @@
 """Finding weights: paths, published names, web addresses and the Hugging Face hub; downloads stay in a cache folder.
 
-Downloads resume where they stopped, are checked against the published sha256, and try the next mirror if one fails.
+Downloads resume where they stopped, are checked against the published hash, and try the next mirror if one fails.
 """
 
 import fcntl
@@ -8,10 +8,13 @@ import hashlib
 import http.client
 import os
 import re
+import shutil
 import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +31,12 @@ from resnest_det.weights.transfer import Incomplete, Unavailable, download, forg
 
 _DETECTRON2_STORE = "https://dl.fbaipublicfiles.com/detectron2/"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-_PUBLISHED_FILES = {file.filename: file for file in WEIGHT_FILES.values()}
+# Under the names in their addresses too, where those are of archives.
+_PUBLISHED_FILES = {
+    name: file
+    for file in WEIGHT_FILES.values()
+    for name in (file.filename, *(each.rsplit("/", 1)[-1] for each in file.mirrors if each.endswith(".zip")))
+}
 _TIMEOUT = 30  # seconds without a byte
 _ATTEMPTS = 4  # on one mirror, as long as each makes progress
 _CHUNK = 1 << 20
@@ -106,7 +114,7 @@ def _web_file(url: str) -> WeightFile:
     url = urllib.parse.urlunsplit((parts.scheme, netloc, path, query, ""))
     filename = name.rsplit("/", 1)[-1]
     published = _PUBLISHED_FILES.get(filename)
-    if published is not None and (published.sha256_prefix or url in published.mirrors):
+    if published is not None and (published.digest[1] or url in published.mirrors):
         # What is known of the file holds for a link to it too: other mirrors, should this one be dead.
         return replace(published, mirrors=tuple(dict.fromkeys((url, *published.mirrors))))
     digits = sha256_prefix_in(filename)
@@ -130,7 +138,7 @@ def fetch(file: WeightFile) -> str:
             target.parent.mkdir(parents=True, exist_ok=True)
             _check_inside(folder, target.parent)
             if target.is_file():
-                _check_hash(target, file.sha256_prefix)
+                _check_hash(target, *file.digest)
                 return str(target)
         for mirror in file.mirrors:
             try:
@@ -138,13 +146,15 @@ def fetch(file: WeightFile) -> str:
                     return _from_hub(mirror)
                 with _only_process(target):
                     if not target.is_file():  # another process may have brought it meanwhile
-                        _from_web(mirror, target, file.sha256_prefix)
+                        _from_web(mirror, target, file)
                 return str(target)
             except Unavailable as error:
                 failures.append(f"{mirror} ({error})")
     except OSError as error:
         raise UserError(f"weights {target}: cannot be written: {error.strerror or error}") from None
     name = file.filename or "the file"
+    if any(mirror.endswith(".zip") for mirror in file.mirrors):
+        name += ", which is in that archive,"
     raise UserError(
         f"weights {name} cannot be downloaded: {'; '.join(failures)}. Fetch {name} by other means"
         + (f" and put it into {target.parent}" if file.filename else " and give its path")
@@ -165,11 +175,11 @@ def _only_process(target: Path) -> Iterator[None]:
         yield
 
 
-def _check_hash(path: Path, prefix: str) -> None:
-    digest = _sha256(path) if prefix else ""
+def _check_hash(path: Path, kind: str, prefix: str) -> None:
+    digest = _digest(path, kind) if prefix else ""
     if not digest.startswith(prefix):
         raise UserError(
-            f"weights {path} refused: their sha256 begins with {digest[: len(prefix)]}, published is {prefix}; "
+            f"weights {path} refused: their {kind} begins with {digest[: len(prefix)]}, published is {prefix}; "
             "the file is damaged or another one: delete it to have it downloaded again"
         )
 
@@ -177,23 +187,25 @@ def _check_hash(path: Path, prefix: str) -> None:
 def _check_named_hash(path: Path) -> None:
     """Hold a local file against the hash in its name: a published one's, or one that cannot be a date."""
     published = _PUBLISHED_FILES.get(path.name)
-    digits = published.sha256_prefix if published else sha256_prefix_in(path.name)
-    if path.is_file() and digits and (published or not digits.isdecimal()) and not _sha256(path).startswith(digits):
+    if published and published.filename != path.name:
+        raise UserError(f"weights {path}: the file to give is in this archive: unpack {published.filename}")
+    kind, digits = published.digest if published else ("sha256", sha256_prefix_in(path.name))
+    if path.is_file() and digits and (published or not digits.isdecimal()) and not _digest(path, kind).startswith(digits):
         raise UserError(
-            f"weights {path} refused: their sha256 does not begin with the {digits} of the name: it is damaged, or its name is "
+            f"weights {path} refused: their {kind} does not begin with the {digits} of the name: it is damaged, or its name is "
             "that of another: rename a file that was changed on purpose"
         )
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _digest(path: Path, kind: str) -> str:
+    digest = hashlib.new(kind, usedforsecurity=kind != "sha1")
     with path.open("rb") as stream:
         while block := stream.read(_CHUNK):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _from_web(url: str, target: Path, sha256_prefix: str) -> None:
+def _from_web(url: str, target: Path, file: WeightFile) -> None:
     """Download to `target`; what a broken connection leaves is kept beside it and completed by the next attempt."""
     part = _part(target)
     _adopt_earlier(url, target)
@@ -212,12 +224,28 @@ def _from_web(url: str, target: Path, sha256_prefix: str) -> None:
         ) as error:
             if size_of(part) <= before or attempt == _ATTEMPTS - 1:
                 raise Unavailable(_reason(error)) from None
-    digest = _sha256(part)
-    if not digest.startswith(sha256_prefix):
+    kind, prefix = file.digest
+    whole = _unpack(part, target.name) if url.endswith(".zip") and not file.filename.endswith(".zip") else part
+    digest = _digest(whole, kind)
+    if not digest.startswith(prefix):
         forget(part)
-        raise Unavailable(f"wrong file: sha256 {digest[: len(sha256_prefix)]}, published {sha256_prefix}; not kept")
-    os.replace(part, target)
+        whole.unlink(missing_ok=True)
+        raise Unavailable(f"wrong file: {kind} {digest[: len(prefix)]}, published {prefix}; not kept")
+    os.replace(whole, target)
     forget(part)
+
+
+def _unpack(archive: Path, name: str) -> Path:
+    """The file of this name in a zip archive, beside the archive."""
+    unpacked = archive.with_name(f"{archive.name}.unpacked")
+    try:
+        with zipfile.ZipFile(archive) as content, content.open(name) as source, open_unlinked(unpacked, "wb") as target:
+            shutil.copyfileobj(source, target, _CHUNK)
+    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+        forget(archive)
+        unpacked.unlink(missing_ok=True)
+        raise Unavailable(f"wrong file: not an archive with {name} in it ({_reason(error)}); not kept") from None
+    return unpacked
 
 
 def _reason(error: Exception) -> str:
@@ -285,5 +313,5 @@ def _checked_hub_file(path: str) -> str:
     # The hub's cache names a large file by its sha256.
     blob = Path(path).resolve()
     if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        _check_hash(blob, blob.name)
+        _check_hash(blob, "sha256", blob.name)
     return path

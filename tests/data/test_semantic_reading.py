@@ -114,6 +114,14 @@ def test_a_value_that_is_no_class_is_named(made, value, ignore_value):
         read_semantic_labels(record)
 
 
+def test_values_that_are_no_classes_are_counted(made):
+    labels = label_map()
+    labels[4, 5:9], labels[6, :3], labels[7, :2] = 9, 77, 250
+    message = "has 4 pixels of value 9, and 5 of 2 other values that are none; there are 3 classes"
+    with pytest.raises(UserError, match=message):
+        read_semantic_labels(load(made(labels=labels)).records[0])
+
+
 @pytest.mark.parametrize(
     "classes, names, colors",
     [

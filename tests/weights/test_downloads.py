@@ -2,8 +2,10 @@
 
 import hashlib
 import http.server
+import io
 import re
 import threading
+import zipfile
 
 import huggingface_hub
 import pytest
@@ -270,6 +272,64 @@ def test_detectron2_addresses(server, cache, monkeypatch):
     assert content_of(path) == b"weights" and path.endswith("ImageNetPretrained/MSRA/R-50.pkl")
 
 
+def packed(content: bytes, name: str) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(name, content)
+    return archive.getvalue()
+
+
+@pytest.fixture
+def in_archive(server, monkeypatch):
+    """A semantic model of the authors', which is published in an archive, with the sha1 of what is in it."""
+    sha1 = hashlib.sha1(CONTENT, usedforsecurity=False).hexdigest()
+    stem = f"deeplab_resnest50_ade-{sha1[:8]}"
+    file = WeightFile(f"{stem}.pth", (f"{server.url}/{stem}.zip",), "", sha1)
+    monkeypatch.setitem(WEIGHT_FILES, "deeplab_resnest50_ade", file)
+    for name in (f"{stem}.pth", f"{stem}.zip"):
+        monkeypatch.setitem(downloads._PUBLISHED_FILES, name, file)
+    return stem
+
+
+def test_a_file_in_an_archive_is_unpacked_and_held_against_its_sha1(server, cache, in_archive):
+    server.files[f"/{in_archive}.zip"] = packed(CONTENT, f"{in_archive}.pth")
+    for spec in ("resnest://deeplab_resnest50_ade", f"{server.url}/{in_archive}.zip"):
+        path = resolve_weights(spec)
+        assert path == str(cache / f"{in_archive}.pth") and content_of(path) == CONTENT
+    assert resolve_weights(path) == path
+    assert {file.name for file in cache.iterdir()} == {f"{in_archive}.pth", f"{in_archive}.pth.lock"}
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "inside, message", [(CONTENT[:-1], "wrong file: sha1 "), (None, "not an archive with deeplab_resnest50_ade-")]
+)
+def test_what_is_not_the_published_file_in_an_archive_is_not_kept(server, cache, in_archive, inside, message):
+    server.files[f"/{in_archive}.zip"] = b"<html>" if inside is None else packed(inside, f"{in_archive}.pth")
+    with pytest.raises(UserError, match=f"{message}.*Fetch {in_archive}.pth, which is in that archive, by other means"):
+        resolve_weights("resnest://deeplab_resnest50_ade")
+    assert {file.suffix for file in cache.iterdir()} == {".lock"}
+
+
+def test_the_archive_itself_is_no_checkpoint(tmp_path, in_archive):
+    path = tmp_path / f"{in_archive}.zip"
+    path.write_bytes(packed(CONTENT, f"{in_archive}.pth"))
+    with pytest.raises(UserError, match=f"the file to give is in this archive: unpack {in_archive}.pth"):
+        resolve_weights(path)
+    path = tmp_path / f"{in_archive}.pth"
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match="their sha1 does not begin with"):
+        resolve_weights(path)
+
+
+def test_semantic_models_are_published_with_their_sha1():
+    names = [name for name, file in WEIGHT_FILES.items() if file.sha1]
+    assert len(names) == 10 and all(len(WEIGHT_FILES[name].sha1) == 40 for name in names)
+    assert WEIGHT_FILES["deeplab_resnest50_ade"].mirrors == (
+        "https://s3.us-west-1.wasabisys.com/encoding/models/deeplab_resnest50_ade-2225f09d.zip",
+    )
+
+
 def test_catalog_is_complete():
     assert len(VARIANTS) == 13 and len(ALIASES) == 16
     for name in VARIANTS:
@@ -278,7 +338,8 @@ def test_catalog_is_complete():
         assert len(file.mirrors) >= 2
     for name, file in WEIGHT_FILES.items():
         assert file.filename.startswith(name) or name in ("resnest14", "resnest26")
-        assert all(url.startswith("hf://timm/") or url.endswith("/" + file.filename) for url in file.mirrors)
+        ends = ("/" + file.filename, "/" + file.filename.replace(".pth", ".zip") if file.sha1 else "/" + file.filename)
+        assert all(url.startswith("hf://timm/") or url.endswith(ends) for url in file.mirrors)
     assert WEIGHT_FILES["resnest50"].mirrors[0] == (
         "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1/resnest50-528c19ca.pth"
     )
