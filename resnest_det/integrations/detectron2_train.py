@@ -200,9 +200,14 @@ def _facts(cfg: CfgNode) -> dict:
     defaults = get_cfg()
     add_resnest_config(defaults)
     own, detectron2s, values = default_config(), dict(leaves(defaults)), dict(leaves(cfg))
-    shared = {key: values[key] for key, _ in leaves(own) if key in values}
-    foreign = [key for key in values if key not in shared and key.startswith(_OF_THE_MODEL) and values[key] != detectron2s[key]]
-    if foreign:
+    # Of counts that came from the data those that this model has no layers for.
+    architecture = ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE)
+    unread = {
+        key for key in CLASS_COUNTS if key not in OWN_CLASS_COUNTS or (architecture and key.startswith(architecture.not_read))
+    }
+    shared = {key: values[key] for key, _ in leaves(own) if key in values and key not in unread}
+    others = [key for key in values if key not in (shared.keys() | unread) and key.startswith(_OF_THE_MODEL)]
+    if any(values[key] != detectron2s[key] for key in others):
         return {"trained_on": trained_on}
     try:
         text = whole_configuration(with_values(own, shared), trained_on)
