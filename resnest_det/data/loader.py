@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from resnest_det.data.instance_records import Records, joined
 from resnest_det.data.records import Record, Sample
 from resnest_det.data.samplers import Draw
 from resnest_det.errors import ArgumentError, UserError
 from resnest_det.stopping import deferred, raise_if_requested, waiting
 
 
-class PackedRecords:
+class PackedRecords(Sequence):
     """Records pickled into one read-only block of memory.
 
     Forked workers share the block; they would copy a list of dicts page by page, because counting references writes to it.
@@ -37,11 +38,18 @@ class PackedRecords:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         return pickle.loads(self._block[self._ends[index] : self._ends[index + 1]])
 
 
+def in_shared_memory(parts: Sequence[Sequence[Record]]) -> Sequence[Record]:
+    """The records of one or more datasets behind each other, in memory that forked workers share."""
+    return joined([part if isinstance(part, (Records, PackedRecords)) else PackedRecords(part) for part in parts])
+
+
 class _TrainingSamples:
-    def __init__(self, records: PackedRecords, make_sample: Callable[[Record, np.random.Generator], Sample], seed: int):
+    def __init__(self, records: Sequence[Record], make_sample: Callable[[Record, np.random.Generator], Sample], seed: int):
         self._records = records
         self._make_sample = make_sample
         self._seed = seed
@@ -56,8 +64,8 @@ class _TrainingSamples:
 
 
 class _InferenceSamples:
-    def __init__(self, records: PackedRecords, make_sample: Callable[[Record], Sample]):
-        self._records = records
+    def __init__(self, records: Sequence[Record], make_sample: Callable[[Record], Sample]):
+        self._records = in_shared_memory([records])
         self._make_sample = make_sample
 
     def __getitem__(self, index: int) -> Sample | UserError:
@@ -73,7 +81,7 @@ def as_list(samples: list) -> list[Sample] | UserError:
 
 
 def training_batches(
-    records: PackedRecords,
+    records: Sequence[Record],
     make_sample: Callable[[Record, np.random.Generator], Sample],
     global_batches: Iterator[list[Draw]],
     *,
@@ -107,12 +115,12 @@ class InferenceBatches:
     Iterating raises what `training_batches` raises, which says what `collate` is.
 
     Args:
-        records: a sequence of them, or those `chosen` of what is packed already.
+        chosen: indices of the records to take; None takes all.
     """
 
     def __init__(
         self,
-        records: Sequence[Record] | PackedRecords,
+        records: Sequence[Record],
         make_sample: Callable[[Record], Sample],
         num_workers: int,
         *,
@@ -120,9 +128,8 @@ class InferenceBatches:
         batch_size: int = 1,
         collate: Callable[[list], Any] = as_list,
     ):
-        packed = records if isinstance(records, PackedRecords) else PackedRecords(records)
-        self._samples = _InferenceSamples(packed, make_sample)
-        indices = range(len(packed)) if chosen is None else chosen
+        self._samples = _InferenceSamples(records, make_sample)
+        indices = range(len(records)) if chosen is None else chosen
         self._batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
         self._num_workers = min(num_workers, len(self._batches))
         self._collate = collate

@@ -16,7 +16,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
-from resnest_det.data.panoptic_png import encode_segment_ids
+from resnest_det.data.panoptic_png import encode_segment_ids, read_segment_ids
 from resnest_det.data.polygons import clip_polygon, outline, rasterize
 from resnest_det.errors import UserError
 
@@ -87,6 +87,45 @@ def _ensure(folder: Path, write: Callable[[Path], None]) -> Path:
             f"set DETECTRON2_DATASETS to a folder that can be written"
         ) from error
     return folder
+
+
+def ensure_labels(folder: Path, split: str) -> Path:
+    """The folder of a split's label PNG files inside that of the dataset, made of its panoptic ones if it is not there.
+
+    Class i is THINGS[i], and after them STUFF; every pixel has one. The folder appears complete or not at all.
+
+    Raises:
+        UserError: it cannot be written, or a panoptic file is damaged.
+    """
+    labels = folder / f"labels_{split}"
+    if labels.is_dir():
+        return labels
+    unfinished = folder / f".labels-{uuid.uuid4().hex}"
+    try:
+        unfinished.mkdir()
+        try:
+            _write_labels(folder, split, unfinished)
+            try:
+                unfinished.rename(labels)
+            except OSError:
+                if not labels.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the labels of the shapes dataset to {labels.absolute()}: {error.strerror or error}"
+        ) from error
+    return labels
+
+
+def _write_labels(folder: Path, split: str, labels: Path) -> None:
+    for annotation in json.loads((folder / panoptic_json(split)).read_text(encoding="utf-8"))["annotations"]:
+        ids = read_segment_ids(str(folder / f"panoptic_{split}" / annotation["file_name"]))
+        classes = np.zeros(1 + len(annotation["segments_info"]), dtype=np.uint8)
+        for segment in annotation["segments_info"]:
+            classes[segment["id"]] = segment["category_id"] - 1
+        Image.fromarray(classes[ids]).save(labels / annotation["file_name"])
 
 
 def write_shape_classes(folder: Path, splits: dict[str, int] = CLASS_SPLITS, side: int = 64, seed: int = 0) -> None:

@@ -142,6 +142,47 @@ def with_warmup(
     )
 
 
+class WarmupPoly(ParamScheduler):
+    """A power of what is left of the run, times a warm-up (arXiv:1606.00915, section 4.1; Detectron2's project DeepLab).
+
+    Args:
+        max_iter: iterations of the run.
+        power: of the part of it that is left.
+        constant_ending: after the warm-up the factor does not fall below this.
+        warmup_factor, warmup_iters, method: see `with_warmup`; the warm-up multiplies the power.
+
+    Raises:
+        ArgumentError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        max_iter: int,
+        *,
+        power: float = 0.9,
+        constant_ending: float = 0.0,
+        warmup_factor: float = 0.001,
+        warmup_iters: int = 0,
+        method: str = "linear",
+    ):
+        if not power >= 0:
+            raise ArgumentError("power", f"is {power:g}; it must be 0 or more")
+        if not 0 <= constant_ending <= 1:
+            raise ArgumentError("constant_ending", f"is {constant_ending:g}; it must be from 0 to 1")
+        if method not in ("linear", "constant"):
+            raise ArgumentError("method", f"{method!r} is not supported; supported: 'linear', 'constant'")
+        self.max_iter, self.power, self.constant_ending = max_iter, power, constant_ending
+        self.warmup_factor, self.warmup_iters, self.method = warmup_factor, warmup_iters, method
+
+    def __call__(self, where: float) -> float:
+        """The factor of the learning rate at a part of the run, 0 to 1."""
+        iteration, left = where * self.max_iter, (1 - where) ** self.power
+        if iteration >= self.warmup_iters:
+            return max(left, self.constant_ending)
+        done = iteration / self.warmup_iters if self.method == "linear" else 0.0
+        return (self.warmup_factor * (1 - done) + done) * left
+
+
 def lr_scheduler(
     optimizer: torch.optim.Optimizer, schedule: ParamScheduler, max_iter: int, start_iteration: int = 0
 ) -> torch.optim.lr_scheduler.LambdaLR:

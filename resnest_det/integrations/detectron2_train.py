@@ -6,12 +6,15 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import transforms as T
 from detectron2.engine import DefaultTrainer, default_setup, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
@@ -24,6 +27,7 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
+from detectron2.projects import deeplab
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
@@ -31,12 +35,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnest_det.configuration.data import CLASS_COUNTS as OWN_CLASS_COUNTS
-from resnest_det.configuration.defaults import DEFAULTS
+from resnest_det.configuration.defaults import DEFAULTS, default_config
 from resnest_det.configuration.model import check_batch_norm
 from resnest_det.configuration.nodes import leaves, with_values
-from resnest_det.configuration.reading import find_config_file, merge_file
+from resnest_det.configuration.reading import find_config_file, load_config_text, merge_file
 from resnest_det.configuration.solver import in_iterations
-from resnest_det.configuration.standalone import datasets_of
+from resnest_det.configuration.standalone import datasets_of, whole_configuration
 from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, Architecture
 from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.engine.checkpoint import newest_checkpoint
@@ -45,7 +49,7 @@ from resnest_det.errors import UserError, shown
 from resnest_det.evaluation.panoptic import PanopticEvaluator
 from resnest_det.inference.evaluating import verify_results
 from resnest_det.integrations.detectron2 import add_resnest_config
-from resnest_det.integrations.detectron2_data import have_run_length_masks, register_datasets
+from resnest_det.integrations.detectron2_data import have_run_length_masks, kept_in_checkpoints, register_datasets
 from resnest_det.stopping import allowed, deferred, raise_if_requested, stop_requested, stop_too
 from resnest_det.training.process import RunOptions
 from resnest_det.weights.checkpoint_files import read_checkpoint
@@ -80,10 +84,15 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
 _OWN_KEYS_READ = (
     "MODEL.RESNETS.",
     "MODEL.WEIGHTS_ALLOW_MISMATCH",
+    *(f"MODEL.SEM_SEG_HEAD.{key}" for key in ("LOSS_TYPE", "PROJECT_", "ASPP_", "USE_DEPTHWISE_SEPARABLE_CONV")),
+    "SOLVER.POLY_LR_",
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
     "TEST.AP_MAX_DETECTIONS",
     "TEST.FOLD_NORMS",
     "TEST.REPORT",
     "TEST.PICTURES.",
+    # Of test-time augmentation that is refused below where it is enabled.
+    *(f"TEST.AUG.{key}" for key in ("SCALES", "LONG_SIDE", "WINDOW", "COMBINE")),
     "DATASETS.",
     "SOLVER.MAX_EPOCHS",
     "SOLVER.STEPS_EPOCHS",
@@ -95,6 +104,11 @@ _OWN_KEYS_READ = (
 
 
 def _check_own_keys(cfg: CfgNode) -> None:
+    if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        raise UserError(
+            "TEST.AUG.ENABLED True is not supported: Detectron2 has no test-time augmentation of a SemanticSegmentor; supported: "
+            "False, or --engine builtin"
+        )
     detectron2s, values = dict(leaves(get_cfg())), dict(leaves(cfg))
     for key, default in leaves(DEFAULTS):
         if key not in detectron2s and not key.startswith(_OWN_KEYS_READ) and values[key] != default:
@@ -169,8 +183,35 @@ def _train(cfg: CfgNode, resume: bool) -> dict:
         # Not its "stuff_classes", for which Detectron2 has names of its own.
         names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
         _load(cfg, trainer.model, cfg.MODEL.WEIGHTS, classes={"thing_classes": list(names)})
+    trainer.checkpointer.save = partial(trainer.checkpointer.save, **_facts(cfg))
     trainer.train()
     return getattr(trainer, "_last_eval_results", {})  # absent if nothing was left to train
+
+
+def _facts(cfg: CfgNode) -> dict:
+    """What makes a checkpoint stand alone, as one of the built-in detector does: what its classes are called, and `config`.
+
+    The latter is left out where only Detectron2 can build the model.
+    """
+    trained_on = kept_in_checkpoints(cfg, cfg.DATASETS.TRAIN[0])
+    defaults = get_cfg()
+    add_resnest_config(defaults)
+    own, detectron2s, values = default_config(), dict(leaves(defaults)), dict(leaves(cfg))
+    shared = {key: values[key] for key, _ in leaves(own) if key in values}
+    foreign = [key for key in values if key not in shared and key.startswith(_OF_THE_MODEL) and values[key] != detectron2s[key]]
+    if foreign:
+        return {"trained_on": trained_on}
+    try:
+        text = whole_configuration(with_values(own, shared), trained_on)
+        load_config_text(text, "configuration")
+    except UserError as error:
+        logger.info("Only Detectron2 can build this model: %s", error)
+        return {"trained_on": trained_on}
+    return {"trained_on": trained_on, "config": text}
+
+
+# Beginnings of the keys by which a model's results change.
+_OF_THE_MODEL = ("MODEL.", "INPUT.", "TEST.")
 
 
 def _load(cfg: CfgNode, model: nn.Module, weights: str, **how: Any) -> None:
@@ -251,6 +292,27 @@ class Trainer(DefaultTrainer):
             position = len(all_hooks) - int(comm.is_main_process())
             all_hooks.insert(position, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return all_hooks
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        """Detectron2's schedules, and WarmupPolyLR of its project DeepLab."""
+        return deeplab.build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        """Detectron2's; a semantic model's windows are cut out of resized images, as its project DeepLab does."""
+        crop, sizes = cfg.INPUT.CROP, cfg.INPUT
+        if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor" or not crop.ENABLED:
+            return super().build_train_loader(cfg)
+        window = T.RandomCrop_CategoryAreaConstraint(
+            crop.TYPE, crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        )
+        resize = T.ResizeShortestEdge(sizes.MIN_SIZE_TRAIN, sizes.MAX_SIZE_TRAIN, sizes.MIN_SIZE_TRAIN_SAMPLING)
+        augmentations = [resize, window]
+        if sizes.RANDOM_FLIP != "none":
+            flip = dict(horizontal=sizes.RANDOM_FLIP == "horizontal", vertical=sizes.RANDOM_FLIP == "vertical")
+            augmentations.append(T.RandomFlip(**flip))
+        return build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True, augmentations=augmentations))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None, only_objects: bool = False):
