@@ -99,6 +99,17 @@ def test_accumulated_parts_have_the_gradients_of_the_whole(tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_a_compiled_network_has_the_losses_of_a_plain_one(tmp_path):
+    config = tiny_classifier(tmp_path)
+    keys = ["MODEL.DROP_BLOCK", "0.1", "DATA.CROP_SIZE", "96", "TRAINING.EPOCHS", "1", "DATA.MIXUP", "0.2"]
+    main(["--config-file", config, *keys, "OUTPUT_DIR", str(tmp_path / "plain")])
+    main(["--config-file", config, *keys, "TRAINING.COMPILE", "True", "OUTPUT_DIR", str(tmp_path / "compiled")])
+    plain, compiled = losses_of(tmp_path / "plain"), losses_of(tmp_path / "compiled")
+    # Compiled dropping draws other numbers; the first step's loss is that of a network that hardly drops.
+    assert len(compiled) == 3 and compiled[0]["total_loss"] == pytest.approx(plain[0]["total_loss"], abs=0.05)
+
+
 def test_an_unreadable_image_is_named_counted_and_left_out(tmp_path, caplog):
     config = tiny_classifier(tmp_path)
     for split in ("train", "val"):

@@ -7,14 +7,17 @@ import time
 import pytest
 import timm
 import torch
+from PIL import Image
+from torchvision import transforms
 
 from resnest_det import create_model
-from resnest_det.commands import convert_weights, export_model
+from resnest_det.commands import classify, convert_weights, export_model
 from resnest_det.commands.train_classifier import main
 from resnest_det.configuration.model import build_model
 from resnest_det.configuration.reading import load_config
 from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.weights.checkpoint_files import read_checkpoint
+from resnest_det.weights.published import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers.class_data import tiny_classifier, write_class_folders
 from tests.helpers.commands import start_training
 from tests.helpers.tiny_run import losses_of, read_metrics
@@ -55,6 +58,21 @@ def test_a_detector_begins_from_it(trained):
     own = dict(detector.backbone.bottom_up.named_parameters())
     for name, value in classifier.named_parameters():
         assert name.startswith("linear.") or torch.equal(own[name], value), name
+
+
+def test_its_checkpoint_alone_names_what_is_in_an_image(trained, capsys):
+    image = trained.parents[1] / "images" / "val" / "red" / "0.png"
+    classify.main([str(image), "--checkpoint", str(trained)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(image) and {line.split()[-1] for line in lines[1:]} == {"green", "red"}
+    # As its own evaluation sees it: resized and normalised, by the averaged parameters.
+    shares = {line.split()[-1]: float(line.split()[0]) for line in lines[1:]}
+    transform = transforms.Compose([transforms.Resize(36), transforms.CenterCrop(32), transforms.PILToTensor()])
+    with Image.open(image) as picture:
+        pixels = transform(picture) / 255
+    mean, std = (torch.tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = logits_of(trained, ((pixels - mean) / std)[None])[0].softmax(0)
+    assert shares["green"] == pytest.approx(100 * float(expected[0]), abs=0.06)
 
 
 @pytest.mark.extras
