@@ -55,6 +55,8 @@ def mean_count(count: int | torch.Tensor, device: torch.device) -> int | torch.T
     """
     if get_world_size() == 1:
         return torch.clamp(count, min=1) if isinstance(count, torch.Tensor) else max(count, 1)
-    total = torch.as_tensor(count, dtype=torch.float32, device=device).clone()
+    # A tensor made from a number that is copied to a GPU would make the host wait for it.
+    of_tensor = isinstance(count, torch.Tensor)
+    total = count.to(device, torch.float32, copy=True) if of_tensor else torch.full((), float(count), device=device)
     dist.all_reduce(total)
     return total.clamp(min=1) / get_world_size()
