@@ -83,7 +83,9 @@ def load_pascal_context(name: str, files: PascalContextFiles) -> Dataset:
         raise UserError(f"{path} has no image of phase {files.phase!r}")
     astray = next((image for image in images.values() if os.path.basename(image.file_name) != image.file_name), None)
     if astray is not None:
-        raise UserError(f"{path}: image {astray.image_id}: file_name {shown(astray.file_name)} is not the name of a file of a folder")
+        raise UserError(
+            f"{path}: image {astray.image_id}: file_name {shown(astray.file_name)} is not the name of a file of a folder"
+        )
     records = [
         Record(
             file_name=os.path.join(files.image_root, image.file_name),
