@@ -41,8 +41,8 @@ OF_PIXELS = "https://github.com/zhanghang1989/PyTorch-Encoding/blob/master/docs/
 GROUPS = {
     "Boxes": ("faster_rcnn", "cascade_rcnn"),
     "Boxes and masks": ("mask_rcnn", "cascade_mask_rcnn"),
-    "Panoptic segmentation": ("panoptic", "semantic_ResNeSt50_FPN"),
-    "Semantic segmentation": ("fcn", "deeplabv3_", "deeplabv3plus"),
+    "Panoptic and semantic segmentation": ("panoptic", "semantic"),
+    "Semantic segmentation on dilated networks": ("fcn", "deeplabv3_", "deeplabv3plus"),
 }
 # Columns of time and memory: the name in the measurements, and the heading.
 MEASURED = {"inference_seconds": "inference, s", "training_seconds": "training step, s", "training_memory_gib": "memory, GiB"}
@@ -136,7 +136,7 @@ def hosts_table() -> str:
     """Hosts and what is built in them, by the names under which it is found there."""
     folders = {host: sorted((ROOT / "configs" / host).glob("[a-z]*")) for host in ("detectron2", "mmdet", "transformers")}
     rows = [["host", "by", "name"], ["---"] * 3]
-    rows += [["[Detectron2](docs/detectron2.md)", "`train_net.py --engine detectron2`", "every recipe above"]]
+    rows += [["[Detectron2](docs/detectron2.md)", "`train_net.py --engine detectron2`", "every recipe above but `fcn_*` and `deeplabv3_*`"]]
     rows += [["", "Detectron2's own heads", _linked(folders["detectron2"])]]
     rows += [["[MMDetection](docs/mmdetection.md)", "its `train.py`", _linked(folders["mmdet"])]]
     builders = [f"`{name}`" for name in sorted(BUILDERS)]
@@ -194,7 +194,7 @@ def table(names: list[str], measured: dict[str, dict]) -> str:
 def _depth(recipe: str) -> tuple:
     """A sorting key: plain ResNets first, then by dataset and depth, deformable convolution last."""
     network, depth, rest = re.fullmatch(r".*_(ResNeS?t)([0-9]+)(.*)", recipe).groups()
-    return network, rest if "FPN" not in rest else "", int(depth), "dcn" in recipe
+    return network == "ResNeSt", "" if "FPN" in rest else rest, int(depth), "dcn" in recipe
 
 
 def main(arguments: list[str]) -> None:

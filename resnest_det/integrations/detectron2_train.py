@@ -91,6 +91,8 @@ _OWN_KEYS_READ = (
     "TEST.FOLD_NORMS",
     "TEST.REPORT",
     "TEST.PICTURES.",
+    # Of test-time augmentation that is refused below where it is enabled.
+    *(f"TEST.AUG.{key}" for key in ("SCALES", "LONG_SIDE", "WINDOW", "COMBINE")),
     "DATASETS.",
     "SOLVER.MAX_EPOCHS",
     "SOLVER.STEPS_EPOCHS",
@@ -102,6 +104,11 @@ _OWN_KEYS_READ = (
 
 
 def _check_own_keys(cfg: CfgNode) -> None:
+    if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        raise UserError(
+            "TEST.AUG.ENABLED True is not supported: Detectron2 has no test-time augmentation of a SemanticSegmentor; supported: "
+            "False, or --engine builtin"
+        )
     detectron2s, values = dict(leaves(get_cfg())), dict(leaves(cfg))
     for key, default in leaves(DEFAULTS):
         if key not in detectron2s and not key.startswith(_OWN_KEYS_READ) and values[key] != default:
