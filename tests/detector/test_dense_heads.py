@@ -71,7 +71,7 @@ def test_every_parameter_of_the_familys_files_has_its_place(family, model):
     backbone = {f"backbone.{name}": value for name, value in weights.backbone.items() if not name.startswith("linear.")}
     found = {name: tuple(value.shape) for name, value in (backbone | weights.heads).items()}
     assert found == {name: tuple(value.shape) for name, value in ours.items()}
-    assert weights.family == family and not weights.rest
+    assert weights.family == family and set(weights.rest) == {weights.origin[name] for name in weights.heads}
 
 
 def test_a_file_without_known_heads_has_none():
