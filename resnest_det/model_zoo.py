@@ -19,12 +19,17 @@ from resnest_det.weights.downloads import resolve_weights
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A detector that the authors trained: its weights (a name in `WEIGHT_FILES`) and published figures (COCO val2017, %)."""
+    """A model that the authors trained: its weights (a name in `WEIGHT_FILES`) and published figures, in percent.
+
+    AP and PQ are of COCO val2017; pixel accuracy and mean IoU of the recipe's DATASETS.TEST, with TEST.AUG.ENABLED.
+    """
 
     weights: str
-    box_ap: float
+    box_ap: float | None = None
     mask_ap: float | None = None
     panoptic_quality: float | None = None
+    pixel_accuracy: float | None = None
+    mean_iou: float | None = None
 
 
 # By recipe.
@@ -54,6 +59,21 @@ TRAINED_DETECTORS: dict[str, TrainedDetector] = {
         "mask_cascade_rcnn_ResNeSt_200_FPN_dcn_syncBN_all_tricks_3x", 50.91, 44.50
     ),
     "panoptic_cascade_ResNeSt200_FPN_3x": TrainedDetector("panoptic_ResNeSt_200_FPN_syncBN_tricks_3x", 51.00, 43.68, 47.90),
+    **{
+        recipe: TrainedDetector(weights, pixel_accuracy=pixel_accuracy, mean_iou=mean_iou)
+        for recipe, weights, pixel_accuracy, mean_iou in (
+            ("fcn_ResNeSt50_ade20k", "fcn_resnest50_ade", 80.18, 42.94),
+            ("deeplabv3_ResNeSt50_ade20k", "deeplab_resnest50_ade", 81.17, 45.12),
+            ("deeplabv3_ResNeSt101_ade20k", "deeplab_resnest101_ade", 82.07, 46.91),
+            ("deeplabv3_ResNeSt200_ade20k", "deeplab_resnest200_ade", 82.45, 48.36),
+            ("deeplabv3_ResNeSt269_ade20k", "deeplab_resnest269_ade", 82.62, 47.60),
+            ("fcn_ResNeSt50_pascal_context", "fcn_resnest50_pcontext", 79.19, 51.98),
+            ("deeplabv3_ResNeSt50_pascal_context", "deeplab_resnest50_pcontext", 80.41, 53.19),
+            ("deeplabv3_ResNeSt101_pascal_context", "deeplab_resnest101_pcontext", 81.91, 56.49),
+            ("deeplabv3_ResNeSt200_pascal_context", "deeplab_resnest200_pcontext", 82.50, 58.37),
+            ("deeplabv3_ResNeSt269_pascal_context", "deeplab_resnest269_pcontext", 83.06, 58.92),
+        )
+    },
 }
 
 

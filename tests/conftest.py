@@ -43,6 +43,26 @@ def builtin_engine():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def operators_stay():
+    """No operator of torch's is freed: `torch.jit` knows them by address alone, so that whatever is created at the address of one
+    that was replaced (importing `torch.compile`'s compiler replaces two) is taken for it when a model is scripted."""
+    from torch.jit import _builtins
+
+    register, kept = _builtins._register_builtin, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_builtins, "_register_builtin", lambda operator, name: (kept.append(operator), register(operator, name)))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Nothing is left in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESNEST_DET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def own_registry(monkeypatch):
     """Datasets that are registered in this test only."""

@@ -12,6 +12,7 @@ from resnest_det.commands import run_tool  # isort: skip (must come before torch
 import argparse
 import json
 import math
+import re
 from pathlib import Path
 
 import torch
@@ -35,11 +36,13 @@ PAGE = ROOT / "MODEL_ZOO.md"
 MEASUREMENTS = ROOT / "docs" / "model_zoo_measurements.json"
 SIZE = (800, 1216)
 SOURCE = "https://github.com/zhanghang1989/ResNeSt/blob/master/d2/README.md"
+OF_PIXELS = "https://github.com/zhanghang1989/PyTorch-Encoding/blob/master/docs/source/model_zoo/segmentation.rst"
 
 GROUPS = {
     "Boxes": ("faster_rcnn", "cascade_rcnn"),
     "Boxes and masks": ("mask_rcnn", "cascade_mask_rcnn"),
-    "Panoptic and semantic segmentation": ("panoptic", "semantic"),
+    "Panoptic segmentation": ("panoptic", "semantic_ResNeSt50_FPN"),
+    "Semantic segmentation": ("fcn", "deeplabv3_", "deeplabv3plus"),
 }
 # Columns of time and memory: the name in the measurements, and the heading.
 MEASURED = {"inference_seconds": "inference, s", "training_seconds": "training step, s", "training_memory_gib": "memory, GiB"}
@@ -52,6 +55,8 @@ any folder: `python tools/train_net.py --config-file NAME`, `resnest_det.model_z
 
 - **AP, PQ**: *published* by the authors for COCO val2017 with their own code, in percent ([source][authors]). This project
   measured none of them. A dash: the authors published none.
+- **pixel accuracy, mIoU**: likewise, of the validation images of ADE20K and PASCAL-Context in several sizes and mirrored
+  ([source][pixels]); `TEST.AUG.ENABLED True` evaluates so.
 - **params, GMACs**: counted by this package for one image of {SIZE[0]}x{SIZE[1]} pixels and the maximum number of regions.
 - **inference, training step, memory**: measured by this project on images of {SIZE[0]}x{SIZE[1]} pixels: inference of one
   image; forward pass, backward pass and update with two; and the most memory that step takes. {{setup}}
@@ -59,6 +64,7 @@ any folder: `python tools/train_net.py --config-file NAME`, `resnest_det.model_z
   of their links is dead, put the file of that name into the cache folder that the error message names.
 
 [authors]: {SOURCE}
+[pixels]: {OF_PIXELS}
 """
 
 
@@ -148,12 +154,13 @@ def _linked(paths: list[Path]) -> str:
 def table(names: list[str], measured: dict[str, dict]) -> str:
     configs = {name: load_config(name) for name in names}
     masks = any(cfg.MODEL.MASK_ON for cfg in configs.values())
-    panoptic = any(tasks_of(cfg).pixels for cfg in configs.values())
+    panoptic = any(tasks_of(cfg).panoptic for cfg in configs.values())
+    objects = any(tasks_of(cfg).objects for cfg in configs.values())
     headings = [
         "recipe",
         "params, M",
         "GMACs",
-        "box AP",
+        *(["box AP"] if objects else ["pixel accuracy", "mIoU"]),
         *(["mask AP"] if masks else []),
         *(["PQ"] if panoptic else []),
         *MEASURED.values(),
@@ -164,7 +171,7 @@ def table(names: list[str], measured: dict[str, dict]) -> str:
     for name in names:
         own, trained = measured.get(name, {}), TRAINED_DETECTORS.get(name)
         figures = [
-            trained and trained.box_ap,
+            *([trained and trained.box_ap] if objects else [trained and trained.pixel_accuracy, trained and trained.mean_iou]),
             *([trained and trained.mask_ap] if masks else []),
             *([trained and trained.panoptic_quality] if panoptic else []),
         ]
@@ -185,8 +192,9 @@ def table(names: list[str], measured: dict[str, dict]) -> str:
 
 
 def _depth(recipe: str) -> tuple:
-    """A sorting key: plain ResNets first, then by depth, deformable convolution last."""
-    return "ResNeSt" in recipe, int("".join(c for c in recipe.split("_FPN")[0] if c.isdigit())), "dcn" in recipe
+    """A sorting key: plain ResNets first, then by dataset and depth, deformable convolution last."""
+    network, depth, rest = re.fullmatch(r".*_(ResNeS?t)([0-9]+)(.*)", recipe).groups()
+    return network, rest if "FPN" not in rest else "", int(depth), "dcn" in recipe
 
 
 def main(arguments: list[str]) -> None:

@@ -27,6 +27,7 @@ from resnest_det.weights.weights import Weights, read_weights
 logger = logging.getLogger(__name__)
 
 IMAGENET_CLASSES = 1000
+RES2_OUT_CHANNELS = 256
 POOL_TYPES = ("avg", "max", "avgmax", "catavgmax", "")
 _FEATURES = ("stem", *STAGES)  # out_indices 0 ... 4
 
@@ -219,6 +220,8 @@ def create_model(
     checkpoint_path: str | os.PathLike | None = None,
     new_head: bool | None = None,
     use_ema: bool = True,
+    width: float = 1.0,
+    drop_block_size: int = 0,
 ) -> Classifier | FeatureExtractor:
     """Build a ResNeSt by name.
 
@@ -243,6 +246,8 @@ def create_model(
         new_head: leave the linear layer freshly initialised where the file's does not fit or is absent: always (True), never
             (False), or (None) only where `num_classes` was given and the file's head has another number of them.
         use_ema: where the file has averaged weights beside the others, take those.
+        width: times the channels of everything; published weights are of 1.
+        drop_block_size: side of the squares that DropBlock drops in res4 and res5, once `set_drop_block` has set a rate.
 
     Returns:
         The model in training mode. `model.pretrained_cfg` says what the published weights expect: `input_size`, `mean`,
@@ -274,18 +279,26 @@ def create_model(
         output_stride=output_stride,
         dilation_style="timm",
         drop_path_rate=drop_path_rate,
+        drop_block_size=drop_block_size,
     )
+    if width != 1:
+        if isinstance(width, bool) or not isinstance(width, Real) or not 0 < width <= 8:
+            raise UserError(f"width is {width!r}, expected a number above 0, up to 8")
+        if pretrained:
+            raise UserError(f"width is {width:g}, and the published weights are of models of width 1")
+        for name in ("stem_width", "bottleneck_width", "res2_out_channels"):
+            arguments[name] = max(1, round(width * arguments.get(name, RES2_OUT_CHANNELS)))
     if features_only:
         model = FeatureExtractor(_checked_indices("out_indices", out_indices), _pretrained_cfg(variant), **arguments)
     else:
         model = Classifier(classes, drop_rate, global_pool, _pretrained_cfg(variant), out_features=("res5",), **arguments)
     if pretrained:
         path = resolve_weights(f"resnest://{variant.name}")
-        _load(model, variant, path, adapt_to=in_chans, new_head=classes != IMAGENET_CLASSES)
+        load_classifier(model, variant, path, adapt_to=in_chans, new_head=classes != IMAGENET_CLASSES)
     elif checkpoint_path:
         _check_is_of(variant, checkpoint_path)  # says more than that a damaged file of another variant is damaged
         new_head = None if new_head is None and num_classes is not None else bool(new_head)
-        _load(model, variant, resolve_weights(checkpoint_path), new_head=new_head, use_ema=use_ema)
+        load_classifier(model, variant, resolve_weights(checkpoint_path), new_head=new_head, use_ema=use_ema)
     return model
 
 
@@ -337,9 +350,17 @@ def _check_is_of(variant: Variant, path: str | os.PathLike) -> None:
         raise UserError(f"weights {path}: they are of {other.name}, the model is {variant.name}")
 
 
-def _load(
+def load_classifier(
     model: nn.Module, variant: Variant, path: str, adapt_to: int = 3, new_head: bool | None = False, use_ema: bool = True
 ) -> None:
+    """Load a file of weights into what `create_model` has made, whose arguments these are.
+
+    Args:
+        adapt_to: channels of the images.
+
+    Raises:
+        UserError: the file cannot be used or does not fit.
+    """
     _check_is_of(variant, path)
     weights = read_weights(path, use_ema=use_ema)
     backbone = dict(weights.backbone)
@@ -382,17 +403,23 @@ def _adapted(weight: Tensor, channels: int) -> Tensor:
     return weight.repeat(1, math.ceil(channels / known), 1, 1)[:, :channels] * (known / channels)
 
 
-def transforms_for(model: nn.Module) -> Callable:
+def transforms_for(model: nn.Module, crop: str = "resize") -> Callable:
     """The torchvision transform from a PIL image to the normalised tensor (3, H, W) that a model's weights expect.
 
-    It is the transform of the published evaluation: resize the short side, crop the centre, normalise. Images of any mode
-    become RGB first, as `to_eight_bits` says; what that refuses is a `UserError` when the transform is used.
+    Images of any mode become RGB first, as `to_eight_bits` says; what that refuses is a `UserError` when the transform is used.
+
+    Args:
+        crop: "resize", timm's evaluation: resize the short side, crop the centre; or "authors", theirs, see `AuthorsCenterCrop`.
 
     Raises:
-        UserError: the model was not made by `create_model`, or does not take three channels.
+        UserError: there is no such crop, the model was not made by `create_model`, or does not take three channels.
     """
     from torchvision import transforms
 
+    from resnest_det.data.class_transforms import TEST_CROPS, AuthorsCenterCrop
+
+    if crop not in TEST_CROPS:
+        raise UserError(f"crop is {crop!r}; supported: {', '.join(map(repr, TEST_CROPS))}")
     if not hasattr(model, "pretrained_cfg"):
         raise UserError(f"a {type(model).__name__} has no pretrained_cfg: transforms_for takes what create_model returns")
     channels = model.stem.conv1_1.in_channels
@@ -400,12 +427,10 @@ def transforms_for(model: nn.Module) -> Callable:
         raise UserError(f"the model takes {channels} channels; the published mean and std are of the 3 of RGB")
     cfg = model.pretrained_cfg
     size = cfg["input_size"][-1]
-    return transforms.Compose(
-        [
-            to_eight_bits,
-            transforms.Resize(math.floor(size / cfg["crop_pct"]), transforms.InterpolationMode(cfg["interpolation"])),
-            transforms.CenterCrop(size),
-            transforms.ToTensor(),
-            transforms.Normalize(torch.tensor(cfg["mean"]), torch.tensor(cfg["std"])),
-        ]
-    )
+    if crop == "authors":
+        centre = [AuthorsCenterCrop(size)]
+    else:
+        interpolation = transforms.InterpolationMode(cfg["interpolation"])
+        centre = [transforms.Resize(math.floor(size / cfg["crop_pct"]), interpolation), transforms.CenterCrop(size)]
+    normalize = transforms.Normalize(torch.tensor(cfg["mean"]), torch.tensor(cfg["std"]))
+    return transforms.Compose([to_eight_bits, *centre, transforms.ToTensor(), normalize])

@@ -111,6 +111,13 @@ class Conv2d(nn.Conv2d):
         return x
 
 
+def normed_alone(norm: nn.Module | None) -> bool:
+    """Whether this is a batch norm in training over the values of this process alone, of which it needs two in each channel."""
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not norm.training:
+        return False
+    return type(norm) is nn.BatchNorm2d or get_world_size() == 1  # others share their statistics between processes
+
+
 def freeze(module: nn.Module) -> nn.Module:
     """Stop training `module`: its parameters take no gradient and every batch norm in it becomes a fixed one.
 

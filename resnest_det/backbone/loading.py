@@ -15,6 +15,7 @@ from resnest_det.weights.weights import Weights, errors_naming, other_kind, read
 
 # What detectors of earlier versions saved beside their parameters; the configuration decides these.
 _NOT_PARAMETERS = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors", "num_batches_tracked", "n_averaged")
+_AUXILIARY = "auxiliary_head."  # of a semantic model: only training uses it
 
 
 @dataclass
@@ -49,10 +50,11 @@ class LoadReport:
         Raises:
             UserError: it does.
         """
-        if self.fresh:
-            first, reason = next(iter(self.fresh.items()))
+        missed = {name: reason for name, reason in self.fresh.items() if not name.startswith(_AUXILIARY)}
+        if missed:
+            first, reason = next(iter(missed.items()))
             raise UserError(
-                f"weights {self.path} has nothing for {len(self.fresh)} parameters of the model ({first}, …): {reason}; {why}"
+                f"weights {self.path} has nothing for {len(missed)} parameters of the model ({first}, …): {reason}; {why}"
             )
 
     def __str__(self) -> str:
@@ -130,7 +132,13 @@ def load_into(
         for name, value in weights.backbone.items()
     }
     same_detector = weights.is_detector and prefix == weights.prefix
-    has_heads = False
+    segments = weights.heads and prefix == "backbone." and any(name.startswith("sem_seg_head.") for name in targets)
+    for name, value in weights.heads.items():
+        if segments:
+            wanted[name] = (value, weights.origin[name])
+        else:
+            report.left[weights.origin[name]] = "not a part of the backbone"
+    has_heads = bool(segments)
     for name, value in weights.rest.items():
         if any(part in name for part in _NOT_PARAMETERS):
             report.left[name] = "set by the configuration or counted anew"
@@ -147,7 +155,9 @@ def load_into(
         report.reordered = list(reordered)
     copies = _match(targets, wanted, prefix, report, has_heads, new_head)
     if report.mismatched and not allow_mismatch:
-        counts = other_counts(*({name: value.shape for name, value in each.items()} for each in (weights.state, targets)))
+        counts = other_counts(
+            *({name: value.shape for name, value in each.items()} for each in (weights.state | weights.heads, targets))
+        )
         with errors_naming(weights.path):
             raise UserError(_mismatch_message(report.mismatched, weights.backbone, targets, prefix, counts if has_heads else ""))
     with torch.no_grad():
@@ -162,6 +172,9 @@ def _match(
 ) -> dict[str, Tensor]:
     """What to copy where; everything else goes into the report."""
     copies = {}
+    if not any(name.startswith(_AUXILIARY) for name in targets):
+        for name in [name for name in wanted if name.startswith(_AUXILIARY)]:
+            report.left[wanted.pop(name)[1]] = "the model has no auxiliary head"
     built = {name.removeprefix(prefix).split(".")[0] for name in targets if name.startswith(prefix)}
     for name, (value, name_in_file) in wanted.items():
         part = name.removeprefix(prefix).split(".")[0]
@@ -188,6 +201,8 @@ def _match(
             continue
         if name.startswith("linear.") and new_head:
             report.fresh[name] = "a new head was asked for"
+        elif name.startswith(_AUXILIARY) and has_heads and not any(each.startswith(_AUXILIARY) for each in wanted):
+            report.fresh[name] = "the file has no auxiliary head, which only training uses"
         elif "conv2_offset." in name:
             report.fresh[name] = "the file has no deformable convolutions; offsets start at zero"
         elif _is_backbone(name, prefix) or name.startswith("linear.") or has_heads:

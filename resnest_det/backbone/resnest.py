@@ -6,6 +6,7 @@ Detectron2's names: `stem.conv1_1.weight`, `res2.0.conv1.norm.weight`, `res3.0.s
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,12 +14,11 @@ import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
+from torchvision.ops import DropBlock2d, StochasticDepth
 
-from resnest_det.backbone.layers import Conv2d, Norm, freeze, get_norm
+from resnest_det.backbone.layers import Conv2d, Norm, freeze, get_norm, normed_alone
 from resnest_det.backbone.split_attention import Deformable, SplitAttentionConv2d, make_conv
-from resnest_det.distributed import get_world_size
-from resnest_det.errors import UserError
+from resnest_det.errors import UserError, shown
 
 BLOCKS_PER_STAGE = {
     14: (1, 1, 1, 1),
@@ -31,7 +31,29 @@ BLOCKS_PER_STAGE = {
 }
 STEM_WIDTH = {14: 32, 26: 32, 50: 32, 101: 64, 152: 64, 200: 64, 269: 64}
 STAGES = ("res2", "res3", "res4", "res5")
-DILATION_STYLES = ("detectron2", "timm")
+
+
+@dataclass(frozen=True)
+class DilationStyle:
+    """How a library puts dilation in the place of a stage's stride.
+
+    Attributes:
+        first_as_before: the stage's first block keeps the dilation of the stage before.
+        avd: the first block averages 3x3 pixels beside its 3x3 convolution all the same, without a stride.
+        pool_shortcut: the first block averages 2x2 pixels in its shortcut all the same, without a stride.
+    """
+
+    first_as_before: bool = False
+    avd: bool = False
+    pool_shortcut: bool = False
+
+
+DILATION_STYLES = {
+    "detectron2": DilationStyle(),
+    "timm": DilationStyle(first_as_before=True, pool_shortcut=True),
+    "authors": DilationStyle(first_as_before=True, avd=True),  # PyTorch-Encoding, and GluonCV after it
+    "mmseg": DilationStyle(first_as_before=True),
+}
 PLAIN_OFFSETS = Deformable(modulated=False)
 
 
@@ -88,10 +110,12 @@ class Bottleneck(nn.Module):
         groups, radix: cardinality K and number of splits R; radix 0 is a plain convolution.
         reduction_factor: of the attention's hidden layer, see `SplitAttentionConv2d`.
         avg_down: the shortcut's stride is an average pool before its 1x1 convolution.
-        pool_shortcut: average 2x2 pixels without stride in the shortcut, as timm does where dilation replaces a stride.
+        avd_without_stride, pool_shortcut: of a block that has lost its stride to dilation, see `DilationStyle`.
         stride_in_1x1: the stride is the first 1x1 convolution's, as in the first ResNet models.
         deformable: the 3x3 convolution; None is plain.
         drop_path_rate: probability that an image skips the block in training (stochastic depth, arXiv:1603.09382).
+        drop_block_size: side of the squares that DropBlock (arXiv:1810.12890) drops after each convolution; 0 for none. Its
+            rate is 0 until `ResNeSt.set_drop_block` says otherwise.
     """
 
     def __init__(
@@ -109,17 +133,19 @@ class Bottleneck(nn.Module):
         avd: bool = True,
         avd_first: bool = False,
         avg_down: bool = True,
+        avd_without_stride: bool = False,
         pool_shortcut: bool = False,
         stride_in_1x1: bool = False,
         deformable: Deformable | None = None,
         drop_path_rate: float = 0.0,
+        drop_block_size: int = 0,
     ):
         super().__init__()
         self.radix = radix
         self.shortcut_stride = stride if avg_down else 1
         self.pool_shortcut = pool_shortcut
-        avd = avd and stride > 1
-        self.avd_stride = stride if avd else 1
+        avd = avd and (stride > 1 or avd_without_stride)
+        self.avd_stride = stride if avd else 0  # 0: there is no such pool
         self.avd_first = avd_first
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 and not avd else (1, 1 if avd else stride)
 
@@ -170,6 +196,7 @@ class Bottleneck(nn.Module):
             c2_msra_fill(self.conv2)
         self.conv3 = Conv2d(width, out_channels, 1, bias=False, norm=get_norm(norm, out_channels))
         self.drop_path = StochasticDepth(drop_path_rate, "row") if drop_path_rate else None
+        self.drop_block = DropBlock2d(0.0, drop_block_size) if drop_block_size else None
         self.relu = nn.ReLU()
         for conv in (self.shortcut, self.conv1, self.conv3):
             if conv is not None:
@@ -177,15 +204,21 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(x)
-        if self.avd_first and self.avd_stride > 1:
+        if self.drop_block is not None:
+            out = self.drop_block(out)
+        if self.avd_first and self.avd_stride > 0:
             out = F.avg_pool2d(out, 3, self.avd_stride, padding=1)
         if self.conv2_offset is not None:
             out = self.conv2(out, self.conv2_offset(out))
         else:
             out = self.conv2(out)
-        if not self.avd_first and self.avd_stride > 1:
+        if self.drop_block is not None:
+            out = self.drop_block(out)
+        if not self.avd_first and self.avd_stride > 0:
             out = F.avg_pool2d(out, 3, self.avd_stride, padding=1)
         out = self.conv3(out)
+        if self.drop_block is not None:
+            out = self.drop_block(out)
         if self.drop_path is not None:
             out = self.drop_path(out)
 
@@ -231,12 +264,14 @@ class ResNeSt(nn.Module):
         deep_stem, avd, avd_first, avg_down, stride_in_1x1: see `Stem` and `Bottleneck`.
         norm: the norm, see `layers.get_norm`.
         output_stride: 32, or 16 or 8 with dilation in place of the last strides.
-        dilation_style: "detectron2": every block of a dilated stage is dilated; "timm": its first block keeps the dilation
-            of the stage before and its shortcut pools 2x2 pixels.
+        dilation_style: whose dilation that is, a name in `DILATION_STYLES`.
+        multi_grid: factors of the dilation of each block of res5, its first one's too (arXiv:1706.05587, section 3.2.1); ()
+            leaves the blocks to the style.
         deform_on_per_stage: whether 3x3 convolutions are `deformable` in res2, res3, res4, res5.
         freeze_at: this many of (stem, res2, ..., res5) are not trained and their batch norm is fixed.
         checkpoint_stages: stages whose activations are computed again in the backward pass instead of being kept.
         drop_path_rate: of the last block's stochastic depth; it grows linearly from none in the first.
+        drop_block_size: of the blocks in res4 and res5, see `Bottleneck`.
         out_features: which of "stem" (stride 4), "res2" (4), "res3" (8), "res4" (16), "res5" (32) to return; stages
             after the last of them are not built.
 
@@ -269,11 +304,13 @@ class ResNeSt(nn.Module):
         norm: Norm = "BN",
         output_stride: int = 32,
         dilation_style: str = "detectron2",
+        multi_grid: tuple[int, ...] = (),
         deform_on_per_stage: tuple[bool, ...] = (False,) * 4,
         deformable: Deformable = PLAIN_OFFSETS,
         freeze_at: int = 0,
         checkpoint_stages: tuple[str, ...] = (),
         drop_path_rate: float = 0.0,
+        drop_block_size: int = 0,
         out_features: tuple[str, ...] = STAGES,
     ):
         super().__init__()
@@ -287,6 +324,10 @@ class ResNeSt(nn.Module):
             raise UserError(f"output stride {output_stride!r} is not possible; supported: 8, 16, 32")
         if dilation_style not in DILATION_STYLES:
             raise UserError(f"unknown dilation style {dilation_style!r}; supported: {', '.join(DILATION_STYLES)}")
+        if multi_grid and len(multi_grid) != blocks[-1]:
+            raise UserError(f"a multi-grid of {len(multi_grid)} factors is not possible: res5 has {blocks[-1]} blocks")
+        if any(factor < 1 for factor in multi_grid):
+            raise UserError(f"a multi-grid of {shown(tuple(multi_grid))} is not possible: factors are at least 1")
         if radix < 0 or groups < 1:
             raise UserError(f"radix {radix} with {groups} groups is not possible: radix is at least 0, groups at least 1")
         if not 0 <= freeze_at <= len(known):
@@ -297,17 +338,21 @@ class ResNeSt(nn.Module):
 
         self.stem = Stem(in_channels, stem_width, deep=deep_stem, norm=norm)
         self.checkpoint_stages = tuple(checkpoint_stages)
+        style = DILATION_STYLES[dilation_style]
         channels, stride, dilation = self.stem.out_channels, self.stem.stride, 1
         shapes = {"stem": (channels, stride)}
         last_stage = max(known.index(feature) for feature in out_features)
         for index, name in enumerate(STAGES[:last_stage]):
             stage_stride = 1 if index == 0 else 2
-            first_dilation = dilation
+            dilation_before = dilation
             if stride * stage_stride > output_stride:
                 dilation *= stage_stride
                 stage_stride = 1
-            if dilation_style == "detectron2":
-                first_dilation = dilation
+            dilations = [dilation] * blocks[index]
+            if style.first_as_before:
+                dilations[0] = dilation_before
+            if multi_grid and name == "res5":
+                dilations = [dilation * factor for factor in multi_grid]
             width, out_channels = base_width * groups * 2**index, res2_out_channels * 2**index
             self._check_groups(width, groups, radix, deformable.groups if deform_on_per_stage[index] else 1)
             stage = nn.Sequential(
@@ -317,7 +362,7 @@ class ResNeSt(nn.Module):
                         out_channels,
                         width,
                         stride=stage_stride if block == 0 else 1,
-                        dilation=first_dilation if block == 0 else dilation,
+                        dilation=dilations[block],
                         groups=groups,
                         radix=radix,
                         reduction_factor=reduction_factor,
@@ -326,9 +371,11 @@ class ResNeSt(nn.Module):
                         avd_first=avd_first,
                         avg_down=avg_down,
                         stride_in_1x1=stride_in_1x1,
-                        pool_shortcut=dilation_style == "timm" and block == 0 and dilation > 1,
+                        avd_without_stride=style.avd and block == 0 and dilation > 1,
+                        pool_shortcut=style.pool_shortcut and block == 0 and dilation > 1,
                         deformable=deformable if deform_on_per_stage[index] else None,
                         drop_path_rate=drop_path_rate * (sum(blocks[:index]) + block) / max(sum(blocks) - 1, 1),
+                        drop_block_size=drop_block_size if name in ("res4", "res5") else 0,
                     )
                     for block in range(blocks[index])
                 )
@@ -348,6 +395,18 @@ class ResNeSt(nn.Module):
         """Stop training the first `freeze_at` of (stem, res2, ..., res5), and fix their batch norm."""
         for name in self.parts[:freeze_at]:
             freeze(getattr(self, name))
+
+    def set_drop_block(self, rate: float) -> None:
+        """The share of each map that DropBlock drops in training, from 0 to 1."""
+        for module in self.modules():
+            if isinstance(module, DropBlock2d):
+                module.p = rate
+
+    def zero_last_norms(self) -> None:
+        """Begin as if there were no blocks: scale 0 for the last norm of each (arXiv:1706.02677, section 5.1)."""
+        for module in self.modules():
+            if isinstance(module, Bottleneck) and module.conv3.norm is not None:
+                nn.init.zeros_(module.conv3.norm.weight)
 
     @staticmethod
     def _check_groups(width: int, groups: int, radix: int, deform_groups: int) -> None:
@@ -415,7 +474,4 @@ class ResNeSt(nn.Module):
 
 
 def _needs_two_images(module: nn.Module) -> bool:
-    norm = module.bn1 if isinstance(module, SplitAttentionConv2d) else None
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not norm.training:
-        return False
-    return type(norm) is nn.BatchNorm2d or get_world_size() == 1  # others share their statistics between processes
+    return isinstance(module, SplitAttentionConv2d) and normed_alone(module.bn1)

@@ -3,13 +3,14 @@
 import argparse
 import csv
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, combinations, groupby
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from tabulate import tabulate
 
@@ -17,7 +18,7 @@ from resnest_det.commands.inspect_results import inspect_results
 from resnest_det.commands.register import add_register_flags, registered_datasets
 from resnest_det.configuration.data import build_training_mapper
 from resnest_det.configuration.reading import load_config
-from resnest_det.data.annotation_files import InstanceFile, read_annotation_file
+from resnest_det.data.annotation_files import Annotation, InstanceFile, read_annotation_file
 from resnest_det.data.catalog import CocoFiles, DatasetFiles, dataset_names, known_files, load_files, register
 from resnest_det.data.coco import Dataset
 from resnest_det.data.formats.labels import LabelFiles
@@ -29,7 +30,7 @@ from resnest_det.data.panoptic import read_semantic_labels
 from resnest_det.data.records import Record, Sample
 from resnest_det.data.semantic import SemanticMetadata
 from resnest_det.data.statistics import Statistics, describe, doubts, statistics_of
-from resnest_det.drawing.comparison import draw_enlarged, truth_of_record
+from resnest_det.drawing.comparison import WRONG, draw_enlarged, truth_of_record
 from resnest_det.drawing.panoptic import draw_labels
 from resnest_det.drawing.plots import plot_classes
 from resnest_det.drawing.sheets import save_picture
@@ -120,8 +121,10 @@ def main(arguments: Sequence[str]) -> None:
     for dataset in datasets:
         bad = {finding.file for name, finding in findings if name == dataset.name and "image" in finding.what}
         records = [record for record in dataset.records if record["file_name"] not in bad]
-        folder = output / "images" / (dataset.name if len(datasets) > 1 else "")
-        _draw(dataset, spread_records(records, args.count), folder, mapper, image_format)
+        own = [finding for name, finding in findings if name == dataset.name and finding.annotation is not None]
+        reasons, folder = _reasons(dataset, own), dataset.name if len(datasets) > 1 else ""
+        _draw_suspicious(dataset, records, reasons, output / "suspicious" / folder, args.count)
+        _draw(dataset, spread_records(records, args.count), reasons, output / "images" / folder, mapper, image_format)
     if detections is not None:
         inspect_results(datasets[0], detections, output, args.count, args.score_threshold)
 
@@ -161,7 +164,9 @@ def _check_entries(files: DatasetFiles) -> list[Finding]:
 def _describe(datasets: Sequence[Dataset], output: Path) -> None:
     counted = []
     for dataset in datasets:
-        records = [with_objects(record) for record in dataset.records]
+        records = dataset.records
+        if len(records) and records[0].get("objects_in_png"):
+            records = [with_objects(record) for record in records]
         data = statistics_of(dataset.name, records, dataset.metadata.thing_classes)
         print("\n".join(printable(line) for line in describe(data)))
         if len(data.boxes):
@@ -212,18 +217,85 @@ def _report(findings: list[tuple[str, Finding]], output: Path) -> None:
     print(f"all {len(findings)}: {path}")
 
 
-def _draw(dataset: Dataset, records: Sequence[Record], folder: Path, mapper: Mapper | None, image_format: str) -> None:
-    colors, names = thing_colors(dataset), dataset.metadata.thing_classes
+def _reasons(dataset: Dataset, findings: Iterable[Finding]) -> dict[int, list[str]]:
+    """What is suspicious in each annotation that the dataset has, by its id."""
+    known = {annotation.id for annotation in _annotations(dataset)}
+    reasons = defaultdict(list)
+    for finding in findings:
+        if finding.annotation in known:
+            reasons[finding.annotation].append(finding.what)
+    return reasons
+
+
+def _annotations(dataset: Dataset) -> Sequence[Annotation]:
+    return (dataset.truth and dataset.truth.annotations) or ()
+
+
+def _draw_suspicious(
+    dataset: Dataset, records: Sequence[Record], reasons: dict[int, list[str]], folder: Path, count: int
+) -> None:
+    """Pictures of up to `count` images that have suspicious annotations, so that each kind is there if it can be."""
+    seen, ranked = Counter(), []
+    for annotation in _annotations(dataset):
+        for what in reasons.get(annotation.id, ()):
+            seen[what] += 1
+            ranked.append((seen[what], annotation.image_id))
+    by_id = {record["image_id"]: record for record in records}
+    wanted = [by_id[image] for image in dict.fromkeys(image for _, image in sorted(ranked)) if image in by_id][:count]
+    for record, path in _with_paths(wanted, folder):
+        image = Image.fromarray(read_record_image(record, "RGB"))
+        save_picture(_draw_truth(image, dataset, with_objects(record), reasons), f"{path}.png")
+    if wanted:
+        print(f"{len(wanted)} images with what is suspicious in red: {folder}")
+
+
+def _draw_truth(image: Image.Image, dataset: Dataset, record: Record, reasons: dict[int, list[str]]) -> Image.Image:
+    """The objects of a record; what is suspicious has a red frame and says why, what was left out in reading included."""
+    truth, metadata = truth_of_record(record), dataset.metadata
+    ids = [annotation.get("id") for annotation in record.get("annotations", [])]
+    left_out = [a for a in _annotations(dataset) if a.image_id == record["image_id"] and a.id in reasons and a.id not in ids]
+    if left_out:
+        boxes = torch.tensor([each.bbox for each in left_out], dtype=torch.float64)
+        corners = torch.stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+        boxes = torch.cat([corners.amin(0), corners.amax(0)], dim=1)
+        sides = torch.tensor([record["width"], record["height"]] * 2)
+        boxes = torch.minimum(boxes.clamp(min=0), sides)
+        classes = torch.tensor([metadata.thing_dataset_id_to_contiguous_id[each.category_id] for each in left_out])
+        truth["boxes"], truth["classes"] = torch.cat([truth["boxes"], boxes]), torch.cat([truth["classes"], classes])
+        if "masks" in truth:
+            truth["masks"] = torch.cat([truth["masks"], truth["masks"].new_zeros(len(left_out), *truth["masks"].shape[1:])])
+        ids += [each.id for each in left_out]
+    labels = [metadata.thing_classes[label] for label in truth["classes"].tolist()]
+    labels = [f"{label}: {reasons[each][0]}" if each in reasons else label for label, each in zip(labels, ids)]
+    frames = [WRONG if each in reasons else None for each in ids]
+    return draw_enlarged(image, truth, metadata.thing_classes, colors=thing_colors(dataset), labels=labels, frames=frames)
+
+
+def _with_paths(records: Sequence[Record], folder: Path) -> Iterator[tuple[Record, Path]]:
+    """Each record with the path of its picture, without a suffix."""
     stems = Counter(Path(record["file_name"]).stem for record in records)
     for number, record in enumerate(records, start=1):
         stem = Path(record["file_name"]).stem
-        path = folder / (stem if stems[stem] == 1 else f"{stem}_{number}")
+        yield record, folder / (stem if stems[stem] == 1 else f"{stem}_{number}")
+
+
+def _draw(
+    dataset: Dataset,
+    records: Sequence[Record],
+    reasons: dict[int, list[str]],
+    folder: Path,
+    mapper: Mapper | None,
+    image_format: str,
+) -> None:
+    colors, names = thing_colors(dataset), dataset.metadata.thing_classes
+    for number, (record, path) in enumerate(_with_paths(records, folder), start=1):
         record = with_objects(record)
         sample = None if mapper is None else mapper(record, np.random.default_rng(number))
         image = Image.fromarray(read_record_image(record, "RGB")) if sample is None else sample_image(sample, image_format)
-        if names:
-            truth = truth_of_record(record) if sample is None else sample_truth(sample)
-            save_picture(draw_enlarged(image, truth, names, colors=colors), f"{path}.png")
+        if names and sample is None:
+            save_picture(_draw_truth(image, dataset, record, reasons), f"{path}.png")
+        elif names:
+            save_picture(draw_enlarged(image, sample_truth(sample), names, colors=colors), f"{path}.png")
         if isinstance(dataset.metadata, SemanticMetadata):
             labels = read_semantic_labels(record) if sample is None else sample["target"].get("sem_seg")
             if labels is not None:

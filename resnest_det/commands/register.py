@@ -19,7 +19,8 @@ _INSTANCES_HELP = (
 )
 _SEMANTIC_HELP = (
     "a dataset with a label PNG for each image, one byte a pixel. CLASSES: a .json or .txt file with names, or their number. "
-    "More settings: ignore=VALUE, of pixels without a label (255); list=FILE, a text with the images to take; "
+    "More settings: ignore=VALUE, of pixels without a label (255); reduce_zero_label=yes where 0 means no label and class i is "
+    "value i + 1; list=FILE, a text with the images to take; "
     "label_suffix=TEXT and image_suffix=TEXT, which end names that are the same but for them; instances=FILE.json, COCO "
     "annotations of objects on the same images"
 )
@@ -30,7 +31,9 @@ _SETTINGS = {
     "label_suffix": "label_suffix",
     "image_suffix": "image_suffix",
     "instances_json": "instances",
+    "reduce_zero_label": "reduce_zero_label",
 }
+_YES = {"yes": True, "true": True, "no": False, "false": False}
 
 
 def add_register_flags(parser: argparse.ArgumentParser, *, all_kinds: bool = True) -> None:
@@ -100,5 +103,9 @@ def _semantic_files(parts: list[str]) -> SemanticFiles | None:
         values[arguments[setting]] = os.path.expanduser(value) if setting in ("list", "instances") else value
     if str(values.get("ignore_value", "")).isdecimal():
         values["ignore_value"] = int(values["ignore_value"])
+    if "reduce_zero_label" in values:
+        if values["reduce_zero_label"].lower() not in _YES:
+            raise UserError(f"reduce_zero_label is {values['reduce_zero_label']!r}; supported: yes, no")
+        values["reduce_zero_label"] = _YES[values["reduce_zero_label"].lower()]
     with naming(_SETTINGS):
         return SemanticFiles(label_root, image_root, int(classes) if classes.isdecimal() else classes, **values)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from resnest_det.commands.run_results import read_run
 from resnest_det.data.catalog import get_dataset
+from resnest_det.data.instance_records import joined
 from resnest_det.data.statistics import Statistics, statistics_of
 from resnest_det.errors import UserError
 from resnest_det.training.report import report_run
@@ -31,5 +32,5 @@ def _trained_on(names: Sequence[str]) -> Statistics | None:
     if not names:
         return None
     datasets = [get_dataset(name) for name in names]
-    records = [record for dataset in datasets for record in dataset.records]
+    records = joined([dataset.records for dataset in datasets])
     return statistics_of(" and ".join(names), records, datasets[0].metadata.thing_classes)

@@ -2,25 +2,27 @@
 
 import argparse
 import importlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import ModuleType
 
-import torch
 from fvcore.common.config import CfgNode
 
 from resnest_det.commands.own_data import add_data_flags, settings_of
+from resnest_det.commands.process_flags import (
+    add_listener_flags,
+    add_process_flags,
+    check_overrides,
+    checked_services,
+    launch_by_flags,
+    processes_of,
+    with_device,
+)
 from resnest_det.commands.register import add_register_flags, registered_datasets
 from resnest_det.configuration.data import CLASS_COUNTS, check_training_data
-from resnest_det.configuration.model import resolve_device
-from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import load_config, named_keys
 from resnest_det.configuration.solver import scale_to_world_size
 from resnest_det.configuration.standalone import in_run_folder, with_datasets
-from resnest_det.engine.callbacks import callback_named
-from resnest_det.engine.launch import launch
-from resnest_det.engine.writers import SERVICES, check_services
-from resnest_det.errors import UserError, naming
+from resnest_det.errors import UserError
 from resnest_det.integrations.detectron2_version import check_detectron2
 from resnest_det.integrations.installed import is_installed
 from resnest_det.training.process import RunOptions, run_builtin, run_process
@@ -48,11 +50,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add_data_flags(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR, if there is one")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or with --resume the last checkpoint")
-    parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs to use on each machine, one process each; 0 for the CPU")
-    parser.add_argument("--num-processes", type=int, metavar="N", help="processes on each machine, on the CPU")
-    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="number of machines")
-    parser.add_argument("--machine-rank", type=int, default=0, metavar="N", help="index of this machine, from 0")
-    parser.add_argument("--dist-url", default="auto", metavar="tcp://HOST:PORT", help="address of machine 0")
+    add_process_flags(parser)
     parser.add_argument(
         "--engine",
         choices=("auto", "detectron2", "builtin"),
@@ -60,16 +58,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help="detector and trainer to use; auto uses Detectron2 if it is installed",
     )
     add_register_flags(parser)
-    parser.add_argument(
-        "--track", action="append", default=[], metavar="SERVICE", help=f"send the curves there too: {', '.join(SERVICES)}"
-    )
-    parser.add_argument(
-        "--callback",
-        action="append",
-        default=[],
-        metavar="MODULE:NAME",
-        help="a subclass of resnest_det.engine.callbacks.Callback of your own, made without arguments",
-    )
+    add_listener_flags(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, after all flags")
     return parser
@@ -82,20 +71,13 @@ def main(arguments: Sequence[str]) -> None:
         UserError: bad input of any kind.
     """
     args = argument_parser().parse_args(arguments)
-    flags = [word for word in args.opts if word.startswith("--")]
-    if flags:
-        raise UserError(f"{flags[0]} stands among the config keys; flags come before KEY VALUE")
-    num_processes = _processes(args)
+    check_overrides(args.opts)
+    num_processes = processes_of(args)
     engine = choose_engine("builtin" if args.model and args.engine == "auto" else args.engine)
     if engine == "detectron2" and (args.model or args.auto_batch):
         raise UserError("--model and --auto-batch choose settings for the built-in trainer; use --engine builtin")
     # Read before any process starts, so that a wrong key is reported at once, and only once.
-    services = tuple(name for each in args.track for name in each.split(","))
-    with _flag("--track"):
-        check_services(services)
-    with _flag("--callback"):
-        for text in args.callback:
-            callback_named(text)
+    services = checked_services(args)
     if engine == "detectron2" and (services or args.callback):
         raise UserError("--track and --callback are of the built-in trainer: Detectron2's has hooks; use --engine builtin")
     load, work, class_counts = load_config, run_builtin, CLASS_COUNTS
@@ -104,13 +86,13 @@ def main(arguments: Sequence[str]) -> None:
         load, work, class_counts = host.load_config, host.run, host.CLASS_COUNTS
 
     def loaded(config_file: str, overrides: list) -> CfgNode:
-        return _with_device(load(config_file, overrides), args)
+        return with_device(load(config_file, overrides), args)
 
     registered = registered_datasets(args)
     settings = settings_of(args, loaded, registered, num_processes)
     keys = tuple(settings.overrides)
     cfg = in_run_folder(load(settings.config_file, keys), settings.config_file, keys, use=args.eval_only)
-    cfg = with_datasets(_with_device(cfg, args), registered | settings.datasets)
+    cfg = with_datasets(with_device(cfg, args), registered | settings.datasets)
     if not args.eval_only:
         world_size = max(num_processes * args.num_machines, 1)  # less than one is for `launch` to refuse
         check_training_data(scale_to_world_size(cfg, world_size), world_size)
@@ -127,26 +109,7 @@ def main(arguments: Sequence[str]) -> None:
         settings.lines,
         {key: kind for key, kind in class_counts.items() if key not in named},
     )
-    with naming({name: f"--{name.replace('_', '-')}" for name in ("num_machines", "machine_rank", "dist_url")}):
-        launch(
-            run_process,
-            cfg,
-            options,
-            work,
-            num_processes=num_processes,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-        )
-
-
-@contextmanager
-def _flag(name: str) -> Iterator[None]:
-    """Name the flag in errors about its value."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
+    launch_by_flags(run_process, cfg, options, work, args=args)
 
 
 def choose_engine(wanted: str) -> str:
@@ -160,28 +123,3 @@ def _detectron2_train() -> ModuleType:
     # Imported only when wanted: it needs Detectron2 and takes seconds.
     check_detectron2()
     return importlib.import_module("resnest_det.integrations.detectron2_train")
-
-
-def _processes(args: argparse.Namespace) -> int:
-    if args.num_gpus is not None and args.num_processes is not None:
-        raise UserError("--num-gpus and --num-processes exclude each other: one is for GPUs, the other for the CPU")
-    if args.num_processes is not None:
-        return args.num_processes
-    if args.num_gpus and args.num_gpus > torch.cuda.device_count():
-        raise UserError(
-            f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}; --num-processes N runs N on the CPU"
-        )
-    return args.num_gpus or 1
-
-
-def _with_device(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
-    """`cfg` with MODEL.DEVICE resolved together with the flags."""
-    wanted = None
-    if args.num_processes is not None or args.num_gpus == 0:
-        wanted, flag = "cpu", "--num-processes" if args.num_gpus is None else "--num-gpus 0"
-    elif args.num_gpus:
-        wanted, flag = "cuda", "--num-gpus"
-    if wanted and cfg.MODEL.DEVICE != "auto" and not cfg.MODEL.DEVICE.startswith(wanted):
-        raise UserError(f"{flag} runs on {wanted}, but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; leave it at 'auto'")
-    device = resolve_device(wanted if wanted and cfg.MODEL.DEVICE == "auto" else cfg.MODEL.DEVICE)
-    return with_values(cfg, {"MODEL.DEVICE": str(device)})

@@ -6,11 +6,12 @@ import torch
 from fvcore.common.config import CfgNode
 
 from resnest_det.backbone.layers import NORMS
-from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, STAGES
+from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, DILATION_STYLES, STAGES
 from resnest_det.configuration.data import build_augmentation
 from resnest_det.configuration.defaults import default_config
-from resnest_det.configuration.model import assemble_model
+from resnest_det.configuration.model import assemble_model, build_pixel_views
 from resnest_det.configuration.nodes import leaves
+from resnest_det.configuration.semantic import HARDEST, HEAD_STYLES, HEADS, SOME_READ
 from resnest_det.configuration.solver import (
     MOST_ITERATIONS,
     build_average,
@@ -29,6 +30,7 @@ CHOICES = {
     "MODEL.BACKBONE.NAME": tuple(BACKBONES),
     "MODEL.RESNETS.DEPTH": tuple(BLOCKS_PER_STAGE),
     "MODEL.RESNETS.NORM": NORMS,
+    "MODEL.RESNETS.DILATION_STYLE": tuple(DILATION_STYLES),
     "MODEL.FPN.NORM": NORMS,
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
     "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
@@ -40,7 +42,9 @@ CHOICES = {
     "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
     "MODEL.ROI_MASK_HEAD.NORM": NORMS,
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2",),
-    "MODEL.SEM_SEG_HEAD.NAME": ("SemSegFPNHead",),
+    "MODEL.SEM_SEG_HEAD.NAME": tuple(HEADS),
+    "MODEL.SEM_SEG_HEAD.LOSS_TYPE": tuple(HARDEST),
+    "MODEL.SEM_SEG_HEAD.STYLE": tuple(HEAD_STYLES),
     "MODEL.SEM_SEG_HEAD.NORM": NORMS,
     "INPUT.FORMAT": ("BGR", "RGB", "L"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
@@ -57,6 +61,7 @@ NOT_READ = (
     "MODEL.LOAD_PROPOSALS",
     "MODEL.ROI_KEYPOINT_HEAD.",
     "MODEL.RETINANET.",
+    "MODEL.RESNETS.STEM_TYPE",
     "MODEL.ANCHOR_GENERATOR.ANGLES",
     "MODEL.ROI_BOX_HEAD.USE_FED_LOSS",
     "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE",
@@ -110,9 +115,12 @@ AT_LEAST = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 1,
     "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": 1,
+    "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": 1,
+    "MODEL.SEM_SEG_HEAD.AUX_HEAD.CONVS_DIM": 1,
     "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 0,
     "VIS_PERIOD": 0,
     "TEST.AUG.MAX_SIZE": 1,
+    "TEST.AUG.LONG_SIDE": 0,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 2,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 1,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 1,
@@ -141,6 +149,7 @@ AT_MOST = {
     "INPUT.MAX_SIZE_TEST": 10**6,
     "INPUT.MAX_SIZE_TRAIN": 10**6,
     "TEST.AUG.MAX_SIZE": 10**6,
+    "TEST.AUG.LONG_SIDE": 10**6,
     "TEST.DETECTIONS_PER_IMAGE": 10**6,
     "TEST.AP_MAX_DETECTIONS": 10**6,
     "TEST.PICTURES.COUNT": 10**4,
@@ -165,6 +174,8 @@ AT_MOST = {
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 2**16,
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 2**10,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 2**16,
+    "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": 2**16,
+    "MODEL.SEM_SEG_HEAD.AUX_HEAD.CONVS_DIM": 2**16,
     "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 1000,
     "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": 1000,
     "MODEL.ANCHOR_GENERATOR.OFFSET": 1,
@@ -187,7 +198,14 @@ def check_supported(cfg: CfgNode) -> None:
     for key, choices in CHOICES.items():
         if values[key] not in choices and not key.startswith(skipped):
             raise _not_among(key, values[key], choices)
-    for not_read, reader in ((NOT_READ, "the built-in detector"), (architecture.not_read, f"a {name}")):
+    not_read_by = {NOT_READ: "the built-in detector", architecture.not_read: f"a {name}"}
+    if architecture.pixels:
+        head = cfg.MODEL.SEM_SEG_HEAD.NAME
+        unread = [key for key in SOME_READ if key not in HEADS[head]]
+        not_read_by[tuple(f"MODEL.SEM_SEG_HEAD.{key}" for key in unread)] = f"a {head}"
+    if cfg.MODEL.BACKBONE.NAME != "build_resnest_deeplab_backbone":
+        not_read_by[("MODEL.RESNETS.RES5_MULTI_GRID",)] = cfg.MODEL.BACKBONE.NAME
+    for not_read, reader in not_read_by.items():
         for key, value in values.items():
             if key.startswith(not_read) and value != defaults[key]:
                 raise UserError(
@@ -200,6 +218,11 @@ def check_supported(cfg: CfgNode) -> None:
     for key, most in AT_MOST.items():
         if values[key] > most:
             raise UserError(f"{key} {shown(values[key])} is too large; supported: up to {most}")
+    if name == "PanopticFPN" and cfg.MODEL.SEM_SEG_HEAD.NAME != "SemSegFPNHead":
+        raise UserError(
+            f"MODEL.SEM_SEG_HEAD.NAME {cfg.MODEL.SEM_SEG_HEAD.NAME!r} is not supported with MODEL.META_ARCHITECTURE PanopticFPN; "
+            "supported: 'SemSegFPNHead'"
+        )
     if name == "PanopticFPN" and not cfg.MODEL.MASK_ON:
         raise UserError(
             "MODEL.MASK_ON False is not supported with MODEL.META_ARCHITECTURE PanopticFPN, which fuses masks; supported: True"
@@ -210,10 +233,12 @@ def check_supported(cfg: CfgNode) -> None:
             f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r} is not supported: a {name} needs a pyramid; "
             f"supported: {with_pyramid}"
         )
-    if cfg.TEST.AUG.ENABLED:
+    if cfg.TEST.AUG.ENABLED and architecture.objects:
         sizes = cfg.TEST.AUG.MIN_SIZES
         if not sizes or not all(isinstance(size, int) and 1 <= size <= MOST_PIXELS for size in sizes):
             raise UserError(f"TEST.AUG.MIN_SIZES is {shown(tuple(sizes))}; it must be one or more whole numbers of pixels")
+    if architecture.pixels and not architecture.objects:
+        build_pixel_views(cfg)
     _check_expected_results(cfg)
     _check_best_metric(cfg)
     _check_features(cfg)
@@ -232,7 +257,7 @@ def _check_expected_results(cfg: CfgNode) -> None:
     """That TEST.EXPECTED_RESULTS asks for nothing that the evaluation would not give, after days of training."""
     tasks = list(tasks_of(cfg).evaluated)
     if cfg.TEST.AUG.ENABLED:
-        tasks += [f"{task}_TTA" for task in tasks_of(cfg).of_objects]
+        tasks += [f"{task}_TTA" for task in tasks_of(cfg).augmented]
     for expected in cfg.TEST.EXPECTED_RESULTS:
         kinds = (str, str, (int, float), (int, float))
         if not isinstance(expected, (list, tuple)) or len(expected) != 4 or not all(map(isinstance, expected, kinds)):

@@ -1,10 +1,9 @@
 """From configuration to data: the only place that reads INPUT, DATASETS and DATALOADER keys."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from types import MappingProxyType
 
 import numpy as np
@@ -14,15 +13,25 @@ from resnest_det.configuration.tables import tasks_of
 from resnest_det.data import samplers
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
+from resnest_det.data.colors import RandomColor
 from resnest_det.data.image_files import check_image_files, check_image_sizes
-from resnest_det.data.loader import InferenceBatches, PackedRecords, training_batches
+from resnest_det.data.instance_records import Records, joined, objects_of, sizes_of, with_objects_only
+from resnest_det.data.loader import InferenceBatches, in_shared_memory, training_batches
 from resnest_det.data.mapper import inference_sample, training_sample
 from resnest_det.data.panoptic import with_panoptic_classes
 from resnest_det.data.records import Record, Sample
 from resnest_det.data.semantic import SemanticMetadata, class_color
 from resnest_det.data.statistics import Statistics, describe, doubts, statistics_of
-from resnest_det.data.transforms import Augmentation, RandomCrop, RandomFlip, ResizeShortestEdge
-from resnest_det.distributed import get_rank, get_world_size
+from resnest_det.data.transforms import (
+    Augmentation,
+    AugmentationStep,
+    PadTo,
+    RandomCrop,
+    RandomFlip,
+    ResizeLongestEdge,
+    ResizeShortestEdge,
+)
+from resnest_det.distributed import all_gather_objects, get_rank, get_world_size
 from resnest_det.errors import UserError, naming
 
 logger = logging.getLogger(__name__)
@@ -42,7 +51,7 @@ class TrainingImages:
         class_names: of the objects.
     """
 
-    records: PackedRecords
+    records: Sequence[Record]
     repeat_factors: np.ndarray
     landscape: np.ndarray
     class_names: list[str]
@@ -78,7 +87,8 @@ def read_run_data(
 
     Raises:
         UserError: a dataset cannot be read, has nothing to train on, fewer images than there are processes, other classes than
-            the model or another dataset, lacks a mask that MODEL.MASK_ON needs, or the file of an image that will be read.
+            the model or another dataset, lacks a mask that MODEL.MASK_ON needs, or the file of an image that will be read; or an
+            annotation file is another to each process, because it is being changed.
     """
     if train:
         check_training_data(cfg, get_world_size())
@@ -86,12 +96,14 @@ def read_run_data(
     datasets = {name: get_dataset(name, keep_truth=name in cfg.DATASETS.TEST) for name in names}
     if not datasets:
         return RunData(None, (), {})
+    _check_same_files(datasets.values())
     first = next(iter(datasets.values()))
     cfg = count_classes(cfg, class_names(cfg, first), counted)
     like = trained_on or class_names(cfg, first)
     datasets = {
         name: match_classes(dataset, like, "the checkpoint" if trained_on else first.name) for name, dataset in datasets.items()
     }
+    matched = datasets[first.name]
     for name in cfg.DATASETS.TEST:
         check_classes([datasets[name]], cfg)
         _check_enough_images(len(datasets[name].records), name)
@@ -101,10 +113,25 @@ def read_run_data(
     return RunData(
         images,
         tuple(datasets[name] for name in cfg.DATASETS.TEST),
-        _trained_on(cfg, datasets[first.name]),
+        kept_of_classes(class_names(cfg, matched), matched.metadata, cfg.INPUT.FORMAT),
         _statistics([datasets[name] for name in cfg.DATASETS.TRAIN]) if train else None,
         tuple(_statistics([datasets[name]]) for name in cfg.DATASETS.TEST),
     )
+
+
+def _check_same_files(datasets: Iterable[Dataset]) -> None:
+    """That every process of the run has read the same: they open files one after the other.
+
+    Raises:
+        UserError: one has read something else.
+    """
+    digests = {
+        each.records.instances.file_name: each.records.instances.digest for each in datasets if isinstance(each.records, Records)
+    }
+    for others in all_gather_objects(digests):
+        for json_file, digest in others.items():
+            if digests.get(json_file, digest) != digest:
+                raise UserError(f"{json_file} was changed while the processes of this run read it; start again")
 
 
 def count_classes(cfg, names: Mapping[str, Sequence[str]], counted: Mapping[str, str]):
@@ -124,7 +151,7 @@ def _statistics(datasets: list[Dataset]) -> Statistics:
     for dataset in datasets:
         for why, count in dataset.left_out.items():
             left_out[why] = left_out.get(why, 0) + count
-    records = chain.from_iterable(dataset.records for dataset in datasets)
+    records = joined([dataset.records for dataset in datasets])
     name = " + ".join(dict.fromkeys(dataset.name for dataset in datasets))
     return statistics_of(name, records, datasets[0].metadata.thing_classes, left_out)
 
@@ -210,16 +237,20 @@ def _listed(names: list[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _trained_on(cfg, dataset: Dataset) -> dict:
-    """See `RunData`."""
-    kept: dict = {"input_format": cfg.INPUT.FORMAT}
-    for name, labels in class_names(cfg, dataset).items():
+def kept_of_classes(names: Mapping[str, Sequence[str]], metadata, input_format: str) -> dict:
+    """What a checkpoint keeps under "trained_on", see `RunData`.
+
+    Args:
+        names: see `class_names`.
+        metadata: of the dataset that they are of: where it has them, ids and colors of the classes.
+        input_format: INPUT.FORMAT.
+    """
+    kept: dict = {"input_format": input_format}
+    for name, labels in names.items():
         kind = name.removesuffix("_classes")
-        contiguous = getattr(dataset.metadata, f"{kind}_dataset_id_to_contiguous_id", {})  # label PNG files have no ids
+        contiguous = getattr(metadata, f"{kind}_dataset_id_to_contiguous_id", {})  # label PNG files have no ids
         kept[name] = list(labels)
-        colors = getattr(dataset.metadata, f"{kind}_colors", None) or [
-            class_color(None, index, name) for index in range(len(labels))
-        ]
+        colors = getattr(metadata, f"{kind}_colors", None) or [class_color(None, index, name) for index in range(len(labels))]
         kept[f"{kind}_colors"] = [list(color) for color in colors]
         if contiguous:
             kept[f"{kind}_ids"] = [getattr(each, "text", each) for each in sorted(contiguous, key=contiguous.get)]
@@ -303,30 +334,60 @@ def build_test_loader(cfg, dataset: Dataset) -> InferenceBatches:
 
 
 def build_augmentation(cfg) -> Augmentation:
-    """What INPUT says of cropping, resizing and mirroring, in Detectron2's order.
+    """What INPUT says of cropping, resizing, colors and mirroring, in Detectron2's order.
+
+    That is the one of its tool for detectors, which crops first, and for a model of pixels alone that of its DeepLab, which
+    crops what was resized.
 
     Raises:
         UserError: an impossible value; the message names the key.
     """
     given, steps = cfg.INPUT, []
-    if given.CROP.ENABLED:
-        with naming({"kind": "INPUT.CROP.TYPE", "size": "INPUT.CROP.SIZE"}):
-            steps.append(RandomCrop(given.CROP.TYPE, tuple(given.CROP.SIZE)))
     names = {"short_sides": "MIN_SIZE_TRAIN", "max_side": "MAX_SIZE_TRAIN", "sampling": "MIN_SIZE_TRAIN_SAMPLING"}
-    with naming({argument: f"INPUT.{key}" for argument, key in names.items()}):
-        steps.append(ResizeShortestEdge(tuple(given.MIN_SIZE_TRAIN), given.MAX_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING))
+    with naming({argument: f"INPUT.{key}" for argument, key in (names | {"long_sides": "LONG_SIDE_TRAIN"}).items()}):
+        if given.LONG_SIDE_TRAIN:
+            steps.append(ResizeLongestEdge(tuple(given.LONG_SIDE_TRAIN)))
+        else:
+            steps.append(ResizeShortestEdge(tuple(given.MIN_SIZE_TRAIN), given.MAX_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING))
+    crop = _crop_steps(cfg)
+    steps = steps + crop if tasks_of(cfg).pixels and not tasks_of(cfg).objects else crop + steps
+    if given.COLOR_AUG_SSD:
+        if given.FORMAT == "L":
+            raise UserError("INPUT.COLOR_AUG_SSD True is not supported with INPUT.FORMAT 'L', which has no colors")
+        steps.append(RandomColor(bgr=given.FORMAT == "BGR"))
     if given.RANDOM_FLIP != "none":
         with naming({"direction": "INPUT.RANDOM_FLIP"}):
             steps.append(RandomFlip(given.RANDOM_FLIP))
     return Augmentation(tuple(steps))
 
 
+def _crop_steps(cfg) -> list[AugmentationStep]:
+    crop, long_sides = cfg.INPUT.CROP, cfg.INPUT.LONG_SIDE_TRAIN
+    if not crop.ENABLED:
+        if crop.PAD:
+            raise UserError("INPUT.CROP.PAD True needs INPUT.CROP.ENABLED True: it pads to the size of the crop")
+        return []
+    keys = {"kind": "TYPE", "size": "SIZE", "max_area": "SINGLE_CATEGORY_MAX_AREA"}
+    with naming({argument: f"INPUT.CROP.{key}" for argument, key in keys.items()}):
+        window = RandomCrop(crop.TYPE, tuple(crop.SIZE), crop.SINGLE_CATEGORY_MAX_AREA)
+        if not crop.PAD:
+            if crop.TYPE == "absolute" and long_sides and max(crop.SIZE) > max(long_sides):
+                raise UserError(
+                    f"INPUT.CROP.SIZE {tuple(crop.SIZE)} is larger than any image whose longer side is one of "
+                    f"INPUT.LONG_SIDE_TRAIN {tuple(long_sides)}; set INPUT.CROP.PAD True to pad them"
+                )
+            return [window]
+        if crop.TYPE != "absolute":
+            raise UserError(f"INPUT.CROP.PAD True needs INPUT.CROP.TYPE 'absolute', not {crop.TYPE!r}")
+        return [PadTo(window.size), window]
+
+
 def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:
     check_classes(datasets, cfg)
     tasks = tasks_of(cfg)
     shown = [training_records(cfg, dataset) for dataset in datasets]
-    records, total = list(chain.from_iterable(shown)), sum(len(dataset.records) for dataset in datasets)
-    if total and not records:
+    records, total = joined(shown), sum(len(dataset.records) for dataset in datasets)
+    if total and not len(records):
         raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: none of the {total} images has an object to learn from")
     if len(records) < total:
         logger.info("Training images: %d of %d; the others have no object", len(records), total)
@@ -341,21 +402,23 @@ def _training_images(cfg, datasets: list[Dataset]) -> TrainingImages:
         repeat_factors = samplers.repeat_factors_from_categories(records, threshold, square_root)
     else:
         repeat_factors = np.ones(len(records))
-    landscape = np.array([record["width"] > record["height"] for record in records])
-    return TrainingImages(PackedRecords(records), repeat_factors, landscape, datasets[0].metadata.thing_classes)
+    heights, widths = sizes_of(records).T
+    return TrainingImages(in_shared_memory(shown), repeat_factors, widths > heights, datasets[0].metadata.thing_classes)
 
 
-def training_records(cfg, dataset: Dataset) -> list[Record]:
+def training_records(cfg, dataset: Dataset) -> Sequence[Record]:
     """Those of a dataset's images that training shows: not the ones without an object, to a model that learns objects."""
     # For a model that only labels pixels, no image is empty.
     if not (cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and tasks_of(cfg).objects):
         return dataset.records
-    return [record for record in dataset.records if any(not annotation["iscrowd"] for annotation in record["annotations"])]
+    return with_objects_only(dataset.records)
 
 
-def _check_masks(records: list[Record]) -> None:
-    for record in records:
-        for annotation in [] if record.get("objects_in_png") else record["annotations"]:
+def _check_masks(records: Sequence[Record]) -> None:
+    objects = objects_of(records)
+    for at in objects.record[~objects.mask & ~objects.crowd][:1].tolist():
+        record = records[at]
+        for annotation in record["annotations"]:
             if "segmentation" not in annotation and not annotation["iscrowd"]:
                 raise UserError(
                     f"annotation {annotation['id']} of image {record['file_name']} has no segmentation; "

@@ -19,6 +19,7 @@ RESNEST_KEYS = dict(
     # This project's own:
     AVD_FIRST=False,  # that pool comes before the convolution, as in the "fast" variants, not after
     RES4_DILATION=1,
+    DILATION_STYLE="detectron2",  # whose dilation RES4_DILATION and RES5_DILATION are
     CHECKPOINT_STAGES=[],  # stages recomputed in the backward pass, to save memory
 )
 
@@ -56,6 +57,9 @@ DEFAULTS = dict(
             DEFORM_ON_PER_STAGE=[False, False, False, False],
             DEFORM_MODULATED=False,
             DEFORM_NUM_GROUPS=1,
+            # Of Detectron2's project DeepLab, as are the keys marked so below.
+            RES5_MULTI_GRID=[1, 2, 4],  # read by build_resnest_deeplab_backbone
+            STEM_TYPE="deeplab",
             **RESNEST_KEYS,
         ),
         FPN=dict(IN_FEATURES=[], OUT_CHANNELS=256, NORM="", FUSE_TYPE="sum"),
@@ -151,6 +155,20 @@ DEFAULTS = dict(
             COMMON_STRIDE=4,
             NORM="GN",
             LOSS_WEIGHT=1.0,
+            # DeepLab's:
+            LOSS_TYPE="hard_pixel_mining",
+            PROJECT_FEATURES=["res2"],
+            PROJECT_CHANNELS=[48],
+            ASPP_CHANNELS=256,
+            ASPP_DILATIONS=[6, 12, 18],
+            ASPP_DROPOUT=0.1,
+            USE_DEPTHWISE_SEPARABLE_CONV=False,
+            # This project's own:
+            STYLE="detectron2",  # whose details the heads on a dilated network have
+            ALIGN_CORNERS=False,
+            DROPOUT=0.0,
+            CLASS_WEIGHTS=[],
+            AUX_HEAD=dict(ENABLED=False, IN_FEATURE="res4", CONVS_DIM=256, LOSS_WEIGHT=0.4),
         ),
         PANOPTIC_FPN=dict(
             INSTANCE_LOSS_WEIGHT=1.0,
@@ -183,7 +201,15 @@ DEFAULTS = dict(
         MIN_SIZE_TEST=800,
         MAX_SIZE_TEST=1333,
         RANDOM_FLIP="horizontal",
-        CROP=dict(ENABLED=False, TYPE="relative_range", SIZE=[0.9, 0.9]),
+        LONG_SIDE_TRAIN=(),  # this project's own: two ends of a range, in the place of MIN_SIZE_TRAIN
+        COLOR_AUG_SSD=False,  # of Detectron2's project PointRend
+        CROP=dict(
+            ENABLED=False,
+            TYPE="relative_range",
+            SIZE=[0.9, 0.9],
+            SINGLE_CATEGORY_MAX_AREA=1.0,  # DeepLab's
+            PAD=False,  # this project's own
+        ),
     ),
     DATASETS=dict(
         TRAIN=(),
@@ -217,6 +243,7 @@ DEFAULTS = dict(
         BASE_LR=0.001,
         BASE_LR_END=0.0,
         BIAS_LR_FACTOR=1.0,
+        HEAD_LR_FACTOR=1.0,  # this project's own: of everything outside the backbone
         MOMENTUM=0.9,
         NESTEROV=False,
         WEIGHT_DECAY=0.0001,
@@ -227,6 +254,8 @@ DEFAULTS = dict(
         STEPS_EPOCHS=(),
         GAMMA=0.1,
         NUM_DECAYS=3,
+        POLY_LR_POWER=0.9,  # DeepLab's
+        POLY_LR_CONSTANT_ENDING=0.0,
         RESCALE_INTERVAL=False,
         WARMUP_FACTOR=1.0 / 1000,
         WARMUP_ITERS=1000,
@@ -254,7 +283,18 @@ DEFAULTS = dict(
         # This project's own: how many images of each dataset are drawn beside their truth, detections from which score on, and
         # whether they are the worst ones, not such as are spread evenly over the dataset.
         PICTURES=dict(COUNT=4, SCORE_THRESH=0.5, WORST=False),
-        AUG=dict(ENABLED=False, MIN_SIZES=(400, 500, 600, 700, 800, 900, 1000, 1100, 1200), MAX_SIZE=4000, FLIP=True),
+        WRITE_LABELS=False,  # this project's own: the classes of the pixels of each image, as the dataset's own label PNG files
+        AUG=dict(
+            ENABLED=False,
+            MIN_SIZES=(400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
+            MAX_SIZE=4000,
+            FLIP=True,
+            # This project's own, of a SemanticSegmentor:
+            SCALES=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+            LONG_SIDE=0,
+            WINDOW=(),
+            COMBINE="probabilities",
+        ),
         PRECISE_BN=dict(ENABLED=False, NUM_ITER=200),
     ),
 )

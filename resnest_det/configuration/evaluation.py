@@ -12,6 +12,7 @@ from resnest_det.data.panoptic import PanopticMetadata
 from resnest_det.drawing.writers import ObjectWriter, PanopticWriter, Pictures, SemanticWriter
 from resnest_det.errors import UserError
 from resnest_det.evaluation.coco import COCOEvaluator
+from resnest_det.evaluation.label_files import LabelWriter
 from resnest_det.evaluation.loop import EvaluationSet, Evaluator, PictureWriter
 from resnest_det.evaluation.panoptic import PanopticEvaluator
 from resnest_det.evaluation.semantic import SemSegEvaluator
@@ -23,7 +24,8 @@ def build_evaluation_sets(cfg: CfgNode, datasets: Iterable[Dataset], *, augmente
     Files go to OUTPUT_DIR/inference; several datasets of DATASETS.TEST get a folder each inside it.
 
     Args:
-        augmented: for a model with test-time augmentation, which only finds objects; files go to OUTPUT_DIR/inference_TTA.
+        augmented: for a model with test-time augmentation, which only finds objects, if it does; files go to
+            OUTPUT_DIR/inference_TTA.
 
     Raises:
         UserError: a dataset has nothing to evaluate against.
@@ -34,7 +36,7 @@ def build_evaluation_sets(cfg: CfgNode, datasets: Iterable[Dataset], *, augmente
         own_folder = (dataset.name,) if len(cfg.DATASETS.TEST) > 1 else ()
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA" if augmented else "inference", *own_folder)
         evaluators, writers = _of_objects(cfg, dataset, folder)
-        if not augmented:
+        if not (augmented and evaluators):
             for added, to in zip(_of_pixels(cfg, dataset, folder), (evaluators, writers)):
                 to += added
         sets.append(EvaluationSet(dataset.name, build_test_loader(cfg, dataset), evaluators, writers))
@@ -55,14 +57,16 @@ def _of_pixels(cfg: CfgNode, dataset: Dataset, folder: str) -> tuple[list[Evalua
     tasks = tasks_of(cfg)
     if not tasks.pixels:
         return [], []
+    labels = [LabelWriter(dataset, folder)] if cfg.TEST.WRITE_LABELS else []
     if not tasks.panoptic:
-        return [SemSegEvaluator(dataset)], [SemanticWriter(dataset, folder, _pictures(cfg))]
+        return [SemSegEvaluator(dataset)], [SemanticWriter(dataset, folder, _pictures(cfg)), *labels]
     if not isinstance(dataset.metadata, PanopticMetadata):
         raise UserError(
             f"dataset {dataset.name} has no panoptic truth to evaluate by; set MODEL.PANOPTIC_FPN.COMBINE.ENABLED False, or "
             f"register a panoptic dataset by --register-panoptic"
         )
-    return [SemSegEvaluator(dataset), PanopticEvaluator(dataset, folder)], [PanopticWriter(dataset, folder, _pictures(cfg))]
+    evaluators = [SemSegEvaluator(dataset), PanopticEvaluator(dataset, folder)]
+    return evaluators, [PanopticWriter(dataset, folder, _pictures(cfg)), *labels]
 
 
 def _pictures(cfg: CfgNode) -> Pictures:

@@ -6,9 +6,10 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from resnest_det.backbone.layers import GlooSyncBatchNorm2d
+from resnest_det.backbone.layers import normed_alone
 from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, STEM_WIDTH, ResNeSt
 from resnest_det.backbone.split_attention import Deformable, SplitAttentionConv2d
+from resnest_det.configuration.semantic import build_auxiliary_head, build_sem_seg_head, size_divisibility
 from resnest_det.configuration.tables import BACKBONES, tasks_of
 from resnest_det.detector.anchors import AnchorGenerator
 from resnest_det.detector.box_head import BoxPredictor, FastRCNNConvFCHead
@@ -18,10 +19,11 @@ from resnest_det.detector.fpn import FPN
 from resnest_det.detector.mask_head import MaskRCNNConvUpsampleHead
 from resnest_det.detector.panoptic import FusionLimits, PanopticFPN
 from resnest_det.detector.pooler import RegionPooler
+from resnest_det.detector.pooling_pyramid import PooledConv
 from resnest_det.detector.rcnn import GeneralizedRCNN
 from resnest_det.detector.roi_heads import RegionSampler, StandardROIHeads
 from resnest_det.detector.rpn import RPN, RPNHead
-from resnest_det.detector.semantic_head import SemSegFPNHead
+from resnest_det.detector.semantic_augmentation import PixelViews, SemanticSegmentorWithTTA
 from resnest_det.detector.semantic_segmentor import SemanticSegmentor
 from resnest_det.detector.test_time_augmentation import GeneralizedRCNNWithTTA
 from resnest_det.distributed import get_world_size
@@ -50,6 +52,8 @@ def assemble_model(cfg: CfgNode) -> nn.Module:
         parts |= dict(proposal_generator=build_rpn(cfg, backbone), roi_heads=build_roi_heads(cfg, backbone))
     if tasks.pixels:
         parts |= dict(sem_seg_head=build_sem_seg_head(cfg, backbone))
+    if tasks.pixels and not tasks.objects:
+        parts |= dict(auxiliary_head=build_auxiliary_head(cfg, backbone), size_divisibility=size_divisibility(cfg, backbone))
     if tasks.objects and tasks.pixels:
         panoptic = cfg.MODEL.PANOPTIC_FPN
         combine = panoptic.COMBINE
@@ -59,12 +63,27 @@ def assemble_model(cfg: CfgNode) -> nn.Module:
         return MODELS[cfg.MODEL.META_ARCHITECTURE](**parts)
 
 
-def build_test_time_augmentation(cfg: CfgNode, model: GeneralizedRCNN) -> GeneralizedRCNNWithTTA:
+def build_test_time_augmentation(
+    cfg: CfgNode, model: GeneralizedRCNN | SemanticSegmentor
+) -> GeneralizedRCNNWithTTA | SemanticSegmentorWithTTA:
     """`model` looking at each image in the sizes of TEST.AUG."""
     augmentation = cfg.TEST.AUG
+    if not tasks_of(cfg).objects:
+        return SemanticSegmentorWithTTA(model, build_pixel_views(cfg))
     return GeneralizedRCNNWithTTA(
         model, short_sides=augmentation.MIN_SIZES, max_side=augmentation.MAX_SIZE, flip=augmentation.FLIP
     )
+
+
+def build_pixel_views(cfg: CfgNode) -> PixelViews:
+    """What TEST.AUG says of a model of pixels.
+
+    Raises:
+        UserError: an impossible value; the message names the key.
+    """
+    aug = cfg.TEST.AUG
+    with naming({name: f"TEST.AUG.{name.upper()}" for name in ("scales", "window", "combine")}):
+        return PixelViews(tuple(aug.SCALES), aug.LONG_SIDE, aug.FLIP, tuple(aug.WINDOW), aug.COMBINE)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -112,6 +131,8 @@ def resnest_arguments(cfg: CfgNode) -> dict:
         stride_in_1x1=resnets.STRIDE_IN_1X1,
         norm=resnets.NORM,
         output_stride=OUTPUT_STRIDES[dilations],
+        dilation_style=resnets.DILATION_STYLE,
+        multi_grid=tuple(resnets.RES5_MULTI_GRID) if cfg.MODEL.BACKBONE.NAME == "build_resnest_deeplab_backbone" else (),
         deform_on_per_stage=tuple(resnets.DEFORM_ON_PER_STAGE),
         deformable=Deformable(resnets.DEFORM_MODULATED, resnets.DEFORM_NUM_GROUPS),
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
@@ -137,23 +158,6 @@ def build_backbone(cfg: CfgNode) -> FPN | ResNeSt:
         return bottom_up
     with naming({"in_features": "MODEL.FPN.IN_FEATURES", "fuse_type": "MODEL.FPN.FUSE_TYPE"}):
         return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, fuse_type=fpn.FUSE_TYPE)
-
-
-def build_sem_seg_head(cfg: CfgNode, backbone: FPN | ResNeSt) -> SemSegFPNHead:
-    """The head that labels pixels, over the maps in MODEL.SEM_SEG_HEAD.IN_FEATURES."""
-    head = cfg.MODEL.SEM_SEG_HEAD
-    with naming({"in_features": "MODEL.SEM_SEG_HEAD.IN_FEATURES", "common_stride": "MODEL.SEM_SEG_HEAD.COMMON_STRIDE"}):
-        return SemSegFPNHead(
-            head.IN_FEATURES,
-            backbone.out_feature_strides,
-            backbone.out_feature_channels,
-            num_classes=head.NUM_CLASSES,
-            conv_dim=head.CONVS_DIM,
-            common_stride=head.COMMON_STRIDE,
-            norm=head.NORM,
-            loss_weight=head.LOSS_WEIGHT,
-            ignore_value=head.IGNORE_VALUE,
-        )
 
 
 def build_rpn(cfg: CfgNode, backbone: FPN) -> RPN:
@@ -253,9 +257,10 @@ def _strides(backbone: FPN, names: Sequence[str], key: str) -> list[int]:
 
 
 def check_batch_norm(model: nn.Module, images_per_process: int) -> None:
-    """See that split attention can be trained with this batch.
+    """See that norms of whole images can be trained with this batch.
 
-    Its second norm sees one value a channel and image, so that batch norm over one image is undefined.
+    The second norm of split attention and that after the pooling of an image see one value a channel and image, so that batch
+    norm over one image is undefined.
 
     Raises:
         UserError: with the settings that would work.
@@ -263,13 +268,22 @@ def check_batch_norm(model: nn.Module, images_per_process: int) -> None:
     if images_per_process > 1:
         return
     for module in model.modules():
-        if not isinstance(module, SplitAttentionConv2d) or not isinstance(module.bn1, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, SplitAttentionConv2d):
+            norm, where, key, others = (
+                module.bn1,
+                "inside split attention",
+                "RESNETS",
+                "'FrozenBN' (with pretrained weights) or 'GN'",
+            )
+        elif isinstance(module, PooledConv):
+            norm, where, key, others = module[1].norm, "after the pooling of an image", "SEM_SEG_HEAD", "'GN'"
+        else:
             continue
-        if isinstance(module.bn1, (nn.SyncBatchNorm, GlooSyncBatchNorm2d)) and get_world_size() > 1:
+        if not normed_alone(norm):
             continue
         world_size = get_world_size()
-        sync = ", MODEL.RESNETS.NORM 'SyncBN'" if world_size > 1 else ""
+        sync = f", MODEL.{key}.NORM 'SyncBN'" if world_size > 1 else ""
         raise UserError(
-            "batch norm inside split attention cannot be trained on one image a process: use SOLVER.IMS_PER_BATCH "
-            f"{2 * world_size} or more{sync}, or MODEL.RESNETS.NORM 'FrozenBN' (with pretrained weights) or 'GN'"
+            f"batch norm {where} cannot be trained on one image a process: use SOLVER.IMS_PER_BATCH "
+            f"{2 * world_size} or more{sync}, or MODEL.{key}.NORM {others}"
         )

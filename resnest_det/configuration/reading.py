@@ -27,7 +27,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: a file or key does not exist, or a value has the wrong type or cannot be honoured by the detector.
     """
-    return _checked(_files_of(config_file), overrides)
+    return _checked(files_of(config_file), overrides)
 
 
 def load_config_text(text: str, source: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -64,10 +64,10 @@ def merge_file(cfg: CfgNode, config_file: str, overrides: Sequence[str] = ()) ->
     Raises:
         UserError: a file or key does not exist, or a value has the wrong type.
     """
-    _merge_all(cfg, _files_of(config_file), overrides)
+    _merge_all(cfg, files_of(config_file), overrides)
 
 
-def _files_of(config_file: str) -> Iterator[tuple[str, dict]]:
+def files_of(config_file: str) -> Iterator[tuple[str, dict]]:
     """(path, content) of a configuration's files, those of `_BASE_` first."""
     for number, (path, content) in enumerate(read_with_bases(find_config_file(config_file)), start=1):
         if number > MOST_FILES:

@@ -31,6 +31,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        lr_factors={part: cfg.SOLVER.HEAD_LR_FACTOR for part, _ in model.named_children() if part != "backbone"},
     )
     if not groups:
         raise UserError("the model has no trainable parameter: MODEL.BACKBONE.FREEZE_AT and other settings freeze all of them")
@@ -64,13 +65,15 @@ def build_schedule(cfg: CfgNode) -> ParamScheduler:
     given, max_iter = cfg.SOLVER, cfg.SOLVER.MAX_ITER
     if max_iter < 1:
         raise UserError(f"SOLVER.MAX_ITER is {max_iter}; at least 1 iteration is needed")
+    if given.LR_SCHEDULER_NAME == "WarmupPolyLR":
+        return _build_poly_schedule(cfg)
     schedules = {
         "WarmupMultiStepLR": lambda: solver.multi_step_schedule(given.STEPS, given.GAMMA, max_iter),
         "WarmupCosineLR": lambda: solver.cosine_schedule(given.BASE_LR, given.BASE_LR_END),
         "WarmupStepWithFixedGammaLR": lambda: solver.fixed_gamma_schedule(given.GAMMA, given.NUM_DECAYS, max_iter),
     }
     if given.LR_SCHEDULER_NAME not in schedules:
-        supported = ", ".join(map(repr, schedules))
+        supported = ", ".join(map(repr, (*schedules, "WarmupPolyLR")))
         raise UserError(f"SOLVER.LR_SCHEDULER_NAME {given.LR_SCHEDULER_NAME!r} is not supported; supported: {supported}")
     keys = {
         "steps": "SOLVER.STEPS",
@@ -89,6 +92,26 @@ def build_schedule(cfg: CfgNode) -> ParamScheduler:
             length=min(given.WARMUP_ITERS / max_iter, 1.0),
             method=given.WARMUP_METHOD,
             rescale_interval=given.RESCALE_INTERVAL,
+        )
+
+
+def _build_poly_schedule(cfg: CfgNode) -> ParamScheduler:
+    given = cfg.SOLVER
+    if given.RESCALE_INTERVAL:
+        raise UserError("SOLVER.RESCALE_INTERVAL True is not supported with LR_SCHEDULER_NAME 'WarmupPolyLR'; supported: False")
+    keys = {
+        "power": "SOLVER.POLY_LR_POWER",
+        "constant_ending": "SOLVER.POLY_LR_CONSTANT_ENDING",
+        "method": "SOLVER.WARMUP_METHOD",
+    }
+    with naming(keys):
+        return solver.WarmupPoly(
+            given.MAX_ITER,
+            power=given.POLY_LR_POWER,
+            constant_ending=given.POLY_LR_CONSTANT_ENDING,
+            warmup_factor=given.WARMUP_FACTOR,
+            warmup_iters=given.WARMUP_ITERS,
+            method=given.WARMUP_METHOD,
         )
 
 

@@ -69,9 +69,9 @@ def with_datasets(cfg: CfgNode, datasets: Mapping[str, DatasetFiles]) -> CfgNode
 
 
 def _with_absolute_paths(files: DatasetFiles) -> dict:
-    values = {key: value for key, value in asdict(files).items() if value is not None}
-    if isinstance(values.get("classes"), tuple):
-        values["classes"] = list(values["classes"])
+    values = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in asdict(files).items() if value not in (None, ())
+    }
     paths = (*_PATHS, *(["classes"] if isinstance(values.get("classes"), str) else []))
     return values | {key: os.path.abspath(os.path.expanduser(values[key])) for key in paths if key in values}
 

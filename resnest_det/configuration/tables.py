@@ -22,11 +22,18 @@ class Architecture:
     not_read: tuple[str, ...] = ()
 
 
+# Test-time augmentation of the classes of pixels.
+_OF_PIXELS = tuple(f"TEST.AUG.{key}" for key in ("SCALES", "LONG_SIDE", "WINDOW", "COMBINE"))
+
 ARCHITECTURES = {
-    "GeneralizedRCNN": Architecture(objects=True, pixels=False, not_read=("MODEL.SEM_SEG_HEAD.", "MODEL.PANOPTIC_FPN.")),
-    "PanopticFPN": Architecture(objects=True, pixels=True),
+    "GeneralizedRCNN": Architecture(
+        objects=True, pixels=False, not_read=("MODEL.SEM_SEG_HEAD.", "MODEL.PANOPTIC_FPN.", *_OF_PIXELS, "TEST.WRITE_LABELS")
+    ),
+    "PanopticFPN": Architecture(objects=True, pixels=True, not_read=_OF_PIXELS),
     "SemanticSegmentor": Architecture(
-        objects=False, pixels=True, not_read=("MODEL.PANOPTIC_FPN.", "MODEL.MASK_ON", "TEST.AUG.", "VIS_PERIOD")
+        objects=False,
+        pixels=True,
+        not_read=("MODEL.PANOPTIC_FPN.", "MODEL.MASK_ON", "TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "VIS_PERIOD"),
     ),
 }
 
@@ -43,6 +50,7 @@ BACKBONES = {
     "build_resnest_fpn_backbone": Backbone(split_attention=True, pyramid=True),
     "build_resnet_fpn_backbone": Backbone(split_attention=False, pyramid=True),
     "build_resnest_backbone": Backbone(split_attention=True, pyramid=False),
+    "build_resnest_deeplab_backbone": Backbone(split_attention=True, pyramid=False),
     "build_resnet_backbone": Backbone(split_attention=False, pyramid=False),
 }
 
@@ -60,6 +68,11 @@ class Tasks:
     def of_objects(self) -> tuple[str, ...]:
         """COCO's names of the tasks evaluated on objects."""
         return ("bbox", "segm") if self.masks else ("bbox",) if self.objects else ()
+
+    @property
+    def augmented(self) -> tuple[str, ...]:
+        """The tasks that are evaluated with test-time augmentation too: objects, or where there are none pixels."""
+        return self.of_objects or (("sem_seg",) if self.pixels else ())
 
     @property
     def evaluated(self) -> tuple[str, ...]:

@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from resnest_det.data import shapes
+from resnest_det.data.benchmarks import ADE20K, CITYSCAPES, Benchmark
 from resnest_det.data.coco import Dataset, LabelsMetadata, instances_dataset, load_coco_instances
 from resnest_det.data.formats.labels import LabelFiles
 from resnest_det.data.formats.panoptic_export import panoptic_root_of
 from resnest_det.data.formats.reading import read_labels
 from resnest_det.data.panoptic import load_coco_panoptic
+from resnest_det.data.pascal_context import PHASES, PascalContextFiles, load_pascal_context
 from resnest_det.data.semantic import SemanticFiles, load_semantic
 from resnest_det.errors import UserError, nearest
 
@@ -37,6 +39,9 @@ _COCO_PANOPTIC = {
         "coco_2017_val_100",
     ),
 }
+
+_ADE20K_FOLDERS = {"train": "training", "val": "validation"}
+_CITYSCAPES_SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class PanopticFiles:
     stuff_only: bool = False
 
 
-DatasetFiles = CocoFiles | PanopticFiles | SemanticFiles | LabelFiles
+DatasetFiles = CocoFiles | PanopticFiles | SemanticFiles | PascalContextFiles | LabelFiles
 
 _registered: dict[str, DatasetFiles] = {}
 
@@ -124,6 +129,7 @@ def register_semantic(
     label_suffix: str = "",
     image_suffix: str = "",
     instances_json: str | None = None,
+    reduce_zero_label: bool = False,
 ) -> None:
     """Make a dataset whose label PNG files have the names of its images known under `name`; its files are not touched yet.
 
@@ -134,7 +140,9 @@ def register_semantic(
         UserError: another dataset has this name, or it cannot be part of a file's name; or see `SemanticFiles`.
     """
     classes = classes if isinstance(classes, (str, int)) else tuple(classes)
-    files = SemanticFiles(label_root, image_root, classes, ignore_value, list_file, label_suffix, image_suffix, instances_json)
+    files = SemanticFiles(
+        label_root, image_root, classes, ignore_value, list_file, label_suffix, image_suffix, instances_json, reduce_zero_label
+    )
     register(name, files)
 
 
@@ -196,6 +204,10 @@ def _builtin() -> dict[str, Callable[[], tuple[DatasetFiles, str]]]:
     for split in shapes.SPLITS:
         known[f"shapes_{split}"] = partial(_shapes, split)
         known[f"shapes_{split}_panoptic"] = partial(_shapes_panoptic, split)
+        known[f"shapes_{split}_sem_seg"] = partial(_shapes_semantic, split)
+    known |= {f"ade20k_sem_seg_{split}": partial(_ade20k, split) for split in _ADE20K_FOLDERS}
+    known |= {f"cityscapes_fine_sem_seg_{split}": partial(_cityscapes, split) for split in _CITYSCAPES_SPLITS}
+    known |= {f"pascal_context_59_sem_seg_{phase}": partial(_pascal_context, phase) for phase in PHASES}
     return known
 
 
@@ -240,6 +252,58 @@ def _shapes_panoptic(split: str) -> tuple[PanopticFiles, str]:
     ), ""
 
 
+def _shapes_semantic(split: str) -> tuple[SemanticFiles, str]:
+    folder = shapes.ensure_shapes(datasets_root())
+    return SemanticFiles(str(shapes.ensure_labels(folder, split)), str(folder / split), shapes.THINGS + shapes.STUFF), ""
+
+
+def _ade20k(split: str) -> tuple[SemanticFiles, str]:
+    root, part = datasets_root() / "ADEChallengeData2016", _ADE20K_FOLDERS[split]
+    hint = (
+        f"; unpack http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip (1 GB) into {root.parent}, so that "
+        f"{root} has images/{part} and annotations/{part}, or set DETECTRON2_DATASETS to the folder that holds "
+        f"ADEChallengeData2016/"
+    )
+    converted = root / "annotations_detectron2" / part
+    if converted.is_dir() and not (root / "annotations" / part).is_dir():
+        return _benchmark_files(converted, root / "images" / part, Benchmark(ADE20K.names, ADE20K.colors)), hint
+    return _benchmark_files(root / "annotations" / part, root / "images" / part, ADE20K), hint
+
+
+def _cityscapes(split: str) -> tuple[SemanticFiles, str]:
+    root = datasets_root() / "cityscapes"
+    labels, images = root / "gtFine" / split, root / "leftImg8bit" / split
+    hint = (
+        f"; unpack gtFine_trainvaltest.zip and leftImg8bit_trainvaltest.zip of https://www.cityscapes-dataset.com/downloads "
+        f"(with an account) into {root}, or set DETECTRON2_DATASETS to the folder that holds cityscapes/"
+    )
+    suffixes = {"label_suffix": "_gtFine_labelIds", "image_suffix": "_leftImg8bit"}
+    if any(labels.glob("*/*_gtFine_labelIds.png")) or not labels.is_dir():
+        return _benchmark_files(labels, images, CITYSCAPES, **suffixes), hint
+    if any(labels.glob("*/*_gtFine_labelTrainIds.png")):
+        suffixes["label_suffix"] = "_gtFine_labelTrainIds"
+        return _benchmark_files(labels, images, Benchmark(CITYSCAPES.names, CITYSCAPES.colors), **suffixes), hint
+    raise UserError(
+        f"{labels.absolute()} has no folder of a city with files *_gtFine_labelIds.png or *_gtFine_labelTrainIds.png; unpack "
+        f"gtFine_trainvaltest.zip again, or make them of its *_gtFine_polygons.json: pip install cityscapesscripts, then "
+        f"CITYSCAPES_DATASET={root.absolute()} csCreateTrainIdLabelImgs"
+    )
+
+
+def _benchmark_files(labels: Path, images: Path, benchmark: Benchmark, **suffixes: str) -> SemanticFiles:
+    return SemanticFiles(str(labels), str(images), benchmark.classes, values=benchmark.values, **suffixes)
+
+
+def _pascal_context(phase: str) -> tuple[PascalContextFiles, str]:
+    root = datasets_root() / "VOCdevkit" / "VOC2010"
+    hint = (
+        f"; unpack http://host.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar into {root.parents[1]}, and put "
+        f"https://codalabuser.blob.core.windows.net/public/trainval_merged.json into {root}, or set DETECTRON2_DATASETS to the "
+        f"folder that holds VOCdevkit/"
+    )
+    return PascalContextFiles(str(root / "trainval_merged.json"), str(root / "JPEGImages"), phase), hint
+
+
 def load_files(name: str, files: DatasetFiles, hint: str = "", *, keep_truth: bool = False) -> Dataset:
     """Read the dataset in files, whether or not they are registered.
 
@@ -260,6 +324,9 @@ def load_files(name: str, files: DatasetFiles, hint: str = "", *, keep_truth: bo
         annotations = [files.instances_json] if files.instances_json is not None else []
         _check_files_exist(name, annotations, {"label PNG files": files.label_root, "images": files.image_root}, hint)
         return load_semantic(name, files, keep_truth=keep_truth)
+    if isinstance(files, PascalContextFiles):
+        _check_files_exist(name, [files.merged_json], {"images": files.image_root}, hint)
+        return load_pascal_context(name, files)
     annotations = [file for file in (files.panoptic_json, files.instances_json) if file is not None]
     _check_files_exist(name, annotations, {"panoptic PNG files": files.panoptic_root, "images": files.image_root}, hint)
     return load_coco_panoptic(

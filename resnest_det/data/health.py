@@ -118,7 +118,7 @@ def _fault_of_mask(annotation: Annotation, image: Image | None) -> tuple[str, st
         low, high = points.min(axis=0), points.max(axis=0)
     else:
         try:
-            x, y, width, height = mask_util.toBbox(compressed(mask, image, "run lengths"))
+            x, y, width, height = mask_util.toBbox(compressed(mask, image.id, image.height, image.width, "run lengths"))
         except UserError as error:
             return "a mask that cannot be read", str(error)
         if not width * height:

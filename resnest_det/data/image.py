@@ -3,8 +3,9 @@
 import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -144,6 +145,41 @@ def read_image(
     Raises:
         UserError: the file is missing, not an image, damaged, or of another size; the message names it.
     """
+    image = _read_upright(file_name, "L" if image_format == "L" else "RGB", size, size_is, content)
+    pixels = np.asarray(image)
+    if image_format == "L":
+        return pixels[:, :, None]
+    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def read_picture(
+    file_name: str, content: bytes | None = None, decode_jpeg: Callable[[bytes], np.ndarray] | None = None
+) -> Image.Image:
+    """Read an image file as `read_image` does, as a Pillow image of mode "RGB".
+
+    Args:
+        content: see `open_image`.
+        decode_jpeg: another library's decoder, from the content of a JPEG to (H, W, 3) uint8 RGB as it is stored.
+
+    Raises:
+        UserError: see `read_image`.
+    """
+    if decode_jpeg is None:
+        return _read_upright(file_name, "RGB", None, "", content)
+    with _named(file_name):
+        if content is None:
+            content = Path(file_name).read_bytes()
+        with open_image(file_name, content=content) as header:
+            if header.format != "JPEG" or header.mode not in ("RGB", "L"):
+                return _read_upright(file_name, "RGB", None, "", content)
+            turn, size = _UPRIGHT.get(_exif_orientation(header)), header.size
+        image = Image.fromarray(decode_jpeg(content))
+        if image.size != size:
+            raise UserError(f"image {file_name} is decoded to {image.size}, but its header says {size} (width x height)")
+    return image if turn is None else image.transpose(turn)
+
+
+def _read_upright(file_name: str, mode: str, size: tuple[int, int] | None, size_is: str, content: bytes | None) -> Image.Image:
     with _named(file_name), open_image(file_name, content=content) as image:
         if image.format == "TIFF":
             image.load()  # turns it, and says no longer that it has to be turned
@@ -154,13 +190,9 @@ def read_image(
         image = image if turn is None else image.transpose(turn)
         image.load()
         try:
-            image = to_eight_bits(image, "L" if image_format == "L" else "RGB")
+            return to_eight_bits(image, mode)
         except UserError as error:
             raise UserError(f"image {file_name}: {error}") from None
-    pixels = np.asarray(image)
-    if image_format == "L":
-        return pixels[:, :, None]
-    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
 
 
 @contextmanager

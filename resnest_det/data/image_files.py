@@ -9,7 +9,10 @@ from functools import cached_property
 from itertools import chain, combinations
 from urllib.parse import quote, unquote
 
+import numpy as np
+
 from resnest_det.data.image import MAX_PIXELS, READERS, check_record_size
+from resnest_det.data.instance_records import images_of, sizes_of
 from resnest_det.errors import UserError
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
@@ -23,13 +26,14 @@ def check_image_files(name: str, records: Sequence[dict], image_root: str) -> No
     Raises:
         UserError: some are not; the message says how many, names the first and the likely cause.
     """
-    check_files(records, "file_name", image_root, f"dataset {name}: image")
-    for record in records:
-        if record["height"] * record["width"] > MAX_PIXELS:
-            raise UserError(
-                f"dataset {name}: image {record['file_name']} is {record['width']} x {record['height']} pixels (width x height) "
-                f"by its annotations; images of at most {MAX_PIXELS} pixels are read: cut it into tiles"
-            )
+    check_files(images_of(records), "file_name", image_root, f"dataset {name}: image")
+    # In doubles: products of sides that no image has would not fit.
+    for at in np.flatnonzero(sizes_of(records).astype(np.float64).prod(axis=1) > MAX_PIXELS).tolist():
+        record = records[at]
+        raise UserError(
+            f"dataset {name}: image {record['file_name']} is {record['width']} x {record['height']} pixels (width x height) "
+            f"by its annotations; images of at most {MAX_PIXELS} pixels are read: cut it into tiles"
+        )
 
 
 def check_image_sizes(records: Sequence[dict]) -> None:
@@ -38,7 +42,9 @@ def check_image_sizes(records: Sequence[dict]) -> None:
     Raises:
         UserError: one is not, or cannot be read; see `resnest_det.data.image.read_record_image`.
     """
-    looked_at = records if len(records) <= _MOST_HEADERS else random.Random(0).sample(records, _MOST_HEADERS)
+    looked_at = images_of(records)
+    if len(records) > _MOST_HEADERS:
+        looked_at = random.Random(0).sample(looked_at, _MOST_HEADERS)
     with ThreadPoolExecutor(READERS) as pool:
         list(pool.map(check_record_size, looked_at))
 

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -25,11 +26,13 @@ class LabelPng:
         file_name: of the PNG.
         num_classes: C; values 0 to C - 1 are classes.
         ignore_value: of pixels without a label. If it is below C, that class has no pixels.
+        values: the class of each value from 0 on, `UNLABELLED` of those without one, where a value is not the index of its class.
     """
 
     file_name: str
     num_classes: int
     ignore_value: int = UNLABELLED
+    values: tuple[int, ...] = ()
 
 
 def label_png_size(file_name: str | os.PathLike) -> tuple[int, int]:
@@ -65,17 +68,35 @@ def read_label_png(label: LabelPng, size: tuple[int, int]) -> np.ndarray:
         )
     try:
         with open_image(label.file_name, ("PNG",)) as image:
-            values = np.array(image)
+            values, counts = np.array(image), np.array(image.histogram())
     except UserError:
         raise
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"label PNG {label.file_name} cannot be read: {' '.join(str(error).split())}") from error
-    ignored = values == label.ignore_value
-    wrong = (values >= label.num_classes) & ~ignored
-    if wrong.any():
-        raise UserError(
-            f"label PNG {label.file_name} has a pixel of value {values[wrong][0]}; there are {label.num_classes} classes, "
-            f"0 to {label.num_classes - 1}, and {label.ignore_value} is for pixels without a label"
-        )
-    values[ignored] = UNLABELLED
-    return values
+    classes, allowed = _table(label.num_classes, label.ignore_value, label.values)
+    if counts[~allowed].any():
+        raise UserError(f"label PNG {label.file_name} has {_wrong_values(counts, allowed, label)}")
+    return values if label.values == () and label.ignore_value == UNLABELLED else np.take(classes, values)
+
+
+@lru_cache
+def _table(num_classes: int, ignore_value: int, values: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of the 256 values of a byte its class or `UNLABELLED`, and whether it may be in a file."""
+    classes, allowed = np.full(256, UNLABELLED, dtype=np.uint8), np.zeros(256, dtype=bool)
+    known = values or tuple(range(num_classes))
+    classes[: len(known)], allowed[: len(known)] = known, True
+    classes[ignore_value], allowed[ignore_value] = UNLABELLED, True
+    return classes, allowed
+
+
+def _wrong_values(counts: np.ndarray, allowed: np.ndarray, label: LabelPng) -> str:
+    wrong = np.flatnonzero((counts > 0) & ~allowed)
+    text = f"{counts[wrong[0]]} pixels of value {wrong[0]}" if counts[wrong[0]] > 1 else f"a pixel of value {wrong[0]}"
+    if len(wrong) > 1:
+        text += f", and {counts[wrong[1:]].sum()} of {len(wrong) - 1} other values that are none"
+    if label.values:
+        return f"{text}; values 0 to {len(label.values) - 1} are known, and {label.ignore_value} is for pixels without a label"
+    return (
+        f"{text}; there are {label.num_classes} classes, 0 to {label.num_classes - 1}, and {label.ignore_value} is for pixels "
+        f"without a label"
+    )

@@ -7,27 +7,29 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from resnest_det.data.instance_records import Records, joined
 from resnest_det.data.records import Record, Sample
 from resnest_det.data.samplers import Draw
 from resnest_det.errors import ArgumentError, UserError
 from resnest_det.stopping import deferred, raise_if_requested, waiting
 
 
-class PackedRecords:
+class PackedRecords(Sequence):
     """Records pickled into one read-only block of memory.
 
     Forked workers share the block; they would copy a list of dicts page by page, because counting references writes to it.
     Every access returns a new record.
     """
 
-    def __init__(self, records: list[Record]):
+    def __init__(self, records: Iterable[Record]):
         packed = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
         self._ends = np.cumsum([0] + [len(record) for record in packed])
         self._block = np.frombuffer(b"".join(packed), dtype=np.uint8)
@@ -36,11 +38,18 @@ class PackedRecords:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         return pickle.loads(self._block[self._ends[index] : self._ends[index + 1]])
 
 
+def in_shared_memory(parts: Sequence[Sequence[Record]]) -> Sequence[Record]:
+    """The records of one or more datasets behind each other, in memory that forked workers share."""
+    return joined([part if isinstance(part, (Records, PackedRecords)) else PackedRecords(part) for part in parts])
+
+
 class _TrainingSamples:
-    def __init__(self, records: PackedRecords, make_sample: Callable[[Record, np.random.Generator], Sample], seed: int):
+    def __init__(self, records: Sequence[Record], make_sample: Callable[[Record, np.random.Generator], Sample], seed: int):
         self._records = records
         self._make_sample = make_sample
         self._seed = seed
@@ -55,12 +64,9 @@ class _TrainingSamples:
 
 
 class _InferenceSamples:
-    def __init__(self, records: list[Record], make_sample: Callable[[Record], Sample]):
-        self._records = PackedRecords(records)
+    def __init__(self, records: Sequence[Record], make_sample: Callable[[Record], Sample]):
+        self._records = in_shared_memory([records])
         self._make_sample = make_sample
-
-    def __len__(self) -> int:
-        return len(self._records)
 
     def __getitem__(self, index: int) -> Sample | UserError:
         try:
@@ -69,8 +75,13 @@ class _InferenceSamples:
             return error
 
 
+def as_list(samples: list) -> list[Sample] | UserError:
+    """The samples, or the first error among them."""
+    return next((sample for sample in samples if isinstance(sample, UserError)), samples)
+
+
 def training_batches(
-    records: PackedRecords,
+    records: Sequence[Record],
     make_sample: Callable[[Record, np.random.Generator], Sample],
     global_batches: Iterator[list[Draw]],
     *,
@@ -79,45 +90,65 @@ def training_batches(
     rank: int,
     world_size: int,
     num_workers: int,
-) -> Iterator[list[Sample]]:
+    collate: Callable[[list], Any] = as_list,
+) -> Iterator[Any]:
     """This process's part, a list of samples, of every global batch from number `start_iteration` on, without end.
 
     Batch k does not depend on the start or the number of workers: a sample depends only on its record and on (seed,
     position of its draw). Batches before the start are skipped without reading images.
+
+    Args:
+        collate: makes a batch, or a `UserError` that is then raised, of a list of samples and of `UserError`s about images. It
+            runs where the images are read.
 
     Raises:
         UserError: whatever `make_sample` found wrong with an image, when its batch is reached.
         ArgumentError: a worker was killed.
     """
     shares = (batch[rank::world_size] for batch in itertools.islice(global_batches, start_iteration, None))
-    return _load(_TrainingSamples(records, make_sample, seed), shares, num_workers)
+    return _load(_TrainingSamples(records, make_sample, seed), shares, num_workers, collate)
 
 
 class InferenceBatches:
-    """The samples of some images, in order, one per batch; can be iterated again. `len` is the number of batches.
+    """The samples of some images, in order, one per batch unless told otherwise; can be iterated again. `len` counts batches.
 
-    Iterating raises what `training_batches` raises.
+    Iterating raises what `training_batches` raises, which says what `collate` is.
+
+    Args:
+        chosen: indices of the records to take; None takes all.
     """
 
-    def __init__(self, records: list[Record], make_sample: Callable[[Record], Sample], num_workers: int):
+    def __init__(
+        self,
+        records: Sequence[Record],
+        make_sample: Callable[[Record], Sample],
+        num_workers: int,
+        *,
+        chosen: Sequence[int] | None = None,
+        batch_size: int = 1,
+        collate: Callable[[list], Any] = as_list,
+    ):
         self._samples = _InferenceSamples(records, make_sample)
-        self._num_workers = min(num_workers, len(records))
+        indices = range(len(records)) if chosen is None else chosen
+        self._batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
+        self._num_workers = min(num_workers, len(self._batches))
+        self._collate = collate
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._batches)
 
-    def __iter__(self) -> Iterator[list[Sample]]:
-        return _load(self._samples, ([index] for index in range(len(self))), self._num_workers)
+    def __iter__(self) -> Iterator[Any]:
+        return _load(self._samples, iter(self._batches), self._num_workers, self._collate)
 
 
 def _load(
-    samples: _TrainingSamples | _InferenceSamples, batch_sampler: Iterator[list], num_workers: int
-) -> Iterator[list[Sample]]:
+    samples: _TrainingSamples | _InferenceSamples, batch_sampler: Iterator, num_workers: int, collate: Callable[[list], Any]
+) -> Iterator[Any]:
     loader = DataLoader(
         samples,
         batch_sampler=batch_sampler,
         num_workers=num_workers,
-        collate_fn=_as_list,
+        collate_fn=collate,
         # Of its own, because starting workers draws from it, and the run's randomness must not notice.
         generator=torch.Generator(),
         worker_init_fn=_start_worker,
@@ -142,9 +173,8 @@ def _load(
                 raise_if_requested()  # the signal that ended the worker may have come to all processes
                 raise ArgumentError("num_workers", f"{num_workers}: {_why(str(error))}") from None
             raise
-        for sample in batch:
-            if isinstance(sample, UserError):
-                raise sample
+        if isinstance(batch, UserError):
+            raise batch
         try:
             yield batch
         except GeneratorExit:
@@ -213,7 +243,3 @@ def _why(message: str) -> str:
         f"one of the processes that read images died, {told}; usually memory ran out{shared}: fewer of them need less, "
         "and with 0 the main process reads"
     )
-
-
-def _as_list(samples: list) -> list:
-    return samples

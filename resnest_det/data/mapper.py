@@ -17,6 +17,7 @@ from resnest_det.data.transforms import (
     short_side_size,
     transform_boxes,
     transform_image,
+    transform_labels,
     transform_mask,
     transform_polygons,
 )
@@ -54,13 +55,13 @@ def training_sample(
     """
     seed = int(generator.integers(2**63))
     pixels = read_record_image(record, image_format)
-    transforms = augmentation.draw(*pixels.shape[:2], generator)
-    pixels = transform_image(pixels, transforms)
-    size = pixels.shape[:2]
-
     labels = None
     if semantic or record.get("objects_in_png"):
         record, labels = with_truth(record)
+    transforms = augmentation.draw(*pixels.shape[:2], generator, labels if augmentation.looks_at_labels else None)
+    pixels = transform_image(pixels, transforms)
+    size = pixels.shape[:2]
+
     objects = [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
     boxes = transform_boxes(_boxes_xyxy(objects), transforms, size)
     target = {
@@ -73,7 +74,7 @@ def training_sample(
             target["boxes"] = _mask_boxes(target["masks"])
     target = _without_empty(target)
     if semantic:
-        moved = torch.from_numpy(np.array(transform_mask(labels, transforms)))
+        moved = torch.from_numpy(np.array(transform_labels(labels, transforms)))
         target["sem_seg"] = moved if ignore_value == UNLABELLED else moved.long().where(moved != UNLABELLED, ignore_value)
     return _sample(record, pixels) | {"seed": seed, "target": target}
 

@@ -1,16 +1,15 @@
 """Polygons and run lengths of annotations, checked all at once against the images that they are of."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 import pycocotools.mask as mask_util
 
-from resnest_det.data.annotation_files import Annotation, Image, RunLengths
+from resnest_det.data.annotation_files import Annotation, RunLengths
 from resnest_det.errors import UserError
 
-# Polygons of so many annotations are looked at together: their coordinates fit into some megabytes.
-_AT_ONCE = 20_000
 # Rasterising takes memory by the length of an outline; the longest of COCO are some ten thousand pixels.
 _MAX_OUTLINE = 5_000_000
 
@@ -20,38 +19,63 @@ def slack_of(sides: np.ndarray) -> np.ndarray:
     return np.maximum(2.0, 0.01 * sides)
 
 
-def check_outlines(annotations: Sequence[Annotation], images: Sequence[Image], trained: np.ndarray, json_file: str) -> np.ndarray:
-    """Check the segmentations of annotations, and put those that rasterise in their place: polygons of three or more points,
-    compressed run lengths; an empty mask where no polygon has three.
+@dataclass(frozen=True)
+class Outlines:
+    """Segmentations of N annotations, as they rasterise.
+
+    Attributes:
+        polygons: (N,) int32, how many polygons of three or more points each has.
+        points: (P,) int32, points of each polygon, in the order of the annotations.
+        coordinates: (sum of points, 2) float64, x and y.
+        run_lengths: compressed ones by the position of the annotation; an empty mask where no polygon has three points.
+        pointless: (N,) bool, those whose polygons all had fewer than three points.
+    """
+
+    polygons: np.ndarray
+    points: np.ndarray
+    coordinates: np.ndarray
+    run_lengths: dict[int, bytes]
+    pointless: np.ndarray
+
+
+def check_outlines(annotations: Sequence[Annotation], sides: np.ndarray, trained: np.ndarray, json_file: str) -> Outlines:
+    """Check the segmentations of annotations; some ten thousand at a time fit into memory.
 
     Args:
-        images: that of each annotation.
+        sides: (N, 2) int, width and height of the image of each.
         trained: (N,) bool, those that have a box inside their image; the polygons of others may lie anywhere.
-
-    Returns:
-        (N,) bool, those whose polygons all had fewer than three points.
 
     Raises:
         UserError: a coordinate is not finite, polygons do not lie where their image is or are endless, points are pairs, or
             run lengths are not those of a mask of the image; the message names the file and the annotation.
     """
-    pointless = np.zeros(len(annotations), dtype=bool)
-    with_polygons = []
-    for index, (annotation, image) in enumerate(zip(annotations, images)):
-        segmentation = annotation.segmentation
-        if isinstance(segmentation, RunLengths):
-            annotation.segmentation = compressed(segmentation, image, f"{json_file}: {annotation.called()}")
-        elif segmentation:
-            if not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
-                _check_not_pairs(annotation, json_file)
-                segmentation = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
-                annotation.segmentation = segmentation or _empty_mask(image)
-                pointless[index] = not segmentation
-            if segmentation:
-                with_polygons.append(index)
-    for start in range(0, len(with_polygons), _AT_ONCE):
-        _check_polygons(with_polygons[start : start + _AT_ONCE], annotations, images, trained, json_file)
-    return pointless
+    segmentations = [annotation.segmentation for annotation in annotations]
+    run_lengths = {
+        position: compressed(each, annotations[position].image_id, *sides[position].tolist()[::-1],
+                             f"{json_file}: {annotations[position].called()}")["counts"]
+        for position, each in enumerate(segmentations)
+        if isinstance(each, RunLengths)
+    }  # fmt: skip
+    lists = [[] if position in run_lengths else each or [] for position, each in enumerate(segmentations)]
+    polygons = np.fromiter(map(len, lists), dtype=np.int32, count=len(lists))
+    lengths = np.fromiter(map(len, chain.from_iterable(lists)), dtype=np.int32, count=polygons.sum())
+    pointless = np.zeros(len(lists), dtype=bool)
+    good = (lengths >= 6) & (lengths % 2 == 0)
+    if not good.all():
+        owner = np.repeat(np.arange(len(lists)), polygons)
+        for position in np.unique(owner[~good]).tolist():
+            _check_not_pairs(annotations[position], json_file)
+            lists[position] = [polygon for polygon in lists[position] if len(polygon) >= 6 and len(polygon) % 2 == 0]
+            if not lists[position]:
+                pointless[position] = True
+                run_lengths[position] = _empty_mask(*sides[position].tolist()[::-1])
+        polygons, lengths = np.bincount(owner[good], minlength=len(lists)).astype(np.int32), lengths[good]
+    numbers = chain.from_iterable(chain.from_iterable(lists))
+    coordinates = np.fromiter(numbers, dtype=np.float64, count=lengths.sum()).reshape(-1, 2)
+    outlines = Outlines(polygons, lengths // 2, coordinates, run_lengths, pointless)
+    if len(coordinates):
+        _check_polygons(outlines, annotations, sides, trained, json_file)
+    return outlines
 
 
 def _check_not_pairs(annotation: Annotation, json_file: str) -> None:
@@ -63,17 +87,14 @@ def _check_not_pairs(annotation: Annotation, json_file: str) -> None:
         )
 
 
-def _check_polygons(indices: list[int], annotations: Sequence, images: Sequence, trained: np.ndarray, json_file: str) -> None:
-    segmentations = [annotations[index].segmentation for index in indices]
-    polygons = list(chain.from_iterable(segmentations))
-    points = np.fromiter(map(len, polygons), dtype=np.int64, count=len(polygons)) // 2
-    coordinates = np.fromiter(chain.from_iterable(polygons), dtype=np.float64, count=2 * points.sum()).reshape(-1, 2)
+def _check_polygons(outlines: Outlines, annotations: Sequence, sides: np.ndarray, trained: np.ndarray, json_file: str) -> None:
+    indices = np.flatnonzero(outlines.polygons)
+    coordinates, points, per_annotation = outlines.coordinates, outlines.points.astype(np.int64), outlines.polygons[indices]
     first_point = np.cumsum(points) - points
-    per_annotation = np.fromiter(map(len, segmentations), dtype=np.int64, count=len(segmentations))
     first_polygon = np.cumsum(per_annotation) - per_annotation
     begins = first_point[first_polygon]
 
-    sides = np.array([(images[index].width, images[index].height) for index in indices], dtype=np.float64)
+    sides = sides[indices].astype(np.float64)
     low, high = np.minimum.reduceat(coordinates, begins), np.maximum.reduceat(coordinates, begins)
     with np.errstate(invalid="ignore", over="ignore"):
         extent = np.maximum(high - low, 1e-9)
@@ -105,17 +126,15 @@ def _check_polygons(indices: list[int], annotations: Sequence, images: Sequence,
     )
 
 
-def compressed(run_lengths: RunLengths, image: Image, where: str) -> dict:
+def compressed(run_lengths: RunLengths, image_id: int, height: int, width: int, where: str) -> dict:
     """Either run-length form, checked against the image and compressed, as pycocotools takes it.
 
     Raises:
         UserError: it is not a mask of the image; the message begins with `where`.
     """
     size, counts = run_lengths.size, run_lengths.counts
-    if size != [image.height, image.width]:
-        raise UserError(
-            f"{where}: the mask is {str(size)[:80]} (height, width), but image {image.id} is [{image.height}, {image.width}]"
-        )
+    if size != [height, width]:
+        raise UserError(f"{where}: the mask is {str(size)[:80]} (height, width), but image {image_id} is [{height}, {width}]")
     lengths = _run_lengths(counts) if isinstance(counts, str) else _whole_numbers(counts)
     if lengths is None or (lengths < 0).any():
         raise UserError(f"{where}: run-length counts must be a string of COCO's encoding or a list of whole numbers")
@@ -132,9 +151,8 @@ def compressed(run_lengths: RunLengths, image: Image, where: str) -> dict:
     return {"size": size, "counts": encoded["counts"]}
 
 
-def _empty_mask(image: Image) -> dict:
-    size = [image.height, image.width]
-    return {"size": size, "counts": mask_util.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)["counts"]}
+def _empty_mask(height: int, width: int) -> bytes:
+    return mask_util.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)["counts"]
 
 
 def _whole_numbers(counts: list[int]) -> np.ndarray | None:

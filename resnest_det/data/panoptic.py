@@ -29,6 +29,7 @@ from resnest_det.data.annotation_files import (
 from resnest_det.data.coco import Dataset, image_entry, load_coco_instances, with_classes
 from resnest_det.data.image import READERS
 from resnest_det.data.image_files import check_files
+from resnest_det.data.label_masks import read_label_masks
 from resnest_det.data.label_png import UNLABELLED, read_label_png
 from resnest_det.data.panoptic_png import MAX_SEGMENT_ID, check_panoptic_png, read_segment_ids
 from resnest_det.data.records import Annotation, Record, SegmentInfo
@@ -212,6 +213,8 @@ def read_semantic_labels(record: Record) -> np.ndarray:
     """
     if "label_png" in record:
         return read_label_png(record["label_png"], (record["height"], record["width"]))
+    if "label_masks" in record:
+        return read_label_masks(record["label_masks"], (record["height"], record["width"]))
     return semantic_labels(read_record_segments(record), record["segments_info"])
 
 

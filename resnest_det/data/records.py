@@ -44,13 +44,15 @@ class _Image(TypedDict):
 class Record(_Image, total=False):
     """An image of a dataset and where its truth is.
 
-    `annotations` is always there. Classes of the pixels are in `label_png`, or in the panoptic PNG `pan_seg_file_name`, whose
-    segments are `segments_info`; a record with neither has objects alone. With `objects_in_png` the objects are thing segments
-    of the panoptic PNG, and `resnest_det.data.panoptic.with_truth` reads their boxes and masks.
+    `annotations` is always there. Classes of the pixels are in `label_png`, in `label_masks`, which are (class, compressed run
+    lengths), or in the panoptic PNG `pan_seg_file_name`, whose segments are `segments_info`; a record with none has objects
+    alone. With `objects_in_png` the objects are thing segments of the panoptic PNG, and `resnest_det.data.panoptic.with_truth`
+    reads their boxes and masks.
     """
 
     annotations: list[Annotation]
     label_png: LabelPng
+    label_masks: tuple[tuple[int, bytes], ...]
     pan_seg_file_name: str
     segments_info: list[SegmentInfo]
     objects_in_png: bool

@@ -1,11 +1,10 @@
 """Which image is shown when: streams of training draws that depend only on the seed and the position."""
 
-import math
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from resnest_det.data.instance_records import objects_of
 from resnest_det.data.records import Record
 
 # One draw: the record's index, and the draw's position in the whole run, which seeds its augmentation.
@@ -35,7 +34,30 @@ def training_draws(repeat_factors: np.ndarray, seed: int) -> Iterator[Draw]:
         epoch += 1
 
 
-def repeat_factors_from_categories(records: list[Record], threshold: float, square_root: bool = True) -> np.ndarray:
+SHARDS_OPEN = 16  # tar files whose images are mixed
+
+
+def shard_draws(shards: np.ndarray, seed: int) -> Iterator[Draw]:
+    """Endless passes over images in tar files, each read from few files at a time: these come in random order, and the images
+    of `SHARDS_OPEN` of them mixed.
+
+    Args:
+        shards: (N,) the number of the file that each image is in.
+    """
+    members = [np.flatnonzero(shards == number) for number in np.unique(shards)]
+    position = epoch = 0
+    while True:
+        generator = np.random.default_rng([seed, epoch])
+        order = generator.permutation(len(members))
+        for first in range(0, len(order), SHARDS_OPEN):
+            together = np.concatenate([members[number] for number in order[first : first + SHARDS_OPEN]])
+            for index in generator.permutation(together).tolist():
+                yield index, position
+                position += 1
+        epoch += 1
+
+
+def repeat_factors_from_categories(records: Sequence[Record], threshold: float, square_root: bool = True) -> np.ndarray:
     """How often to show each image so that rare categories are seen more (LVIS, https://arxiv.org/abs/1908.03195, appendix B.2).
 
     A category in a fraction f of the images gets max(1, sqrt(threshold / f)), without the root if not `square_root`. An
@@ -44,13 +66,14 @@ def repeat_factors_from_categories(records: list[Record], threshold: float, squa
     Returns:
         (N,) float64.
     """
-    categories = [{annotation["category_id"] for annotation in record["annotations"]} for record in records]
-    images_with = Counter(category for present in categories for category in present)
-    factors = {}
-    for category, count in images_with.items():
-        ratio = threshold * len(records) / count
-        factors[category] = max(1.0, math.sqrt(ratio) if square_root else ratio)
-    return np.array([max((factors[category] for category in present), default=1.0) for present in categories])
+    objects = objects_of(records)
+    categories = int(objects.label.max(initial=0)) + 1
+    image, category = np.divmod(np.unique(objects.record * categories + objects.label), categories)
+    ratios = threshold * len(records) / np.bincount(category, minlength=categories).clip(min=1)
+    factors = np.maximum(1.0, np.sqrt(ratios) if square_root else ratios)
+    result = np.ones(len(records))
+    np.maximum.at(result, image, factors[category])
+    return result
 
 
 def batches(draws: Iterator[Draw], batch_size: int, landscape: list[bool] | None) -> Iterator[list[Draw]]:

@@ -2,10 +2,11 @@
 
 import colorsys
 import json
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from resnest_det.data.coco import Dataset, Metadata, load_coco_instances
 from resnest_det.data.image import READERS
@@ -13,15 +14,21 @@ from resnest_det.data.label_png import MAX_CLASSES, UNLABELLED, LabelPng, label_
 from resnest_det.data.records import Record
 from resnest_det.errors import ArgumentError, UserError, shown
 
+logger = logging.getLogger(__name__)
+
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 
 
 @dataclass(frozen=True)
 class SemanticMetadata(Metadata):
-    """What is known of a dataset whose pixels have classes: `stuff_classes[i]` names class i; colors are (R, G, B)."""
+    """What is known of a dataset whose pixels have classes: `stuff_classes[i]` names class i; colors are (R, G, B).
+
+    `label_values[i]` is the value of class i in the dataset's own label files, where that is not i.
+    """
 
     stuff_classes: list[str]
     stuff_colors: list[tuple[int, int, int]]
+    label_values: tuple[int, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class SemanticFiles:
         classes: names of the classes, the value of a pixel being the index of its class; or how many there are; or a file: a
             `.json` list of names or of {"name", "color"}, or text with one name a line.
         ignore_value: of pixels without a label.
+        reduce_zero_label: value 0 is for pixels without a label too, and class i is value i + 1, as in ADE20K.
+        values: see `LabelPng`; of datasets known by name.
         list_file: text with the name of one image a line, of those to take; all of them without it.
         instances_json: COCO instance annotations of the same images, which are then those to take. Class 0 stands for all
             objects together where a Panoptic FPN is to fuse both.
@@ -45,12 +54,14 @@ class SemanticFiles:
 
     label_root: str
     image_root: str
-    classes: str | int | tuple[str, ...]
+    classes: str | int | tuple[str | dict, ...]
     ignore_value: int = UNLABELLED
     list_file: str | None = None
     label_suffix: str = ""
     image_suffix: str = ""
     instances_json: str | None = None
+    reduce_zero_label: bool = False
+    values: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not isinstance(self.ignore_value, int) or not 0 <= self.ignore_value <= 255:
@@ -77,6 +88,7 @@ def load_semantic(name: str, files: SemanticFiles, *, keep_truth: bool = False) 
     labels = _files_below(files.label_root, files.label_suffix, (".png",))
     if files.instances_json is None:
         images = _images(files, leave_out=set(labels.values()))
+        _check_images_of_labels(labels, images, files)
         label_pngs, sizes = _label_pngs(images, labels, files, len(names))
         records = [
             Record(file_name=path, height=height, width=width, image_id=number, annotations=[], label_png=label)
@@ -94,8 +106,15 @@ def load_semantic(name: str, files: SemanticFiles, *, keep_truth: bool = False) 
         categories = instances.metadata.thing_dataset_id_to_contiguous_id
     if not records:
         raise UserError(f"dataset {name}: there are no images in {files.image_root}")
-    metadata = SemanticMetadata(name, files.instances_json, files.image_root, things, categories, names, colors)
+    values = _values(files, len(names))
+    own = tuple(values.index(index) for index in range(len(names))) if values else ()
+    metadata = SemanticMetadata(name, files.instances_json, files.image_root, things, categories, names, colors, label_values=own)
     return Dataset(name, records, metadata, truth, left_out=left_out)
+
+
+def _values(files: SemanticFiles, num_classes: int) -> tuple[int, ...]:
+    """See `LabelPng.values`."""
+    return (UNLABELLED, *range(num_classes)) if files.reduce_zero_label else files.values
 
 
 def class_color(color: object, number: int, where: str) -> tuple[int, int, int]:
@@ -204,10 +223,37 @@ def _label_pngs(
     if absent:
         key, path = absent[0]
         expected = os.path.join(files.label_root, f"{key}{files.label_suffix}.png")
-        raise UserError(f"label PNG {expected} of image {path} does not exist; {len(absent)} of {len(images)} are absent")
-    label_pngs = [LabelPng(labels[key], num_classes, files.ignore_value) for key, _ in images]
+        raise UserError(
+            f"label PNG {expected} of image {path} does not exist; {len(absent)} of {len(images)} are absent"
+            + _other_layout(labels, files)
+        )
+    values = _values(files, num_classes)
+    label_pngs = [LabelPng(labels[key], num_classes, files.ignore_value, values) for key, _ in images]
     with ThreadPoolExecutor(READERS) as pool:
         return label_pngs, list(pool.map(label_png_size, [label.file_name for label in label_pngs]))
+
+
+def _other_layout(labels: Mapping[str, str], files: SemanticFiles) -> str:
+    """What is wrong where no label at all has the name of an image, as the end of a message."""
+    if any("_gtFine_" in key for key in labels) and not files.label_suffix:
+        return (
+            "; these are Cityscapes' files: train on cityscapes_fine_sem_seg_train, which knows their names and classes, with "
+            "the folders gtFine and leftImg8bit in DETECTRON2_DATASETS/cityscapes"
+        )
+    if not labels and _files_below(files.image_root, files.label_suffix, (".png",)):
+        return "; the folder of labels comes first, then that of images: are they exchanged?"
+    return ""
+
+
+def _check_images_of_labels(labels: Mapping[str, str], images: Sequence[tuple[str, str]], files: SemanticFiles) -> None:
+    """Labels without an image are left out and told, unless they are most, which means another folder."""
+    without = sorted(labels.keys() - {key for key, _ in images}) if files.list_file is None else []
+    if not without:
+        return
+    text = f"{len(without)} of {len(labels)} label PNG files have no image in {files.image_root}, the first {labels[without[0]]}"
+    if len(without) > len(labels) / 2 and images and any(key in labels for key, _ in images):
+        raise UserError(text)
+    logger.warning("%s; left out", text)
 
 
 def _check_sizes(records: list[Record], sizes: list[tuple[int, int]]) -> None:

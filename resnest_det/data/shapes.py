@@ -9,13 +9,14 @@ import logging
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
-from resnest_det.data.panoptic_png import encode_segment_ids
+from resnest_det.data.panoptic_png import encode_segment_ids, read_segment_ids
 from resnest_det.data.polygons import clip_polygon, outline, rasterize
 from resnest_det.errors import UserError
 
@@ -25,10 +26,14 @@ SPLITS = {"train": 1000, "val": 200}
 THINGS = ("circle", "square", "triangle", "star")
 STUFF = ("stripes", "checks", "speckles")
 
+CLASS_SPLITS = {"train": 1600, "val": 400}  # of the images of one shape each
+
 _SIDES = (80, 88, 96)
 _RADII = (10.0, 24.0)
 # What others leave of an object must be enough to tell it by.
 _LEAST_VISIBLE = 0.6
+# The share of an image that its only shape covers, cut off at the border or not.
+_LEAST_SEEN = 0.08
 
 
 def instances_json(split: str) -> str:
@@ -42,7 +47,17 @@ def panoptic_json(split: str) -> str:
 
 
 def ensure_shapes(root: Path) -> Path:
-    """The dataset's folder below `root`, generated if it is not there.
+    """The dataset's folder below `root`, generated if it is not there; see `_ensure`."""
+    return _ensure(root / "shapes", write_shapes)
+
+
+def ensure_shape_classes(root: Path) -> Path:
+    """The folder below `root` with one shape in each image, generated if it is not there; see `_ensure`."""
+    return _ensure(root / "shape_classes", write_shape_classes)
+
+
+def _ensure(folder: Path, write: Callable[[Path], None]) -> Path:
+    """`folder`, made by `write` if it is not there.
 
     It appears complete or not at all: an interrupted run leaves nothing under its name, and of several processes that
     generate at once one wins with the same bytes.
@@ -50,15 +65,15 @@ def ensure_shapes(root: Path) -> Path:
     Raises:
         UserError: it cannot be written.
     """
-    folder = root / "shapes"
+    root = folder.parent
     if folder.is_dir():
         return folder
-    unfinished = root / f".shapes-{uuid.uuid4().hex}"
+    unfinished = root / f".{folder.name}-{uuid.uuid4().hex}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         try:
-            logger.info("Generating the shapes dataset in %s", folder)
-            write_shapes(unfinished)
+            logger.info("Generating the %s dataset in %s", folder.name, folder)
+            write(unfinished)
             try:
                 unfinished.rename(folder)
             except OSError:
@@ -68,10 +83,76 @@ def ensure_shapes(root: Path) -> Path:
             shutil.rmtree(unfinished, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"cannot write the shapes dataset to {folder.absolute()}: {error.strerror or error}; "
+            f"cannot write the {folder.name} dataset to {folder.absolute()}: {error.strerror or error}; "
             f"set DETECTRON2_DATASETS to a folder that can be written"
         ) from error
     return folder
+
+
+def ensure_labels(folder: Path, split: str) -> Path:
+    """The folder of a split's label PNG files inside that of the dataset, made of its panoptic ones if it is not there.
+
+    Class i is THINGS[i], and after them STUFF; every pixel has one. The folder appears complete or not at all.
+
+    Raises:
+        UserError: it cannot be written, or a panoptic file is damaged.
+    """
+    labels = folder / f"labels_{split}"
+    if labels.is_dir():
+        return labels
+    unfinished = folder / f".labels-{uuid.uuid4().hex}"
+    try:
+        unfinished.mkdir()
+        try:
+            _write_labels(folder, split, unfinished)
+            try:
+                unfinished.rename(labels)
+            except OSError:
+                if not labels.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the labels of the shapes dataset to {labels.absolute()}: {error.strerror or error}"
+        ) from error
+    return labels
+
+
+def _write_labels(folder: Path, split: str, labels: Path) -> None:
+    for annotation in json.loads((folder / panoptic_json(split)).read_text(encoding="utf-8"))["annotations"]:
+        ids = read_segment_ids(str(folder / f"panoptic_{split}" / annotation["file_name"]))
+        classes = np.zeros(1 + len(annotation["segments_info"]), dtype=np.uint8)
+        for segment in annotation["segments_info"]:
+            classes[segment["id"]] = segment["category_id"] - 1
+        Image.fromarray(classes[ids]).save(labels / annotation["file_name"])
+
+
+def write_shape_classes(folder: Path, splits: dict[str, int] = CLASS_SPLITS, side: int = 64, seed: int = 0) -> None:
+    """Write images of one shape each into a new folder, as class folders SPLIT/SHAPE/NUMBER.jpg; the same for the same arguments.
+
+    Args:
+        splits: number of images of each split, of all classes together.
+        side: of the images, in pixels.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    size = (side, side)
+    for number, (split, num_images) in enumerate(splits.items()):
+        for name in THINGS:
+            (folder / split / name).mkdir(parents=True)
+        for image in range(num_images):
+            generator = np.random.default_rng([seed, number, image])
+            pixels, _ = _draw_background(size, generator)
+            category = image % len(THINGS)
+            mask = np.zeros(size, dtype=bool)
+            while mask.sum() < _LEAST_SEEN * side * side:
+                mask = rasterize([_place(category, size, generator)], size).astype(bool)
+            _paint(pixels, mask, generator)
+            pixels += generator.normal(0, 3, pixels.shape)
+            picture = Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
+            picture.save(folder / split / THINGS[category] / f"{image:05d}.jpg", quality=92)
 
 
 def write_shapes(folder: Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> None:

@@ -1,11 +1,12 @@
 """What a dataset is, in numbers: images, objects, classes and sizes, for people at the start of a run and for rules about it."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from resnest_det.data.instance_records import objects_of, sizes_of
 from resnest_det.data.records import Record
 
 RARE = 10  # objects: of fewer a class is hardly learned, and its AP says little
@@ -57,30 +58,20 @@ class Statistics:
 
 
 def statistics_of(
-    name: str, records: Iterable[Record], classes: Sequence[str], left_out: Mapping[str, int] | None = None
+    name: str, records: Sequence[Record], classes: Sequence[str], left_out: Mapping[str, int] | None = None
 ) -> Statistics:
     """Count records. Objects whose boxes are only in a PNG file (`objects_in_png`) are counted as 0 pixels wide and high."""
-    image_sizes, boxes, labels, image_of, masks, crowds = [], [], [], [], 0, 0
-    for number, record in enumerate(records):
-        image_sizes.append((record["height"], record["width"]))
-        in_png = record.get("objects_in_png", False)
-        for annotation in record["annotations"]:
-            if annotation["iscrowd"]:
-                crowds += 1
-                continue
-            boxes.append((0, 0) if in_png else annotation["bbox"][2:])
-            labels.append(annotation["category_id"])
-            image_of.append(number)
-            masks += in_png or "segmentation" in annotation
+    objects = objects_of(records)
+    told_apart = ~objects.crowd
     return Statistics(
         name,
         classes,
-        np.array(image_sizes, dtype=np.float64).reshape(-1, 2),
-        np.array(boxes, dtype=np.float64).reshape(-1, 2),
-        np.array(labels, dtype=np.int64),
-        np.array(image_of, dtype=np.int64),
-        masks,
-        crowds,
+        sizes_of(records).astype(np.float64),
+        objects.sides[told_apart],
+        objects.label[told_apart],
+        objects.record[told_apart],
+        int(objects.mask[told_apart].sum()),
+        int(objects.crowd.sum()),
         dict(left_out or {}),
     )
 

@@ -1,8 +1,8 @@
 """Geometric augmentation: random transforms of an image, and how they move pixels, boxes, polygons and bitmasks.
 
 Coordinates are continuous: a pixel (i, j) covers [j, j + 1] x [i, i + 1], and an image of size (H, W) spans [0, W] x [0, H].
-Arithmetic is that of Detectron2's RandomCrop, ResizeShortestEdge and RandomFlip, so that the same draw gives the same pixels and
-boxes.
+Arithmetic is that of Detectron2's RandomCrop, RandomCrop_CategoryAreaConstraint, ResizeShortestEdge and RandomFlip, and of
+PyTorch-Encoding's `_sync_transform` for longest edges and padding, so that the same draw gives the same pixels and boxes.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,15 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from resnest_det.data.colors import Recolor
+from resnest_det.data.label_png import UNLABELLED
 from resnest_det.data.polygons import clip_polygon
 from resnest_det.errors import ArgumentError
 
 CROP_KINDS = ("relative", "relative_range", "absolute", "absolute_range")
 SAMPLINGS = ("choice", "range")
 FLIP_DIRECTIONS = ("horizontal", "vertical")
+_MOST_WINDOWS = 10  # as in Detectron2
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,42 @@ class Crop:
         return [piece for polygon in polygons for piece in clip_polygon(self.points(polygon), self.size)]
 
 
-Transform = Resize | Flip | Crop
+@dataclass(frozen=True)
+class Pad:
+    """Add black pixels below and to the right, from an image of `old_size` to one of `size`, both (height, width)."""
+
+    old_size: tuple[int, int]
+    size: tuple[int, int]
+
+    def image(self, pixels: np.ndarray) -> np.ndarray:
+        return self._padded(pixels, 0)
+
+    mask = image
+
+    def labels(self, labels: np.ndarray) -> np.ndarray:
+        """(H, W) uint8 -> (new H, new W); what is added has no label."""
+        return self._padded(labels, UNLABELLED)
+
+    def points(self, points: np.ndarray) -> np.ndarray:
+        return points
+
+    def polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
+        return polygons
+
+    def _padded(self, pixels: np.ndarray, value: int) -> np.ndarray:
+        padded = np.full((*self.size, *pixels.shape[2:]), value, dtype=pixels.dtype)
+        padded[: self.old_size[0], : self.old_size[1]] = pixels
+        return padded
+
+
+Transform = Resize | Flip | Crop | Pad | Recolor
+
+
+def long_side_size(height: int, width: int, long_side: int) -> tuple[int, int]:
+    """(height, width) with the longer side at `long_side`."""
+    if height > width:
+        return long_side, max(1, int(width * long_side / height + 0.5))
+    return max(1, int(height * long_side / width + 0.5)), long_side
 
 
 def short_side_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
@@ -114,8 +152,12 @@ def short_side_size(height: int, width: int, short_side: int, max_side: int) -> 
 class AugmentationStep(Protocol):
     """One thing that may be done to a training image. What it draws is a function of its own values and of `generator` alone."""
 
-    def draw(self, height: int, width: int, generator: np.random.Generator) -> Transform | None:
-        """What is done to one showing of an image of that size; None leaves it as it is."""
+    def draw(self, height: int, width: int, generator: np.random.Generator, labels: np.ndarray | None = None) -> Transform | None:
+        """What is done to one showing of an image of that size; None leaves it as it is.
+
+        Args:
+            labels: of the pixels, (height, width) uint8, for steps that look at them.
+        """
 
 
 @dataclass(frozen=True)
@@ -123,6 +165,8 @@ class RandomCrop:
     """Keep a window of the image, at a place drawn evenly.
 
     Args:
+        max_area: where labels of the pixels are given, the place is drawn again, up to ten times in all, until the window has
+            two classes and none has as large a part of what is labelled as this; 1 takes every window.
         kind: what `size` means: "relative" (height, width) fractions; "relative_range" fractions drawn between these and 1;
             "absolute" (height, width) pixels; "absolute_range" both sides drawn between (min, max) pixels. A window never
             exceeds the image.
@@ -133,10 +177,13 @@ class RandomCrop:
 
     kind: str
     size: tuple[float, float]
+    max_area: float = 1.0
 
     def __post_init__(self):
         if self.kind not in CROP_KINDS:
             raise ArgumentError("kind", f"is {self.kind!r}; supported: {', '.join(CROP_KINDS)}")
+        if not 0 < self.max_area <= 1:
+            raise ArgumentError("max_area", f"is {self.max_area:g}; it must be above 0, and 1 at most")
         if self.kind.startswith("relative"):
             valid, wanted = all(0 < side <= 1 for side in self.size), "fractions in (0, 1]"
         else:
@@ -146,8 +193,18 @@ class RandomCrop:
         if len(self.size) != 2 or not valid:
             raise ArgumentError("size", f"is {self.size}; for a crop of kind {self.kind} it must be two {wanted}")
 
-    def draw(self, height: int, width: int, generator: np.random.Generator) -> Crop:
+    def draw(self, height: int, width: int, generator: np.random.Generator, labels: np.ndarray | None = None) -> Crop:
         """A window of an image of that size."""
+        crop = self._draw_window(height, width, generator)
+        if labels is not None and self.max_area < 1:
+            for _ in range(_MOST_WINDOWS - 1):
+                counts = np.bincount(crop.mask(labels).ravel(), minlength=UNLABELLED + 1)[:UNLABELLED]
+                if (counts > 0).sum() > 1 and counts.max() < counts.sum() * self.max_area:
+                    break
+                crop = self._draw_window(height, width, generator)
+        return crop
+
+    def _draw_window(self, height: int, width: int, generator: np.random.Generator) -> Crop:
         crop_height, crop_width = self._draw_size(height, width, generator)
         y0 = int(generator.integers(height - crop_height + 1))
         x0 = int(generator.integers(width - crop_width + 1))
@@ -193,7 +250,7 @@ class ResizeShortestEdge:
         if not _are_whole((self.max_side,), 1):
             raise ArgumentError("max_side", f"is {self.max_side}; it must be a whole number of pixels")
 
-    def draw(self, height: int, width: int, generator: np.random.Generator) -> Resize | None:
+    def draw(self, height: int, width: int, generator: np.random.Generator, labels: np.ndarray | None = None) -> Resize | None:
         """To one of the sizes that are possible."""
         if self.sampling == "range":
             short_side = int(generator.integers(self.short_sides[0], self.short_sides[1] + 1))
@@ -202,6 +259,46 @@ class ResizeShortestEdge:
         if short_side == 0:
             return None
         return Resize((height, width), short_side_size(height, width, short_side, self.max_side))
+
+
+@dataclass(frozen=True)
+class ResizeLongestEdge:
+    """Bring the longer side to a length drawn evenly from `smallest` to `largest`, both included.
+
+    Raises:
+        ArgumentError: they are no whole numbers in that order.
+    """
+
+    long_sides: tuple[int, int]
+
+    def __post_init__(self):
+        if len(self.long_sides) != 2 or not _are_whole(self.long_sides, 1) or self.long_sides[0] > self.long_sides[1]:
+            raise ArgumentError("long_sides", f"is {self.long_sides}; it must be two whole numbers of pixels, the smaller first")
+
+    def draw(self, height: int, width: int, generator: np.random.Generator, labels: np.ndarray | None = None) -> Resize:
+        """To one of the sizes that are possible."""
+        long_side = int(generator.integers(self.long_sides[0], self.long_sides[1] + 1))
+        return Resize((height, width), long_side_size(height, width, long_side))
+
+
+@dataclass(frozen=True)
+class PadTo:
+    """Pad images that are smaller to `size` (height, width).
+
+    Raises:
+        ArgumentError: it is no size in pixels.
+    """
+
+    size: tuple[int, int]
+
+    def __post_init__(self):
+        if len(self.size) != 2 or not _are_whole(self.size, 1):
+            raise ArgumentError("size", f"is {self.size}; to be padded to, it must be two whole numbers of pixels")
+
+    def draw(self, height: int, width: int, generator: np.random.Generator, labels: np.ndarray | None = None) -> Pad | None:
+        """What an image of that size lacks; nothing is random."""
+        padded = max(height, self.size[0]), max(width, self.size[1])
+        return Pad((height, width), padded) if padded != (height, width) else None
 
 
 @dataclass(frozen=True)
@@ -218,7 +315,7 @@ class RandomFlip:
         if self.direction not in FLIP_DIRECTIONS:
             raise ArgumentError("direction", f"is {self.direction!r}; supported: {', '.join(FLIP_DIRECTIONS)}")
 
-    def draw(self, height: int, width: int, generator: np.random.Generator) -> Flip | None:
+    def draw(self, height: int, width: int, generator: np.random.Generator, labels: np.ndarray | None = None) -> Flip | None:
         """A flip, or none, with equal chances."""
         return Flip((height, width), horizontal=self.direction == "horizontal") if generator.random() < 0.5 else None
 
@@ -229,15 +326,25 @@ class Augmentation:
 
     steps: tuple[AugmentationStep, ...] = ()
 
-    def draw(self, height: int, width: int, generator: np.random.Generator) -> list[Transform]:
-        """Draw the transforms for one sample of an image of that size, in the order of application."""
+    @property
+    def looks_at_labels(self) -> bool:
+        """Whether a step draws otherwise where it is given the labels of the pixels."""
+        return any(isinstance(step, RandomCrop) and step.max_area < 1 for step in self.steps)
+
+    def draw(self, height: int, width: int, generator: np.random.Generator, labels: np.ndarray | None = None) -> list[Transform]:
+        """Draw the transforms for one sample of an image of that size, in the order of application.
+
+        Args:
+            labels: of its pixels, (height, width) uint8, if a step looks at them.
+        """
         transforms: list[Transform] = []
         size = (height, width)
         for step in self.steps:
-            transform = step.draw(*size, generator)
+            transform = step.draw(*size, generator, labels)
             if transform is not None:
                 transforms.append(transform)
                 size = transform.size
+                labels = None if labels is None else transform_labels(labels, [transform])
         return transforms
 
 
@@ -253,10 +360,17 @@ def transform_image(pixels: np.ndarray, transforms: list[Transform]) -> np.ndarr
 
 
 def transform_mask(mask: np.ndarray, transforms: list[Transform]) -> np.ndarray:
-    """(H, W) uint8 labels, or 0 and 1 -> (H', W')."""
+    """(H, W) uint8, 0 and 1 -> (H', W')."""
     for transform in transforms:
         mask = transform.mask(mask)
     return mask
+
+
+def transform_labels(labels: np.ndarray, transforms: list[Transform]) -> np.ndarray:
+    """(H, W) uint8 classes of pixels -> (H', W'); `UNLABELLED` where an image is padded."""
+    for transform in transforms:
+        labels = transform.labels(labels) if isinstance(transform, Pad) else transform.mask(labels)
+    return labels
 
 
 def transform_polygons(polygons: list[np.ndarray], transforms: list[Transform]) -> list[np.ndarray]:

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill, c2_xavier_fill
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from resnest_det.backbone.layers import Conv2d, get_norm
-from resnest_det.detector.boxes import BoxLoss, decode_boxes
+from resnest_det.detector.boxes import BoxLoss, clip_boxes, decode_boxes, image_limits
+from resnest_det.detector.suppression import suppress
 from resnest_det.distributed import mean_count
 from resnest_det.errors import ArgumentError
 
@@ -113,7 +113,7 @@ class BoxPredictor(nn.Module):
             logits, deltas: as from `forward`.
             boxes: (R, 4) the regions.
             labels: (R,) their classes, K for background.
-            true_boxes: (F, 4) the objects of the F regions that are not background, in their order.
+            true_boxes: (R, 4) the objects of the regions, of no meaning for background.
 
         Both are means over all R regions, background included, so that every object weighs the same whatever their number.
         """
@@ -124,7 +124,7 @@ class BoxPredictor(nn.Module):
             deltas = deltas[foreground]
         else:
             deltas = deltas.unflatten(1, (self.num_classes, 4))[foreground, labels[foreground]]
-        box_loss = self.box_loss.total(deltas, boxes[foreground], true_boxes)
+        box_loss = self.box_loss.total(deltas, boxes[foreground], true_boxes[foreground])
         return {"loss_cls": cls_loss, "loss_box_reg": box_loss / count * self.box_loss.factor}
 
     def boxes_of_classes(self, deltas: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:
@@ -138,16 +138,18 @@ class BoxPredictor(nn.Module):
         """(R, K) probabilities of the classes for logits (R, K + 1)."""
         return logits.float().softmax(dim=1)[:, :-1]
 
-    def detect(self, scores: Tensor, deltas: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> dict[str, Tensor]:
-        """Detections of one image: refined boxes above the score threshold, suppressed class by class, best first.
+    def detect(
+        self, scores: Tensor, deltas: Tensor, boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Detections of each image: refined boxes above the score threshold, suppressed class by class, best first.
 
         Args:
-            scores: (R, K).
+            scores: (R, K) of the regions of all images.
             deltas: (R, 4 * K) or (R, 4).
-            boxes: (R, 4) regions.
-            image_size: (height, width) to clip to.
+            boxes: (R_i, 4) regions of each image.
+            image_sizes: (height, width) to clip to.
         Returns:
-            `boxes` (D, 4) in input pixels, `scores` (D,), `classes` (D,) int64.
+            `boxes` (D, 4) in input pixels, `scores` (D,), `classes` (D,) int64 of each image.
         """
         finite = scores.isfinite().all(dim=1) & deltas.isfinite().all(dim=1)
         region, classes = ((scores > self.score_threshold) & finite[:, None]).nonzero(as_tuple=True)
@@ -156,10 +158,28 @@ class BoxPredictor(nn.Module):
             deltas = deltas.unflatten(1, (self.num_classes, 4))[region, classes]
         else:
             deltas = deltas[region]
-        candidates = clip_boxes_to_image(decode_boxes(deltas, boxes[region], self.box_loss.weights), image_size)
-        return self.suppress(candidates, scores[region, classes], classes)
+        images = torch.cat([torch.full_like(image_boxes[:, 0], i, dtype=torch.int64) for i, image_boxes in enumerate(boxes)])
+        images = images[region]
+        candidates = decode_boxes(deltas, torch.cat(list(boxes))[region], self.box_loss.weights)
+        candidates = clip_boxes(candidates, image_limits(image_sizes, candidates.device)[images])
+        return self.suppress(candidates, scores[region, classes], classes, images, len(boxes))
 
-    def suppress(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        """The best of (N, 4) `boxes` with their `scores` (N,) and `classes` (N,), suppressed class by class, best first."""
-        keep = batched_nms(boxes, scores, classes, self.nms_threshold)[: self.max_detections]
-        return {"boxes": boxes[keep], "scores": scores[keep], "classes": classes[keep]}
+    def suppress(
+        self, boxes: Tensor, scores: Tensor, classes: Tensor, images: Tensor, num_images: int
+    ) -> list[dict[str, Tensor]]:
+        """The best of (R, 4) `boxes` of each image, suppressed class by class, best first.
+
+        Args:
+            scores, classes, images: (R,) of each box, `images` the index of its image.
+        """
+        kept = suppress(
+            boxes,
+            scores,
+            images,
+            classes,
+            num_images=num_images,
+            num_groups=self.num_classes,
+            threshold=self.nms_threshold,
+            max_boxes=self.max_detections,
+        )
+        return [{"boxes": boxes[own], "scores": scores[own], "classes": classes[own]} for own in kept]

@@ -69,8 +69,19 @@ def _centers_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def larger_than(boxes: Tensor, side: float = 0.0) -> Tensor:
-    """(N,) bool: which boxes are wider and higher than `side` pixels."""
-    return (boxes[:, 2] - boxes[:, 0] > side) & (boxes[:, 3] - boxes[:, 1] > side)
+    """(...) bool: which boxes (..., 4) are wider and higher than `side` pixels."""
+    return (boxes[..., 2] - boxes[..., 0] > side) & (boxes[..., 3] - boxes[..., 1] > side)
+
+
+def image_limits(image_sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """(N, 4) float32: width, height, width, height of each image, given as (height, width)."""
+    limits = [(width, height, width, height) for height, width in image_sizes]
+    return torch.tensor(limits, dtype=torch.float32).to(device, non_blocking=True)
+
+
+def clip_boxes(boxes: Tensor, limits: Tensor) -> Tensor:
+    """Boxes (..., 4) inside of `limits` (..., 4), see `image_limits`."""
+    return torch.minimum(boxes.clamp(min=0), limits)
 
 
 @dataclass(frozen=True)

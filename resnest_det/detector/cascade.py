@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import clip_boxes_to_image
 
-from resnest_det.detector.boxes import larger_than
-from resnest_det.detector.roi_heads import Regions, StandardROIHeads, label_regions, objects_of
+from resnest_det.detector.boxes import clip_boxes, image_limits, larger_than
+from resnest_det.detector.roi_heads import Regions, StandardROIHeads, label_regions
 from resnest_det.errors import ArgumentError
 
 
@@ -50,21 +49,24 @@ class CascadeROIHeads(StandardROIHeads):
             boxes = torch.cat([r.boxes for r in stage_regions])  # (R, 4) over all images
             labels = torch.cat([r.labels for r in stage_regions])  # (R,)
             logits, deltas = self._run_stage(stage, maps, [r.boxes for r in stage_regions])
-            true_boxes = objects_of("boxes", stage_regions, targets, self.num_classes)
+            true_boxes = torch.cat([r.true_boxes for r in stage_regions])
             for name, loss in predictor.losses(logits, deltas, boxes, labels, true_boxes).items():
                 losses[f"{name}_stage{stage}"] = loss
             if stage + 1 < len(self.box_predictor):
                 with torch.no_grad():
                     refined = predictor.boxes_of_classes(deltas, boxes, labels).split([len(r.boxes) for r in stage_regions])
-                    stage_regions = [
-                        self._next_regions(image_boxes, target, self.iou_thresholds[stage + 1])
-                        for image_boxes, target in zip(refined, targets)
-                    ]
+                    stage_regions = self._next_regions(refined, targets, self.iou_thresholds[stage + 1])
         return losses, regions
 
-    def _next_regions(self, boxes: Tensor, target: dict, iou_threshold: float) -> Regions:
-        boxes = clip_boxes_to_image(boxes, target["image_size"])
-        return label_regions(boxes[larger_than(boxes)], target, (iou_threshold,), (0, 1), self.num_classes)
+    def _next_regions(self, refined: Sequence[Tensor], targets: Sequence[dict], iou_threshold: float) -> list[Regions]:
+        limits = image_limits([target["image_size"] for target in targets], refined[0].device)
+        clipped = [clip_boxes(boxes, limit) for boxes, limit in zip(refined, limits)]
+        usable = [larger_than(boxes) for boxes in clipped]
+        counts = torch.stack([image.sum() for image in usable]).tolist()
+        chosen = torch.cat(clipped)[torch.cat(usable).nonzero().squeeze(1)].split(counts)
+        return [
+            label_regions(boxes, target, (iou_threshold,), (0, 1), self.num_classes) for boxes, target in zip(chosen, targets)
+        ]
 
     def _run_stage(self, stage: int, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         features = self.box_pooler(maps, boxes)
@@ -78,17 +80,17 @@ class CascadeROIHeads(StandardROIHeads):
     ) -> list[dict]:
         """Detections without masks: boxes of the last stage, scores the mean over stages."""
         boxes = list(proposals)
+        limits = image_limits(image_sizes, boxes[0].device)
         counts = [len(image_boxes) for image_boxes in boxes]
         logits, deltas = self._run_stage(0, maps, boxes)  # (R, K + 1) and (R, 4) over all images
         scores = self.box_predictor[0].scores(logits)
         for stage in range(1, len(self.box_predictor)):
             refined = self.box_predictor[stage - 1].boxes_of_classes(deltas, torch.cat(boxes), classes=None).split(counts)
-            boxes = [clip_boxes_to_image(image_boxes, size) for image_boxes, size in zip(refined, image_sizes)]
+            boxes = [clip_boxes(image_boxes, limit) for image_boxes, limit in zip(refined, limits)]
             logits, deltas = self._run_stage(stage, maps, boxes)
             scores = scores + self.box_predictor[stage].scores(logits)
         scores = scores * (1.0 / len(self.box_predictor))
-        per_image = zip(scores.split(counts), deltas.split(counts), boxes, image_sizes)
-        return [self.final_predictor.detect(*image) for image in per_image]
+        return self.final_predictor.detect(scores, deltas, boxes, image_sizes)
 
     @property
     def final_predictor(self) -> nn.Module:

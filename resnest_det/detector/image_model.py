@@ -31,6 +31,11 @@ class ImageModel(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    @property
+    def size_divisibility(self) -> int:
+        """What the sides of images are padded to a multiple of, in pixels."""
+        return self.backbone.size_divisibility
+
     def forward(self, batch: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
         """Losses by name in training mode, otherwise a dict of results for each image; see the class."""
         images, image_sizes = self.preprocess(batch)
@@ -67,7 +72,7 @@ class ImageModel(nn.Module):
             if sample["image"].shape[0] != channels:
                 name = sample.get("file_name", "image")
                 raise UserError(f"{name}: {sample['image'].shape[0]} channels, but the model's pixel mean has {channels}")
-        images = [(sample["image"].to(self.device) - self.pixel_mean) / self.pixel_std for sample in batch]
+        images = [(sample["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std for sample in batch]
         return self.pad(images, 0.0), [tuple(image.shape[-2:]) for image in images]
 
     def semantic_targets(self, batch: Sequence[dict], ignore_value: int) -> Tensor:
@@ -86,13 +91,20 @@ class ImageModel(nn.Module):
                 raise UserError(
                     f"{name}: labels of {tuple(image_labels.shape)} pixels, image of {tuple(sample['image'].shape[-2:])}"
                 )
-            labels.append(image_labels.to(self.device).long())  # a byte does not hold every value to fill up with
+            labels.append(
+                image_labels.to(self.device, non_blocking=True).long()
+            )  # a byte does not hold every value to fill up with
         return self.pad(labels, ignore_value)
+
+    def padded_size(self, image_sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """(height, width) that images of these are padded to in a batch."""
+        multiple = self.size_divisibility
+        height, width = (-(-max(sides) // multiple) * multiple for sides in zip(*image_sizes))
+        return height, width
 
     def pad(self, maps: Sequence[Tensor], value: float) -> Tensor:
         """(..., H, W) maps of the images as one batch, filled up with `value` to the size that the images have there."""
-        multiple = self.backbone.size_divisibility
-        height, width = (-(-max(sides) // multiple) * multiple for sides in zip(*(image.shape[-2:] for image in maps)))
+        height, width = self.padded_size([image.shape[-2:] for image in maps])
         padded = maps[0].new_full((len(maps), *maps[0].shape[:-2], height, width), value)
         for target, image in zip(padded, maps):
             target[..., : image.shape[-2], : image.shape[-1]] = image

@@ -64,6 +64,22 @@ def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum") / count
 
 
+def mask_targets(
+    masks: Sequence[Sequence[Sequence[np.ndarray]] | Tensor], objects: Sequence[Tensor], boxes: Sequence[Tensor], size: int
+) -> Tensor:
+    """`crop_masks` for all images of a batch, whose `masks`, `objects` and `boxes` these are: (R, size, size) bool."""
+    device = boxes[0].device
+    if not any(isinstance(image_masks, Tensor) for image_masks in masks):
+        # Polygons are drawn on the host, which gets what it needs in one copy.
+        counts = [len(image_boxes) for image_boxes in boxes]
+        rows = torch.cat((torch.cat(list(boxes)), torch.cat(list(objects))[:, None].to(boxes[0].dtype)), dim=1).cpu()
+        boxes, objects = rows[:, :4].split(counts), rows[:, 4].long().split(counts)
+    cropped = [crop_masks(*image, size) for image in zip(masks, objects, boxes) if len(image[-1])]
+    if not cropped:
+        return torch.zeros(0, size, size, dtype=torch.bool, device=device)
+    return torch.cat(cropped).to(device, non_blocking=True)
+
+
 def crop_masks(masks: Sequence[Sequence[np.ndarray]] | Tensor, objects: Tensor, boxes: Tensor, size: int) -> Tensor:
     """What the mask head should predict in each box.
 

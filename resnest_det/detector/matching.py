@@ -43,36 +43,49 @@ def match_boxes(
             highest = iou.max(dim=1, keepdim=True).values.clamp(min=torch.finfo(iou.dtype).tiny)
             low_quality |= (iou == highest).any(dim=0)
 
-    levels = torch.bucketize(best, torch.tensor(thresholds, dtype=best.dtype, device=best.device), right=True)
-    match_labels = torch.tensor(labels, dtype=torch.int8, device=boxes.device)[levels]
-    match_labels[low_quality] = 1
-    return matches, match_labels
+    match_labels = torch.full_like(matches, labels[0], dtype=torch.int8)
+    for threshold, label in zip(thresholds, labels[1:]):
+        match_labels.masked_fill_(best >= threshold, label)
+    return matches, match_labels.masked_fill_(low_quality, 1)
 
 
 def subsample(
-    labels: Tensor, num_samples: int, positive_fraction: float, background: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Draw up to `num_samples` of N labelled elements, at most `positive_fraction` of them positive.
+    labels: Sequence[Tensor],
+    num_samples: int,
+    positive_fraction: float,
+    background: int,
+    generators: Sequence[torch.Generator | None],
+) -> list[tuple[Tensor, Tensor]]:
+    """Draw up to `num_samples` of the labelled elements of each image, at most `positive_fraction` of them positive.
 
     Missing positives are made up for by negatives.
 
     Args:
-        labels: (N,) labels: -1 is never drawn, `background` is negative and everything else positive.
-        generator: on the CPU; without it the global one of the labels' device.
+        labels: (R_i,) labels of each image: -1 is never drawn, `background` is negative and everything else positive.
+        generators: of each image, on the CPU; without one the global one of the labels' device.
 
     Returns:
-        Indices of the drawn positives and negatives, int64.
+        For each image indices of the drawn positives and negatives, int64.
     """
-    positive = ((labels != -1) & (labels != background)).nonzero().squeeze(1)
-    negative = (labels == background).nonzero().squeeze(1)
-    num_positive = min(len(positive), int(num_samples * positive_fraction))
-    num_negative = min(len(negative), num_samples - num_positive)
-    return _draw(positive, num_positive, generator), _draw(negative, num_negative, generator)
+    chosen = [mask for image in labels for mask in ((image != -1) & (image != background), image == background)]
+    # For all images at once: a GPU is waited for twice, whatever their number.
+    counts = torch.stack([mask.sum() for mask in chosen]).tolist()
+    elements = iter(torch.cat(chosen).nonzero().squeeze(1).split(counts))
+    drawn, before = [], 0
+    for image, generator in zip(labels, generators):
+        positive, negative = next(elements), next(elements)
+        num_positive = min(len(positive), int(num_samples * positive_fraction))
+        num_negative = min(len(negative), num_samples - num_positive)
+        positive = _draw(positive, num_positive, generator) - before
+        negative = _draw(negative, num_negative, generator) - before - len(image)
+        drawn.append((positive, negative))
+        before += 2 * len(image)
+    return drawn
 
 
 def _draw(indices: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     if generator is None:
-        order = torch.randperm(len(indices), device=indices.device)
+        order = torch.randperm(len(indices), device=indices.device)[:count]
     else:
-        order = torch.randperm(len(indices), generator=generator).to(indices.device)
-    return indices[order[:count]]
+        order = torch.randperm(len(indices), generator=generator)[:count].to(indices.device, non_blocking=True)
+    return indices[order]

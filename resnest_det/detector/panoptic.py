@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from resnest_det.detector.pixel_loss import rescale_logits
 from resnest_det.detector.rcnn import GeneralizedRCNN
-from resnest_det.detector.semantic_head import SemSegFPNHead, rescale_logits
+from resnest_det.detector.semantic_head import SemSegFPNHead
 
 
 class FusionLimits(NamedTuple):
@@ -95,32 +96,29 @@ def fuse(detections: dict[str, Tensor], labels: Tensor, limits: FusionLimits) ->
     panoptic = torch.zeros_like(labels, dtype=torch.int32)
     segments: list[dict] = []
 
-    order = torch.argsort(detections["scores"], descending=True, stable=True).tolist()
-    scores, classes = detections["scores"].tolist(), detections["classes"].tolist()
-    for instance in order:
-        if scores[instance] < limits.score:
-            break
+    order = torch.argsort(detections["scores"], descending=True, stable=True)
+    # In one copy, as everything here that the host has to know.
+    found = torch.stack([values[order].float() for values in (detections["scores"], detections["classes"])])
+    candidates = [each for each in zip(order.tolist(), *found.tolist()) if each[1] >= limits.score]
+    placed, count = [], torch.zeros((), dtype=torch.int32, device=labels.device)
+    for instance, _, _ in candidates:
         mask = detections["masks"][instance]
         free = mask & (panoptic == 0)
-        area, free_area = int(mask.sum()), int(free.sum())
-        if free_area == 0 or (area - free_area) / area > limits.overlap:
-            continue
-        segments.append(
-            {
-                "id": len(segments) + 1,
-                "isthing": True,
-                "score": scores[instance],
-                "category_id": classes[instance],
-                "instance_id": instance,
-            }
-        )
-        panoptic[free] = len(segments)
+        area, free_area = mask.sum(), free.sum()
+        fits = (free_area > 0) & ((area - free_area).double() / area.double() <= limits.overlap)
+        count = count + fits
+        panoptic.masked_fill_(free & fits, count)
+        placed.append(fits)
+    for (instance, score, label), fits in zip(candidates, torch.stack(placed).tolist() if placed else []):
+        if fits:
+            segments.append(
+                {"id": len(segments) + 1, "isthing": True, "score": score, "category_id": int(label), "instance_id": instance}
+            )
 
-    for label in torch.unique(labels).tolist():
-        mask = (labels == label) & (panoptic == 0)
-        area = int(mask.sum())
-        if label == 0 or area == 0 or area < limits.stuff_area:
+    left = labels.masked_fill(panoptic != 0, 0)
+    for label, area in torch.stack(torch.unique(left, return_counts=True), dim=1).tolist():
+        if label == 0 or area < limits.stuff_area:
             continue
         segments.append({"id": len(segments) + 1, "isthing": False, "category_id": label, "area": area})
-        panoptic[mask] = len(segments)
+        panoptic.masked_fill_(left == label, len(segments))
     return panoptic, segments

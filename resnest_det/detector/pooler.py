@@ -13,6 +13,9 @@ from resnest_det.errors import ArgumentError
 CANONICAL_SIZE = 224
 CANONICAL_LEVEL = 4
 
+FEW_REGIONS = 256
+OUTSIDE = -1e5  # a coordinate in pixels where nothing is sampled
+
 
 class RegionPooler(nn.Module):
     """Crops regions to a fixed size with RoIAlign, aligned to pixel centres.
@@ -53,14 +56,27 @@ class RegionPooler(nn.Module):
         """(R, C, output_size, output_size) of `regions` (R, 5): each the index of its image, and its box in input pixels."""
         levels = self._levels(regions[:, 1:])
         output = features[0].new_zeros(regions.shape[0], features[0].shape[1], self.output_size, self.output_size)
-        for level, (pooler, feature) in enumerate(zip(self.level_poolers, features)):
-            chosen = (levels == level).nonzero().squeeze(1)
-            # index_put keeps every level in the graph, also one without regions: all parameters get a gradient.
-            # Half precision would round coordinates to whole pixels and more.
-            output.index_put_((chosen,), pooler(feature.float(), regions[chosen]).to(output.dtype))
-        return output
+        if regions.device.type != "cpu" and len(regions) <= FEW_REGIONS:
+            # All on every level, but outside of the map where it isn't theirs: cheaper than waiting to hear how many are.
+            outside = torch.cat((regions[:, :1], torch.full_like(regions[:, 1:], OUTSIDE)), dim=1)
+            for level, (pooler, feature) in enumerate(zip(self.level_poolers, features)):
+                output += pooler(feature.float(), torch.where((levels == level)[:, None], regions, outside))
+            return output
+        chosen = self._by_level(levels)
+        # Every level is in the graph, also one without regions: all parameters get a gradient.
+        # Half precision would round coordinates to whole pixels and more.
+        pooled = [pooler(feature.float(), regions[own]) for pooler, feature, own in zip(self.level_poolers, features, chosen)]
+        return output.index_put((torch.cat(chosen),), torch.cat(pooled).to(output.dtype))
 
     def _levels(self, boxes: Tensor) -> Tensor:
         size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
         levels = torch.floor(CANONICAL_LEVEL + torch.log2(size / CANONICAL_SIZE + 1e-8))
         return levels.clamp(self.min_level, self.max_level).long() - self.min_level
+
+    def _by_level(self, levels: Tensor) -> Sequence[Tensor]:
+        """Indices of the regions of each level, given the level of each."""
+        numbers = range(len(self.level_poolers))
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # counts would be constants
+            return [(levels == level).nonzero().squeeze(1) for level in numbers]
+        counts = (levels == torch.arange(len(numbers), device=levels.device)[:, None]).sum(dim=1)
+        return levels.argsort(stable=True).split(counts.tolist())

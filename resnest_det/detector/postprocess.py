@@ -1,14 +1,16 @@
 """From detections in the network's input back to the image: rescaled boxes, masks pasted at full size."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 
 import torch
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
 
-from resnest_det.detector.boxes import larger_than
+from resnest_det.detector.boxes import clip_boxes, image_limits, larger_than
 
 MASK_THRESHOLD = 0.5
+MAX_PIXELS = 2**27  # pasted at once on a GPU: half a gigabyte of float32
 
 
 class CompactMasks(Sequence):
@@ -35,6 +37,11 @@ class CompactMasks(Sequence):
     def __iter__(self) -> Iterator[Tensor]:
         return (self[index] for index in range(len(self)))
 
+    def part(self, index: int) -> tuple[Tensor, slice, slice]:
+        """The mask where it can be anything, (rows, columns) bool, and these rows and columns of the image."""
+        rows, columns = window(self.boxes[index], self.image_size)
+        return _paste(self.probabilities[index], self.boxes[index], rows, columns, MASK_THRESHOLD), rows, columns
+
     def chosen(self, indices: Tensor) -> "CompactMasks":
         """Some of them, by indices or by a bool for each."""
         return CompactMasks(self.probabilities[indices], self.boxes[indices], self.image_size)
@@ -49,26 +56,39 @@ class CompactMasks(Sequence):
 
 
 def rescale_detections(
-    detections: dict[str, Tensor], input_size: tuple[int, int], image_size: tuple[int, int], compact: bool = False
-) -> dict[str, Tensor | CompactMasks]:
-    """Detections of one image, in the pixels of the image itself.
+    detections: Sequence[dict[str, Tensor]],
+    input_sizes: Sequence[tuple[int, int]],
+    image_sizes: Sequence[tuple[int, int]],
+    compact: bool = False,
+) -> list[dict[str, Tensor | CompactMasks]]:
+    """Detections of each image, in the pixels of the image itself.
 
     Args:
         detections: `boxes` (D, 4) in input pixels, `scores`, `classes` and maybe `mask_probabilities` (D, M, M).
-        input_size, image_size: (height, width) of the network's input without padding, and of the image.
+        input_sizes, image_sizes: (height, width) of the network's input without padding, and of the image.
         compact: leave the masks as they are.
     Returns:
         `boxes`, `scores`, `classes` and maybe `masks`, (D, height, width) bool or `CompactMasks`, without boxes that lie outside
         the image.
     """
-    scale = detections["boxes"].new_tensor([image_size[1] / input_size[1], image_size[0] / input_size[0]]).repeat(2)
-    boxes = clip_boxes_to_image(detections["boxes"] * scale, image_size)
-    keep = larger_than(boxes)
-    result = {"boxes": boxes[keep], "scores": detections["scores"][keep], "classes": detections["classes"][keep]}
-    if "mask_probabilities" in detections:
-        masks = CompactMasks(detections["mask_probabilities"][keep], result["boxes"], image_size)
-        result["masks"] = masks if compact else masks.pixels()
-    return result
+    device = detections[0]["boxes"].device
+    scales = [(inner[0] / outer[0], inner[1] / outer[1]) for inner, outer in zip(image_sizes, input_sizes)]
+    scaled = zip(detections, image_limits(scales, device), image_limits(image_sizes, device))
+    boxes = [clip_boxes(image["boxes"] * scale, limits) for image, scale, limits in scaled]
+    # Almost always all of them stay: that is asked of all images at once.
+    inside = iter(torch.cat([larger_than(image_boxes) for image_boxes in boxes]).tolist())
+    results = []
+    for found, image_boxes, size in zip(detections, boxes, image_sizes):
+        found = found | {"boxes": image_boxes}
+        kept = [index for index, is_inside in enumerate(islice(inside, len(image_boxes))) if is_inside]
+        if len(kept) < len(image_boxes):
+            chosen = torch.tensor(kept, dtype=torch.int64).to(device, non_blocking=True)
+            found = {name: values[chosen] for name, values in found.items()}
+        if "mask_probabilities" in found:
+            masks = CompactMasks(found.pop("mask_probabilities"), found["boxes"], size)
+            found["masks"] = masks if compact else masks.pixels()
+        results.append(found)
+    return results
 
 
 def paste_masks(probabilities: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = MASK_THRESHOLD) -> Tensor:
@@ -86,15 +106,39 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, image_size: tuple[int, int
     """
     height, width = image_size
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
-    probabilities, cells = probabilities.float(), probabilities.shape[-1]
-    for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
-        left, right = max(int(x0) - 1, 0), min(int(x1) + 2, width)
-        top, bottom = max(int(y0) - 1, 0), min(int(y1) + 2, height)
-        # Bilinear interpolation on an upright grid is one matrix for the rows and one for the columns.
-        rows = interpolation_weights(torch.arange(top, bottom, device=boxes.device), boxes[i, 1], boxes[i, 3], cells)
-        columns = interpolation_weights(torch.arange(left, right, device=boxes.device), boxes[i, 0], boxes[i, 2], cells)
-        masks[i, top:bottom, left:right] = rows @ probabilities[i] @ columns.T >= threshold
+    if boxes.device.type == "cpu":
+        for mask, of_mask, box in zip(masks, probabilities, boxes):
+            rows, columns = window(box, image_size)
+            mask[rows, columns] = _paste(of_mask, box, rows, columns, threshold)
+        return masks
+    # Whole, and many at once: for that the host has to know nothing of the boxes.
+    at_once = max(1, MAX_PIXELS // (height * width))
+    for start in range(0, len(boxes), at_once):
+        some = slice(start, start + at_once)
+        masks[some] = _paste(probabilities[some], boxes[some], slice(0, height), slice(0, width), threshold)
     return masks
+
+
+def window(box: Tensor, image_size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of the image, of (height, width), outside of which the mask of a box (4,) has nothing."""
+    x0, y0, x1, y1 = (int(side) for side in box.tolist())
+    return slice(max(y0 - 1, 0), min(y1 + 2, image_size[0])), slice(max(x0 - 1, 0), min(x1 + 2, image_size[1]))
+
+
+def _paste(probabilities: Tensor, boxes: Tensor, rows: slice, columns: slice, threshold: float) -> Tensor:
+    """(..., rows, columns) bool of masks (..., M, M) in boxes (..., 4)."""
+    # Bilinear interpolation on an upright grid is one matrix for the rows and one for the columns.
+    x0, y0, x1, y1 = boxes[..., None].unbind(-2)
+    cells = probabilities.shape[-1]
+    of_rows = interpolation_weights(torch.arange(rows.start, rows.stop, device=boxes.device), y0, y1, cells)
+    of_columns = interpolation_weights(torch.arange(columns.start, columns.stop, device=boxes.device), x0, x1, cells)
+    with full_precision(boxes.device):
+        return of_rows @ probabilities.float() @ of_columns.mT >= threshold
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """A context without autocast, which would round a matrix product to half precision."""
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
 def interpolation_weights(pixels: Tensor, low: Tensor, high: Tensor, cells: int) -> Tensor:

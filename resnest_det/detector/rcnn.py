@@ -65,14 +65,16 @@ class GeneralizedRCNN(ImageModel):
         """Detections; see `ImageModel.results`."""
         proposals, _ = self.proposal_generator(features, image_sizes)
         detections = self.roi_heads.detect(features, [image.boxes for image in proposals], image_sizes)
-        return [rescale_detections(*image, compact=self.compact_masks) for image in zip(detections, image_sizes, output_sizes)]
+        return rescale_detections(detections, image_sizes, output_sizes, compact=self.compact_masks)
 
     def prepare_targets(self, batch: Sequence[dict], image_sizes: Sequence[tuple[int, int]]) -> list[dict]:
         """The targets on the model's device, with the `image_size`, the `name` and the `generator` (or None) of each image."""
         targets = []
         for i, (sample, image_size) in enumerate(zip(batch, image_sizes)):
             target = dict(sample["target"])
-            target |= {key: value.to(self.device) for key, value in target.items() if isinstance(value, Tensor)}
+            target |= {
+                key: value.to(self.device, non_blocking=True) for key, value in target.items() if isinstance(value, Tensor)
+            }
             target["image_size"] = image_size
             target["name"] = sample.get("file_name", f"image {i} of the batch")
             target["generator"] = torch.Generator().manual_seed(sample["seed"]) if "seed" in sample else None

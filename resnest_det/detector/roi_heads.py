@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from resnest_det.detector.box_head import BoxPredictor, FastRCNNConvFCHead
-from resnest_det.detector.mask_head import MaskRCNNConvUpsampleHead, crop_masks, mask_loss
+from resnest_det.detector.mask_head import MaskRCNNConvUpsampleHead, mask_loss, mask_targets
 from resnest_det.detector.matching import match_boxes, subsample
 from resnest_det.detector.pooler import RegionPooler
 
@@ -15,13 +15,16 @@ from resnest_det.detector.pooler import RegionPooler
 class Regions(NamedTuple):
     """Labelled regions of one image.
 
-    `boxes` (R, 4); `labels` (R,) int64 classes, K for background; `objects` (R,) int64 index of the matched object, of no
-    meaning for background.
+    `boxes` (R, 4); `labels` (R,) int64 classes, K for background; `true_boxes` (R, 4) and `objects` (R,) int64, the matched
+    object's box and index, of no meaning for background; `num_foreground`, how many of those drawn to learn from are objects,
+    which come first.
     """
 
     boxes: Tensor
     labels: Tensor
+    true_boxes: Tensor
     objects: Tensor
+    num_foreground: int = 0
 
 
 class RegionSampler:
@@ -51,16 +54,26 @@ class RegionSampler:
         self.append_objects = append_objects
 
     @torch.no_grad()
-    def __call__(self, proposals: Tensor, target: dict) -> Regions:
-        """Regions from the `proposals` (P, 4) of one image, whose target has `boxes`, `labels` and `generator`."""
+    def __call__(self, proposals: Sequence[Tensor], targets: Sequence[dict]) -> list[Regions]:
+        """Regions from the `proposals` (P, 4) of each image, whose target has `boxes`, `labels` and `generator`."""
         if self.append_objects:
-            proposals = torch.cat((proposals, target["boxes"]))
-        regions = label_regions(proposals, target, self.iou_thresholds, self.iou_labels, self.num_classes)
-        positive, negative = subsample(
-            regions.labels, self.batch_size_per_image, self.positive_fraction, self.num_classes, target["generator"]
+            proposals = [torch.cat((boxes, target["boxes"])) for boxes, target in zip(proposals, targets)]
+        labelled = [
+            label_regions(boxes, target, self.iou_thresholds, self.iou_labels, self.num_classes)
+            for boxes, target in zip(proposals, targets)
+        ]
+        drawn = subsample(
+            [image.labels for image in labelled],
+            self.batch_size_per_image,
+            self.positive_fraction,
+            self.num_classes,
+            [target["generator"] for target in targets],
         )
-        drawn = torch.cat((positive, negative))
-        return Regions(*(values[drawn] for values in regions))
+        regions = []
+        for image, (positive, negative) in zip(labelled, drawn):
+            chosen = torch.cat((positive, negative))
+            regions.append(Regions(*(values[chosen] for values in image[:-1]), num_foreground=len(positive)))
+        return regions
 
 
 def label_regions(
@@ -68,18 +81,10 @@ def label_regions(
 ) -> Regions:
     """All of `boxes` (R, 4) with the class of the object each overlaps most; -1 where the overlap is neither high nor low."""
     objects, overlap = match_boxes(target["boxes"], boxes, iou_thresholds, iou_labels, allow_low_quality=False)
-    if len(target["labels"]):
-        labels = target["labels"][objects]
-        labels[overlap == 0] = num_classes
-        labels[overlap == -1] = -1
-    else:
-        labels = torch.full_like(objects, num_classes)
-    return Regions(boxes, labels, objects)
-
-
-def objects_of(values: str, regions: Sequence[Regions], targets: Sequence[dict], num_classes: int) -> Tensor:
-    """`values` ("boxes" or "labels") of the object of every region that is not background, over all images."""
-    return torch.cat([target[values][image.objects[image.labels < num_classes]] for image, target in zip(regions, targets)])
+    if not len(target["labels"]):
+        return Regions(boxes, torch.full_like(objects, num_classes), boxes, objects)
+    labels = target["labels"][objects].masked_fill_(overlap == 0, num_classes).masked_fill_(overlap == -1, -1)
+    return Regions(boxes, labels, target["boxes"][objects], objects)
 
 
 class StandardROIHeads(nn.Module):
@@ -131,8 +136,7 @@ class StandardROIHeads(nn.Module):
                 `generator` (or None) for sampling.
         """
         maps = [features[name] for name in self.in_features]
-        regions = [self.sampler(boxes, target) for boxes, target in zip(proposals, targets)]
-        losses, regions = self.box_losses(maps, regions, targets)
+        losses, regions = self.box_losses(maps, self.sampler(proposals, targets), targets)
         if self.mask_head is not None:
             losses["loss_mask"] = self.mask_loss(maps, regions, targets)
         return losses
@@ -144,7 +148,7 @@ class StandardROIHeads(nn.Module):
         boxes = torch.cat([r.boxes for r in regions])  # (R, 4) over all images
         labels = torch.cat([r.labels for r in regions])  # (R,)
         logits, deltas = self.box_predictor(self.box_head(self.box_pooler(maps, [r.boxes for r in regions])))
-        losses = self.box_predictor.losses(logits, deltas, boxes, labels, objects_of("boxes", regions, targets, self.num_classes))
+        losses = self.box_predictor.losses(logits, deltas, boxes, labels, torch.cat([r.true_boxes for r in regions]))
         if self.train_on_predicted_boxes:
             with torch.no_grad():
                 predicted = self.box_predictor.boxes_of_classes(deltas, boxes, labels.clamp(max=self.num_classes - 1))
@@ -154,16 +158,11 @@ class StandardROIHeads(nn.Module):
 
     def mask_loss(self, maps: Sequence[Tensor], regions: Sequence[Regions], targets: Sequence[dict]) -> Tensor:
         """Loss of the mask head over the regions that are objects."""
-        foreground = [r.labels < self.num_classes for r in regions]  # (R_i,) bool of each image
-        boxes = [r.boxes[chosen] for r, chosen in zip(regions, foreground)]
-        labels = torch.cat([r.labels[chosen] for r, chosen in zip(regions, foreground)])
+        boxes = [r.boxes[: r.num_foreground] for r in regions]
+        objects = [r.objects[: r.num_foreground] for r in regions]
+        labels = torch.cat([r.labels[: r.num_foreground] for r in regions])
         logits = self.mask_head(self.mask_pooler(maps, boxes), labels)  # (F, M, M) over all images
-        cropped = [
-            crop_masks(target["masks"], r.objects[chosen], image_boxes, logits.shape[-1])
-            for r, chosen, image_boxes, target in zip(regions, foreground, boxes, targets)
-            if len(image_boxes)
-        ]
-        return mask_loss(logits, torch.cat(cropped) if cropped else torch.zeros_like(logits))
+        return mask_loss(logits, mask_targets([target["masks"] for target in targets], objects, boxes, logits.shape[-1]))
 
     def detect(
         self, features: dict[str, Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
@@ -180,9 +179,7 @@ class StandardROIHeads(nn.Module):
     ) -> list[dict]:
         """Detections without masks."""
         logits, deltas = self.box_predictor(self.box_head(self.box_pooler(maps, proposals)))
-        counts = [len(boxes) for boxes in proposals]
-        per_image = zip(self.box_predictor.scores(logits).split(counts), deltas.split(counts), proposals, image_sizes)
-        return [self.box_predictor.detect(*image) for image in per_image]
+        return self.box_predictor.detect(self.box_predictor.scores(logits), deltas, proposals, image_sizes)
 
     def add_masks(self, features: dict[str, Tensor], detections: Sequence[dict]) -> None:
         """Put `mask_probabilities` (D, M, M) into detections that have `boxes` in input pixels and `classes`."""

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from resnest_det.backbone.layers import Conv2d
 from resnest_det.detector.anchors import AnchorGenerator
-from resnest_det.detector.boxes import BoxLoss, decode_boxes, larger_than
+from resnest_det.detector.boxes import BoxLoss, clip_boxes, decode_boxes, image_limits, larger_than
 from resnest_det.detector.matching import match_boxes, subsample
+from resnest_det.detector.suppression import suppress
 from resnest_det.errors import UserError
 
 PLAIN_L1 = BoxLoss()
@@ -148,13 +148,12 @@ class RPN(nn.Module):
         """Losses over a sample of R `anchors` (R, 4), for `logits` (N, R) and `deltas` (N, R, 4); both are divided by the
         number of anchors that would be drawn if there were enough."""
         positives, sampled, labels, matched = [], [], [], []
-        for image, (image_size, target) in enumerate(zip(image_sizes, targets)):
-            positive, negative, matches = self.sample_anchors(anchors, image_size, target)
+        for image, (positive, negative, true_boxes) in enumerate(self.sample_anchors(anchors, image_sizes, targets)):
             offset = image * len(anchors)
             positives.append(positive + offset)
             sampled += [positive + offset, negative + offset]
             labels += [torch.ones_like(positive), torch.zeros_like(negative)]
-            matched.append(target["boxes"][matches])
+            matched.append(true_boxes)
         positives, sampled, labels = torch.cat(positives), torch.cat(sampled), torch.cat(labels)
 
         cls_loss = F.binary_cross_entropy_with_logits(logits.flatten()[sampled], labels.to(logits.dtype), reduction="sum")
@@ -163,16 +162,27 @@ class RPN(nn.Module):
         return {"loss_rpn_cls": cls_loss / count * self.cls_loss_weight, "loss_rpn_loc": box_loss / count * self.box_loss.factor}
 
     @torch.no_grad()
-    def sample_anchors(self, anchors: Tensor, image_size: tuple[int, int], target: dict) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of the positive and of the negative anchors that train the head, and of the positives' objects."""
-        matches, labels = match_boxes(target["boxes"], anchors, self.iou_thresholds, self.iou_labels, allow_low_quality=True)
-        if self.boundary_threshold >= 0:
-            height, width = image_size
-            inside = (anchors[:, :2] >= -self.boundary_threshold).all(dim=1)
-            inside &= (anchors[:, 2] < width + self.boundary_threshold) & (anchors[:, 3] < height + self.boundary_threshold)
-            labels[~inside] = -1
-        positive, negative = subsample(labels, self.batch_size_per_image, self.positive_fraction, 0, target["generator"])
-        return positive, negative, matches[positive]
+    def sample_anchors(
+        self, anchors: Tensor, image_sizes: Sequence[tuple[int, int]], targets: Sequence[dict]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """For each image indices of the positive and of the negative anchors that train the head, and the positives' boxes."""
+        matches, labels = [], []
+        for (height, width), target in zip(image_sizes, targets):
+            image_matches, image_labels = match_boxes(
+                target["boxes"], anchors, self.iou_thresholds, self.iou_labels, allow_low_quality=True
+            )
+            if self.boundary_threshold >= 0:
+                inside = (anchors[:, :2] >= -self.boundary_threshold).all(dim=1)
+                inside &= (anchors[:, 2] < width + self.boundary_threshold) & (anchors[:, 3] < height + self.boundary_threshold)
+                image_labels.masked_fill_(~inside, -1)
+            matches.append(image_matches)
+            labels.append(image_labels)
+        generators = [target["generator"] for target in targets]
+        drawn = subsample(labels, self.batch_size_per_image, self.positive_fraction, 0, generators)
+        return [
+            (positive, negative, target["boxes"][image_matches[positive]])
+            for (positive, negative), image_matches, target in zip(drawn, matches, targets)
+        ]
 
     def best_of_levels(
         self, anchors: Sequence[Tensor], logits: Sequence[Tensor], deltas: Sequence[Tensor], topk: int
@@ -193,15 +203,21 @@ class RPN(nn.Module):
         self, boxes: Tensor, scores: Tensor, levels: Tensor, image_sizes: Sequence[tuple[int, int]], topk: int
     ) -> list[Proposals]:
         """The `topk` best boxes of each image, clipped to it, after suppression within each level; see `best_of_levels`."""
-        proposals = []
-        for image_boxes, image_scores, image_size in zip(boxes, scores, image_sizes):
-            finite = image_boxes.isfinite().all(dim=1) & image_scores.isfinite()
-            clipped = clip_boxes_to_image(image_boxes, image_size)
-            usable = finite & larger_than(clipped, self.min_box_size)
-            clipped, image_scores = clipped[usable], image_scores[usable]
-            keep = batched_nms(clipped, image_scores, levels[usable], self.nms_threshold)[:topk]
-            proposals.append(Proposals(clipped[keep], image_scores[keep]))
-        return proposals
+        clipped = clip_boxes(boxes, image_limits(image_sizes, boxes.device)[:, None])
+        finite = boxes.isfinite().all(dim=2) & scores.isfinite()
+        images, positions = (finite & larger_than(clipped, self.min_box_size)).nonzero(as_tuple=True)
+        clipped, scores = clipped[images, positions], scores[images, positions]  # (R, 4) and (R,) of all images
+        kept = suppress(
+            clipped,
+            scores,
+            images,
+            levels[positions],
+            num_images=len(image_sizes),
+            num_groups=len(self.in_features),
+            threshold=self.nms_threshold,
+            max_boxes=topk,
+        )
+        return [Proposals(clipped[image_kept], scores[image_kept]) for image_kept in kept]
 
 
 def check_finite(boxes: Tensor, scores: Tensor, names: Sequence[str]) -> None:

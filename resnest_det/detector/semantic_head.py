@@ -8,11 +8,11 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 
 from resnest_det.backbone.layers import Conv2d, get_norm
-from resnest_det.distributed import mean_count
+from resnest_det.detector.pixel_loss import DEFAULT_LOSS, PixelHead, PixelLoss
 from resnest_det.errors import ArgumentError
 
 
-class SemSegFPNHead(nn.Module):
+class SemSegFPNHead(PixelHead):
     """Brings maps of several strides to one by convolutions and doublings, adds them and classifies each pixel.
 
     A map goes through as many 3x3 convolutions, each followed by a bilinear doubling, as there are doublings between its
@@ -26,8 +26,7 @@ class SemSegFPNHead(nn.Module):
         conv_dim: channels of the 3x3 convolutions.
         common_stride: in pixels; the stride of every map is this times a power of two.
         norm: of the 3x3 convolutions, see `get_norm`; without one they have a bias.
-        loss_weight: factor of the loss.
-        ignore_value: label of pixels that are not learned from.
+        loss: see `PixelHead`.
 
     Raises:
         ArgumentError: a map is unknown, or its stride cannot be brought to the common one.
@@ -43,19 +42,15 @@ class SemSegFPNHead(nn.Module):
         conv_dim: int = 128,
         common_stride: int = 4,
         norm: str = "GN",
-        loss_weight: float = 1.0,
-        ignore_value: int = 255,
+        loss: PixelLoss = DEFAULT_LOSS,
     ):
-        super().__init__()
+        super().__init__(num_classes, loss)
         unknown = [name for name in in_features if name not in strides]
         if unknown or not in_features:
             raise ArgumentError("in_features", f"{list(in_features)} is not supported; supported: some of {', '.join(strides)}")
         # From fine to coarse, and in the backbone's order where a dilated one has several maps of one stride.
         self.in_features = tuple(sorted((name for name in strides if name in in_features), key=strides.get))
-        self.num_classes = num_classes
         self.common_stride = common_stride
-        self.loss_weight = loss_weight
-        self.ignore_value = ignore_value
         for name in self.in_features:
             doublings = math.log2(strides[name] / common_stride)
             if doublings < 0 or doublings != int(doublings):
@@ -79,17 +74,6 @@ class SemSegFPNHead(nn.Module):
         # In single precision also where convolutions run in half: the loss sums over all pixels.
         return F.interpolate(logits.float(), scale_factor=self.common_stride, mode="bilinear", align_corners=False)
 
-    def losses(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """`loss_sem_seg`: mean cross entropy over the pixels that have a label; zero, with gradients, where none has.
-
-        Args:
-            logits: (N, C, H, W).
-            targets: (N, H, W) integer classes, or `ignore_value`.
-        """
-        loss = F.cross_entropy(logits, targets.long(), reduction="sum", ignore_index=self.ignore_value)
-        labelled = mean_count((targets != self.ignore_value).sum(), logits.device)
-        return {"loss_sem_seg": self.loss_weight * loss / labelled}
-
 
 def _branch(in_channels: int, conv_dim: int, doublings: int, norm: str) -> nn.Sequential:
     layers = []
@@ -101,15 +85,3 @@ def _branch(in_channels: int, conv_dim: int, doublings: int, norm: str) -> nn.Se
             layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
         in_channels = conv_dim
     return nn.Sequential(*layers)
-
-
-def rescale_logits(logits: Tensor, input_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-    """Logits of one image (C, H, W), without what was padded and at the size of the image itself.
-
-    Args:
-        input_size, image_size: (height, width) of the network's input without padding, and of the image.
-    Returns:
-        (C, height, width), interpolated bilinearly.
-    """
-    logits = logits[None, :, : input_size[0], : input_size[1]]
-    return F.interpolate(logits, size=image_size, mode="bilinear", align_corners=False)[0]

@@ -54,10 +54,11 @@ class GeneralizedRCNNWithTTA(nn.Module):
             for view, detection in zip(chunk, self._boxes(chunk))
         ]
         boxes, scores, classes = (torch.cat(values) for values in zip(*found))
-        detections = self.model.roi_heads.final_predictor.suppress(clip_boxes_to_image(boxes, size), scores, classes)
+        boxes, images = clip_boxes_to_image(boxes, size), torch.zeros_like(classes)
+        (detections,) = self.model.roi_heads.final_predictor.suppress(boxes, scores, classes, images, 1)
         if self.model.roi_heads.mask_head is not None:
             detections["mask_probabilities"] = self._masks(detections, size, views)
-        return rescale_detections(detections, size, size)
+        return rescale_detections([detections], [size], [size])[0]
 
     def _views(self, image: Tensor) -> list[dict]:
         """Samples with `image` and `mirrored`."""

@@ -129,6 +129,31 @@ def plot_confusion(counting: COCOeval, class_names: Sequence[str], score_thresho
         hotcoco_plot.confusion_matrix(said, ax=axes)
 
 
+def plot_class_confusion(confusion: np.ndarray, class_names: Sequence[str], path: str | Path) -> None:
+    """What images of each class were taken for; of many classes those that were most often wrong.
+
+    Args:
+        confusion: (K, K) counts, rows are the true classes.
+    """
+    wrong = confusion.sum(1) - confusion.diagonal()
+    shown = np.sort(np.argsort(-wrong, kind="stable")[:_MOST_CLASSES])
+    counts = confusion[np.ix_(shown, shown)]
+    shares = counts / np.maximum(confusion[shown].sum(1, keepdims=True), 1)
+    names = [_short(class_names[index]) for index in shown]
+    side = min(14, 3 + 0.3 * len(names))
+    with figure(path, side + 1.5, side) as axes:
+        drawn = axes.imshow(shares, vmin=0, vmax=1)
+        axes.figure.colorbar(drawn, label="share of the true class")
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        if len(names) <= 20:
+            for row, column in np.ndindex(counts.shape):
+                color = "black" if shares[row, column] > 0.5 else "white"
+                axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
+        more = f" ({len(names)} of {len(class_names)} classes)" if len(names) < len(class_names) else ""
+        axes.set(xlabel="taken for", ylabel=f"class{more}")
+
+
 def plot_calibration(counting: COCOeval, path: str | Path) -> None:
     """How many detections of a score are right."""
     with figure(path, 5.5, 5) as axes:

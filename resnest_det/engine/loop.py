@@ -3,12 +3,14 @@
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from resnest_det.distributed import all_gather_objects, get_rank, get_world_size
 from resnest_det.engine.callbacks import Callback
@@ -49,6 +51,8 @@ def train_loop(
     clip_gradients: Callable | None = None,
     log: Callback | None = None,
     after_step: Sequence[Callable[[int, Any], object]] = (),
+    before_step: Callable[[int], None] | None = None,
+    accumulate: int = 1,
 ) -> None:
     """Train `model` from `start_iteration` until `max_iter` iterations are done.
 
@@ -65,6 +69,9 @@ def train_loop(
         log: receives every iteration; set on the main process only.
         after_step: called in order, with the iteration just done and its batch. If one returns True, in all processes alike, the
             training ends after this iteration.
+        before_step: called with each iteration before its forward pass.
+        accumulate: parts that a batch is divided into, one after the other, whose gradients are averaged: memory is needed for
+            one. Batch norms see the parts.
 
     Raises:
         KeyboardInterrupt: a signal came; the model is as the last call of the first action has seen it.
@@ -81,17 +88,16 @@ def train_loop(
             batch = next(batches)
             data_time = time.perf_counter() - start
             optimizer.zero_grad()
+            if before_step is not None:
+                before_step(iteration)
             try:
-                with telling_of_memory(len(batch)):
-                    with autocast:
-                        losses = model(batch)
-                        total = sum(losses.values())
-                    scaler.scale(total).backward()
+                with telling_of_memory(-(-len(batch) // accumulate)):
+                    losses = _backward(model, batch, accumulate, autocast, scaler)
             except OutOfMemory:
                 raise
             except UserError as error:
                 raise UserError(f"iteration {iteration}: {error}; images of this step: {', '.join(names_of(batch))}") from error
-            losses[_STOP] = total.new_full((), stop_requested())
+            losses[_STOP] = next(iter(losses.values())).new_full((), stop_requested())
             values, data_time = reduce_losses(losses, data_time)
             stop = values.pop(_STOP) > 0
             if stop:
@@ -112,6 +118,25 @@ def train_loop(
                 raise_if_requested()
             if any(end is True for end in ended):
                 return
+
+
+def _backward(model: nn.Module, batch: Any, accumulate: int, autocast: torch.autocast, scaler: torch.amp.GradScaler) -> dict:
+    """The losses of a batch, whose gradients are added to those that the parameters have."""
+    size = -(-len(batch) // accumulate)
+    starts, losses = range(0, len(batch), size), {}
+    for start in starts:
+        part = batch if len(starts) == 1 else batch[start : start + size]
+        share = len(part) / len(batch)
+        # Processes exchange their gradients once, with the last part.
+        apart = start != starts[-1] and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if apart else nullcontext():
+            with autocast:
+                of_part = model(part)
+                total = sum(of_part.values())
+            scaler.scale(total if len(starts) == 1 else total * share).backward()
+        for name, loss in of_part.items():
+            losses[name] = loss if len(starts) == 1 else losses.get(name, 0) + share * loss.detach()
+    return losses
 
 
 def reduce_losses(losses: Mapping[str, torch.Tensor], data_time: float) -> tuple[dict[str, float], float]:

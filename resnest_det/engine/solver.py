@@ -1,6 +1,7 @@
 """Optimizer parameter groups, gradient clipping and learning-rate schedules, with Detectron2's semantics."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from fvcore.common.param_scheduler import (
@@ -33,24 +34,29 @@ def parameter_groups(
     weight_decay_norm: float | None = None,
     weight_decay_bias: float | None = None,
     bias_lr_factor: float = 1.0,
+    lr_factors: Mapping[str, float] = MappingProxyType({}),
 ) -> list[dict]:
     """The trainable parameters of `model`, in one group for each pair of learning rate and weight decay.
 
     A shared parameter counts once. Every parameter named `bias`, a norm layer's too, takes the bias settings; None means
     the same value as for other parameters.
+
+    Args:
+        lr_factors: of the rates of parameters whose names begin so, up to a point.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
-    for module in model.modules():
+    for path, module in model.named_modules():
+        part_lr = base_lr * lr_factors.get(path.partition(".")[0], 1.0)
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            lr, decay = base_lr, weight_decay
+            lr, decay = part_lr, weight_decay
             if isinstance(module, NORM_LAYERS) and weight_decay_norm is not None:
                 decay = weight_decay_norm
             if name == "bias":
-                lr = base_lr * bias_lr_factor
+                lr = part_lr * bias_lr_factor
                 decay = decay if weight_decay_bias is None else weight_decay_bias
             groups.setdefault((lr, decay), []).append(parameter)
     return [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()]
@@ -134,6 +140,47 @@ def with_warmup(
         lengths=[length, 1 - length],
         interval_scaling=["rescaled", "rescaled" if rescale_interval else "fixed"],
     )
+
+
+class WarmupPoly(ParamScheduler):
+    """A power of what is left of the run, times a warm-up (arXiv:1606.00915, section 4.1; Detectron2's project DeepLab).
+
+    Args:
+        max_iter: iterations of the run.
+        power: of the part of it that is left.
+        constant_ending: after the warm-up the factor does not fall below this.
+        warmup_factor, warmup_iters, method: see `with_warmup`; the warm-up multiplies the power.
+
+    Raises:
+        ArgumentError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        max_iter: int,
+        *,
+        power: float = 0.9,
+        constant_ending: float = 0.0,
+        warmup_factor: float = 0.001,
+        warmup_iters: int = 0,
+        method: str = "linear",
+    ):
+        if not power >= 0:
+            raise ArgumentError("power", f"is {power:g}; it must be 0 or more")
+        if not 0 <= constant_ending <= 1:
+            raise ArgumentError("constant_ending", f"is {constant_ending:g}; it must be from 0 to 1")
+        if method not in ("linear", "constant"):
+            raise ArgumentError("method", f"{method!r} is not supported; supported: 'linear', 'constant'")
+        self.max_iter, self.power, self.constant_ending = max_iter, power, constant_ending
+        self.warmup_factor, self.warmup_iters, self.method = warmup_factor, warmup_iters, method
+
+    def __call__(self, where: float) -> float:
+        """The factor of the learning rate at a part of the run, 0 to 1."""
+        iteration, left = where * self.max_iter, (1 - where) ** self.power
+        if iteration >= self.warmup_iters:
+            return max(left, self.constant_ending)
+        done = iteration / self.warmup_iters if self.method == "linear" else 0.0
+        return (self.warmup_factor * (1 - done) + done) * left
 
 
 def lr_scheduler(

@@ -8,6 +8,8 @@ import msgspec
 import torch
 
 from resnest_det.data.coco import Dataset
+from resnest_det.data.dataset_cache import changed_since
+from resnest_det.data.instance_records import images_of
 from resnest_det.distributed import gather_objects, is_main_process
 from resnest_det.errors import UserError
 from resnest_det.evaluation.average_precision import figures_of_tasks
@@ -44,7 +46,7 @@ class COCOEvaluator:
         self.json_file = dataset.metadata.json_file
         if self.json_file is not None:
             check_can_be_evaluated(dataset, self.tasks)
-        self.image_ids = {record["image_id"] for record in dataset.records}
+        self.image_ids = {record["image_id"] for record in images_of(dataset.records)}
         self.reset()
 
     def reset(self) -> None:
@@ -112,6 +114,8 @@ class COCOEvaluator:
         if self.json_file is not None and self.dataset.truth.annotations is None:
             logger.info("%s has no annotations: nothing is counted", self.dataset_name)
             return {}
+        if self.json_file is not None and self.dataset.truth.digest and changed_since(self.json_file, self.dataset.truth.digest):
+            logger.warning("%s was changed after this run had read it: counted is what it said then", self.json_file)
         of = ground_truth_of_segments if self.json_file is None else ground_truth_of_instances
         truth = of(self.dataset)
         return figures_of_tasks(truth, detections, self.tasks, self.max_detections)

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import numpy as np
 import pycocotools.mask as mask_util
 
 from resnest_det.data.annotation_files import without_collector
@@ -21,15 +22,15 @@ def check_can_be_evaluated(dataset: Dataset, tasks: tuple[str, ...]) -> None:
     truth, json_file = dataset.truth, dataset.metadata.json_file
     if truth is None:
         raise UserError(f"dataset {dataset.name} was read without its truth; read it with get_dataset(name, keep_truth=True)")
-    for name in ("images", "annotations"):
-        if getattr(truth, name) == []:
+    for name, count in (("images", len(truth.image_ids)), ("annotations", len(truth.column("image")))):
+        if not count and (name == "images" or truth.annotations is not None):
             raise UserError(f"{json_file} has no {name}: there is nothing to evaluate against")
-    for annotation in (truth.annotations or ()) if "segm" in tasks else ():
-        if not annotation.segmentation:
-            raise UserError(
-                f"{json_file}: annotation {annotation.id} has no segmentation, which mask AP needs; "
-                "a model without masks is evaluated by its boxes alone"
-            )
+    without = np.flatnonzero(truth.column("bytes") == 0) if "segm" in tasks else ()
+    if len(without):
+        raise UserError(
+            f"{json_file}: annotation {truth.ids_at(without[:1])[0]} has no segmentation, which mask AP needs; "
+            "a model without masks is evaluated by its boxes alone"
+        )
 
 
 def read_ground_truth(json_file: str, tasks: tuple[str, ...] = ("bbox", "segm")) -> dict[str, Any]:
@@ -42,10 +43,7 @@ def read_ground_truth(json_file: str, tasks: tuple[str, ...] = ("bbox", "segm"))
     if dataset.truth.annotations is None:
         raise UserError(f"{json_file} has no annotations: there is nothing to evaluate against")
     check_can_be_evaluated(dataset, tasks)
-    truth = ground_truth_of_instances(dataset)
-    for annotation in truth["annotations"]:
-        annotation["bbox"] = list(annotation["bbox"])  # pycocotools takes no tuples
-    return truth
+    return ground_truth_of_instances(dataset)
 
 
 def with_run_lengths(ground_truth: dict[str, Any], json_file: str) -> list[dict]:
@@ -64,20 +62,25 @@ def ground_truth_of_instances(dataset: Dataset) -> dict[str, Any]:
     An absent `iscrowd` is 0. An absent `area` is that of the segmentation, or of the box where there is none.
     """
     truth = dataset.truth
-    sizes = {image.id: (image.height, image.width) for image in truth.images}
+    image_ids, category_ids = truth.image_ids, [category.id for category in truth.categories]
+    names = ("image", "label", "box", "area", "crowd")
+    columns = zip(truth.annotation_ids, *(truth.column(name).tolist() for name in names), strict=True)
     annotations = []
-    for annotation in truth.annotations:
-        area, box, segmentation = annotation.area, annotation.bbox, annotation.segmentation
-        if area is None and segmentation:
-            area = float(mask_util.area(segmentation_to_run_lengths(segmentation, *sizes[annotation.image_id])))
+    for position, (number, image, label, box, area, crowd) in enumerate(columns):
+        segmentation = truth.segmentation(position)
+        if area != area:  # nan
+            width, height = truth.column("sides")[image].tolist()
+            area = box[2] * box[3]
+            if segmentation:
+                area = float(mask_util.area(segmentation_to_run_lengths(segmentation, height, width)))
         annotations.append(
             {
-                "id": annotation.id,
-                "image_id": annotation.image_id,
-                "category_id": annotation.category_id,
+                "id": number,
+                "image_id": image_ids[image],
+                "category_id": category_ids[label],
                 "bbox": box,
-                "area": box[2] * box[3] if area is None else area,
-                "iscrowd": int(annotation.iscrowd or 0),
+                "area": area,
+                "iscrowd": crowd,
                 "segmentation": segmentation,
             }
         )

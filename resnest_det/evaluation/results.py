@@ -8,6 +8,7 @@ import msgspec
 
 from resnest_det.data.annotation_files import RunLengths, read_bytes
 from resnest_det.data.coco import Dataset
+from resnest_det.data.instance_records import images_of
 from resnest_det.data.outlines import compressed
 from resnest_det.errors import UserError, shown
 from resnest_det.evaluation.average_precision import counted
@@ -41,7 +42,7 @@ def read_results(results_file: str, dataset: Dataset) -> list[dict]:
         ) from None
     if dataset.truth is not None and dataset.truth.annotations is None:
         raise UserError(f"{dataset.name} lists images without annotations: there is nothing to hold {results_file} against")
-    images = {record["image_id"]: record for record in dataset.records}
+    images = {record["image_id"]: record for record in images_of(dataset.records)}
     categories = dataset.metadata.thing_dataset_id_to_contiguous_id
     for name, known in (("image_id", images), ("category_id", categories)):
         unknown = [getattr(each, name) for each in entries if getattr(each, name) not in known]
@@ -57,16 +58,10 @@ def read_results(results_file: str, dataset: Dataset) -> list[dict]:
             raise UserError(f"{where}: its box or score is not finite")
         detection = {"image_id": each.image_id, "category_id": each.category_id, "bbox": list(each.bbox), "score": each.score}
         if each.segmentation is not None:
-            detection["segmentation"] = compressed(each.segmentation, _Sized(images[each.image_id]), where)
+            image = images[each.image_id]
+            detection["segmentation"] = compressed(each.segmentation, each.image_id, image["height"], image["width"], where)
         detections.append(detection)
     return sorted(detections, key=lambda detection: -detection["score"])
-
-
-class _Sized:
-    """A record's image as `compressed` takes it."""
-
-    def __init__(self, record: dict):
-        self.id, self.height, self.width = record["image_id"], record["height"], record["width"]
 
 
 def ground_truth_of(dataset: Dataset) -> dict:

@@ -1,6 +1,7 @@
 """Semantic segmentation: intersection over union and pixel accuracy; hotcoco counts the pixels."""
 
 import numpy as np
+import torch
 from hotcoco.semantic import SemanticEval
 
 from resnest_det.data.label_png import UNLABELLED
@@ -46,7 +47,7 @@ class SemSegEvaluator:
             if len(scores) != classes:
                 raise UserError(f"the model predicts {len(scores)} semantic classes, {self.dataset_name} has {classes}")
             truth = read_semantic_labels(self.records[image_id])
-            predicted = scores.argmax(dim=0).cpu().numpy()
+            predicted = scores.argmax(dim=0).to(torch.uint8 if classes <= 256 else torch.int64).cpu().numpy()
             if truth.shape != predicted.shape:
                 raise UserError(
                     f"image {image_id} of {self.dataset_name}: the semantic truth is {truth.shape} (height, width), "

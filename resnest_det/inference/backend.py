@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from resnest_det.backbone.loading import load_into
 from resnest_det.configuration.model import build_model
@@ -16,6 +15,7 @@ from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import find_config_file, load_config
 from resnest_det.configuration.standalone import CONFIG_NAME, configuration_of, run_folder
 from resnest_det.configuration.tables import tasks_of
+from resnest_det.data.coco_classes import coco_classes
 from resnest_det.engine.checkpoint import BEST_CHECKPOINT, newest_checkpoint
 from resnest_det.errors import UserError, shown
 from resnest_det.inference.classes import Classes, classes_of
@@ -130,7 +130,7 @@ def _configured(model: str, weights: str | None) -> tuple[CfgNode, str, dict, di
     else:
         cfg = load_config(_recipe(model))
         if weights is None:
-            weights, names = trained_weights(model), _coco_names()
+            weights, names = trained_weights(model), coco_classes()
     path = resolve_weights(weights)
     return cfg, path, read_checkpoint(path), names
 
@@ -158,10 +158,3 @@ def checkpoint_in(folder: str) -> str:
             + (f", only a {CONFIG_NAME}: the run has not saved one yet" if Path(folder, CONFIG_NAME).is_file() else "")
         )
     return path
-
-
-def _coco_names() -> dict:
-    """The 80 classes of COCO as a checkpoint's `trained_on` has them; the published detectors learned these."""
-    categories = FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"]  # by id, with gaps
-    known = {index: name for index, name in enumerate(categories) if name not in ("__background__", "N/A")}
-    return {"thing_classes": list(known.values()), "thing_ids": list(known)}

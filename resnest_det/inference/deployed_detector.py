@@ -9,17 +9,18 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from resnest_det.detector.box_head import BoxPredictor
-from resnest_det.detector.boxes import decode_boxes, larger_than
+from resnest_det.detector.boxes import clip_boxes, decode_boxes, larger_than
 from resnest_det.detector.cascade import CascadeROIHeads
 from resnest_det.detector.panoptic import FusionLimits, PanopticFPN
 from resnest_det.detector.postprocess import interpolation_weights
 from resnest_det.detector.rcnn import GeneralizedRCNN
 from resnest_det.detector.roi_heads import StandardROIHeads
 from resnest_det.detector.rpn import RPN
+from resnest_det.detector.semantic_head import SemSegFPNHead
 from resnest_det.detector.semantic_segmentor import SemanticSegmentor
+from resnest_det.detector.suppression import suppress_in_plane
 from resnest_det.errors import UserError
 
 NOTHING = float("-inf")  # the score of what is no box
@@ -65,10 +66,11 @@ class DeployedDetector(nn.Module):
             images: (N, C, H, W) uint8, in the channel order and at the size that the model was trained for.
             output_size: (2,) int64, the height and width that results are scaled to.
         """
-        features = self.model.backbone(self.padded(images))
+        padded = self.padded(images)
+        features = self.model.backbone(padded)
         outputs = self.detections(images, features, output_size) if self.finds_objects else ()
         if self.labels_pixels:
-            labels = self.pixel_labels(images, features, output_size)
+            labels = self.pixel_labels(images, padded.shape[-2:], features, output_size)
             outputs += (labels,)
             if self.fusion is not None:
                 outputs += fuse_batch(*outputs, self.model.sem_seg_head.num_classes, self.fusion)
@@ -77,7 +79,7 @@ class DeployedDetector(nn.Module):
     def padded(self, images: Tensor) -> Tensor:
         """`ImageModel.preprocess` of images of one size."""
         height, width = images.shape[-2:]
-        multiple = self.model.backbone.size_divisibility
+        multiple = self.model.size_divisibility
         normalised = (images.float() - self.model.pixel_mean) / self.model.pixel_std
         return F.pad(normalised, (0, -width % multiple, 0, -height % multiple))
 
@@ -90,7 +92,7 @@ class DeployedDetector(nn.Module):
         scores, deltas, regions = classify(heads, maps, regions, limits)
         image, boxes, scores, classes = detect(heads.final_predictor, scores, deltas, regions, limits, images.shape[0])
         outer = output_size.flip(0).repeat(2).to(boxes.dtype)
-        rescaled = clip(boxes * (outer / limits), outer)
+        rescaled = clip_boxes(boxes * (outer / limits), outer)
         keep = larger_than(rescaled).nonzero()[:, 0]
         image, classes = image[keep], classes[keep]
         found = (rescaled[keep], scores[keep], classes, image)
@@ -99,9 +101,12 @@ class DeployedDetector(nn.Module):
         regions = torch.cat((image[:, None].to(boxes.dtype), boxes[keep]), dim=1)
         return (*found, heads.mask_head(heads.mask_pooler.pool(maps, regions), classes).sigmoid())
 
-    def pixel_labels(self, images: Tensor, features: dict[str, Tensor], output_size: Tensor) -> Tensor:
-        """(N, height, width) int64 class of each pixel; `rescale_logits` of all images."""
-        logits = self.model.sem_seg_head(features)
+    def pixel_labels(self, images: Tensor, padded_size: torch.Size, features: dict[str, Tensor], output_size: Tensor) -> Tensor:
+        """(N, height, width) int64 class of each pixel; `enlarge` and `rescale_logits` of all images."""
+        head = self.model.sem_seg_head
+        logits = head(features)
+        if not isinstance(head, SemSegFPNHead):
+            logits = F.interpolate(logits, size=padded_size, mode="bilinear", align_corners=head.align_corners)
         # Not by slices: torch.export would take it for granted that there is something to leave away.
         logits = logits.index_select(2, torch.arange(images.shape[2])).index_select(3, torch.arange(images.shape[3]))
         if torch.jit.is_tracing():
@@ -112,22 +117,7 @@ class DeployedDetector(nn.Module):
                 for side in sides:
                     torch._check(side >= 2)
                     torch._check(side < _MOST)
-        return F.interpolate(logits, size=sides, mode="bilinear", align_corners=False).argmax(dim=1)
-
-
-def clip(boxes: Tensor, limits: Tensor) -> Tensor:
-    """Boxes (..., 4) inside `limits` (4,): width, height, width, height."""
-    return torch.minimum(boxes.clamp(min=0), limits)
-
-
-def suppress(boxes: Tensor, scores: Tensor, columns: Tensor, rows: Tensor, limits: Tensor, threshold: float) -> Tensor:
-    """Indices of the boxes (R, 4) left by suppression within each place (column, row) of a plane, best first.
-
-    Every place has a box's room to itself, `limits` and a pixel more. In a plane coordinates stay small enough to keep their
-    digits, which a row of all classes of all images would not.
-    """
-    x, y = columns * (limits[0] + 1), rows * (limits[1] + 1)
-    return nms(boxes + torch.stack((x, y, x, y), dim=1), scores, threshold)
+        return F.interpolate(logits, size=sides, mode="bilinear", align_corners=head.align_corners).argmax(dim=1)
 
 
 def propose(rpn: RPN, features: dict[str, Tensor], limits: Tensor) -> Tensor:
@@ -143,12 +133,12 @@ def propose(rpn: RPN, features: dict[str, Tensor], limits: Tensor) -> Tensor:
         best, top = F.pad(level_logits, (0, topk), value=NOTHING).topk(topk, dim=1)  # (N, K)
         top = torch.minimum(top, torch.full((), level_logits.shape[1] - 1, dtype=top.dtype))
         top_deltas = level_deltas.gather(1, top[:, :, None].expand(-1, -1, 4)).flatten(0, 1)
-        decoded = clip(decode_boxes(top_deltas, level_anchors[top.flatten()], rpn.box_loss.weights), limits)  # (N * K, 4)
+        decoded = clip_boxes(decode_boxes(top_deltas, level_anchors[top.flatten()], rpn.box_loss.weights), limits)  # (N * K, 4)
         best = best.flatten()
         usable = decoded.isfinite().all(dim=1) & best.isfinite() & larger_than(decoded, rpn.min_box_size)
         decoded = torch.where(usable[:, None], decoded, torch.zeros_like(decoded))
         best = torch.where(usable, best, torch.full_like(best, NOTHING))
-        left = suppress(decoded, best, torch.zeros_like(image), image, limits, rpn.nms_threshold)
+        left = suppress_in_plane(decoded, best, torch.zeros_like(image), image, limits, rpn.nms_threshold)
         kept = torch.zeros_like(best).scatter(0, left, torch.ones_like(left, dtype=best.dtype)) > 0
         boxes.append(decoded.reshape(-1, topk, 4))
         scores.append(torch.where(kept, best, torch.full_like(best, NOTHING)).reshape(-1, topk))
@@ -170,7 +160,7 @@ def classify(heads: StandardROIHeads, maps: list[Tensor], regions: Tensor, limit
     for stage, (head, predictor) in enumerate(stages):
         if stage:
             boxes = stages[stage - 1][1].boxes_of_classes(deltas, regions[:, 1:], classes=None)
-            regions = torch.cat((regions[:, :1], clip(boxes, limits)), dim=1)
+            regions = torch.cat((regions[:, :1], clip_boxes(boxes, limits)), dim=1)
         logits, deltas = predictor(head(heads.box_pooler.pool(maps, regions)))
         scores.append(predictor.scores(logits))
     return sum(scores) * (1.0 / len(stages)), deltas, regions
@@ -187,10 +177,10 @@ def detect(
     else:
         deltas = deltas.unflatten(1, (predictor.num_classes, 4))[region, classes]
     scores, image = scores[region, classes], regions[region, 0].long()
-    boxes = clip(decode_boxes(deltas, regions[region, 1:], predictor.box_loss.weights), limits)
+    boxes = clip_boxes(decode_boxes(deltas, regions[region, 1:], predictor.box_loss.weights), limits)
     across = math.ceil(predictor.num_classes**0.5)
     rows = image * math.ceil(predictor.num_classes / across) + torch.div(classes, across, rounding_mode="floor")
-    left = suppress(boxes, scores, classes % across, rows, limits, predictor.nms_threshold)
+    left = suppress_in_plane(boxes, scores, classes % across, rows, limits, predictor.nms_threshold)
     image_left = image[left]
     # How many of the same image are better.
     of_image = (image_left[:, None] == torch.arange(batch)).long()

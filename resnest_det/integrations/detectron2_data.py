@@ -8,7 +8,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from fvcore.common.config import CfgNode
 
-from resnest_det.configuration.data import check_classes, class_names, count_classes, match_classes, training_records
+from resnest_det.configuration.data import (
+    check_classes,
+    class_names,
+    count_classes,
+    kept_of_classes,
+    match_classes,
+    training_records,
+)
+from resnest_det.configuration.tables import ARCHITECTURES
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset, LabelsMetadata
 from resnest_det.data.image_files import check_image_files, check_image_sizes
@@ -114,6 +122,18 @@ def _metadata(dataset: Dataset) -> dict:
         "ignore_label": UNLABELLED,
         "evaluator_type": "coco_panoptic_seg",
     }
+
+
+def kept_in_checkpoints(cfg: CfgNode, name: str) -> dict:
+    """What the built-in detector keeps in a checkpoint about the classes of a registered dataset, under "trained_on".
+
+    Of Detectron2's own datasets only the objects: it has other names for their stuff than COCO's files.
+    """
+    metadata, architecture = MetadataCatalog.get(name), ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE)
+    wanted = {"thing_classes": architecture is None or architecture.objects}  # Detectron2's other architectures find objects
+    wanted["stuff_classes"] = architecture is not None and architecture.pixels and name in _ours
+    names = {kind: metadata.get(kind) for kind in wanted if wanted[kind] and metadata.get(kind)}
+    return kept_of_classes(names, metadata, cfg.INPUT.FORMAT)
 
 
 def have_run_length_masks(names: list[str]) -> bool:

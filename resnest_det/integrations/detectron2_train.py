@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,12 +32,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnest_det.configuration.data import CLASS_COUNTS as OWN_CLASS_COUNTS
-from resnest_det.configuration.defaults import DEFAULTS
+from resnest_det.configuration.defaults import DEFAULTS, default_config
 from resnest_det.configuration.model import check_batch_norm
 from resnest_det.configuration.nodes import leaves, with_values
-from resnest_det.configuration.reading import find_config_file, merge_file
+from resnest_det.configuration.reading import find_config_file, load_config_text, merge_file
 from resnest_det.configuration.solver import in_iterations
-from resnest_det.configuration.standalone import datasets_of
+from resnest_det.configuration.standalone import datasets_of, whole_configuration
 from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, Architecture
 from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.engine.checkpoint import newest_checkpoint
@@ -45,7 +46,7 @@ from resnest_det.errors import UserError, shown
 from resnest_det.evaluation.panoptic import PanopticEvaluator
 from resnest_det.inference.evaluating import verify_results
 from resnest_det.integrations.detectron2 import add_resnest_config
-from resnest_det.integrations.detectron2_data import have_run_length_masks, register_datasets
+from resnest_det.integrations.detectron2_data import have_run_length_masks, kept_in_checkpoints, register_datasets
 from resnest_det.stopping import allowed, deferred, raise_if_requested, stop_requested, stop_too
 from resnest_det.training.process import RunOptions
 from resnest_det.weights.checkpoint_files import read_checkpoint
@@ -169,8 +170,35 @@ def _train(cfg: CfgNode, resume: bool) -> dict:
         # Not its "stuff_classes", for which Detectron2 has names of its own.
         names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
         _load(cfg, trainer.model, cfg.MODEL.WEIGHTS, classes={"thing_classes": list(names)})
+    trainer.checkpointer.save = partial(trainer.checkpointer.save, **_facts(cfg))
     trainer.train()
     return getattr(trainer, "_last_eval_results", {})  # absent if nothing was left to train
+
+
+def _facts(cfg: CfgNode) -> dict:
+    """What makes a checkpoint stand alone, as one of the built-in detector does: what its classes are called, and `config`.
+
+    The latter is left out where only Detectron2 can build the model.
+    """
+    trained_on = kept_in_checkpoints(cfg, cfg.DATASETS.TRAIN[0])
+    defaults = get_cfg()
+    add_resnest_config(defaults)
+    own, detectron2s, values = default_config(), dict(leaves(defaults)), dict(leaves(cfg))
+    shared = {key: values[key] for key, _ in leaves(own) if key in values}
+    foreign = [key for key in values if key not in shared and key.startswith(_OF_THE_MODEL) and values[key] != detectron2s[key]]
+    if foreign:
+        return {"trained_on": trained_on}
+    try:
+        text = whole_configuration(with_values(own, shared), trained_on)
+        load_config_text(text, "configuration")
+    except UserError as error:
+        logger.info("Only Detectron2 can build this model: %s", error)
+        return {"trained_on": trained_on}
+    return {"trained_on": trained_on, "config": text}
+
+
+# Beginnings of the keys by which a model's results change.
+_OF_THE_MODEL = ("MODEL.", "INPUT.", "TEST.")
 
 
 def _load(cfg: CfgNode, model: nn.Module, weights: str, **how: Any) -> None:

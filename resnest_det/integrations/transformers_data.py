@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import masks_to_boxes
 
 from resnest_det.data.coco import Dataset
+from resnest_det.data.instance_records import with_objects_only
 from resnest_det.data.label_png import UNLABELLED
 from resnest_det.data.mapper import training_sample
 from resnest_det.data.records import Record, Sample
@@ -52,12 +53,9 @@ class TrainingSamples(torch.utils.data.Dataset):
     """
 
     def __init__(self, dataset: Dataset, task: str):
-        self.records: list[Record] = [
-            record
-            for record in dataset.records
-            if task in ("panoptic", "semantic") or any(not annotation["iscrowd"] for annotation in record["annotations"])
-        ]
-        if not self.records:
+        pixels = task in ("panoptic", "semantic")
+        self.records: Sequence[Record] = dataset.records if pixels else with_objects_only(dataset.records)
+        if not len(self.records):
             raise UserError(f"dataset {dataset.name}: none of its {len(dataset.records)} images has an object to learn from")
         augmentation = Augmentation((RandomFlip("horizontal"),))
         self.make_sample = partial(training_sample, augmentation=augmentation, image_format="RGB", **TASKS[task][0])

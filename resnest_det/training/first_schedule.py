@@ -11,6 +11,7 @@ from resnest_det.configuration.solver import RATE_KEYS
 from resnest_det.configuration.weights import fetch_initial_weights
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
+from resnest_det.data.instance_records import joined
 from resnest_det.data.statistics import Statistics, statistics_of
 from resnest_det.errors import UserError
 from resnest_det.training.measuring import measure_fit
@@ -99,5 +100,5 @@ def training_statistics(cfg: CfgNode) -> Statistics:
         UserError: they cannot be read.
     """
     datasets: Sequence[Dataset] = [get_dataset(name) for name in cfg.DATASETS.TRAIN]
-    records = [record for dataset in datasets for record in dataset.records]
+    records = joined([dataset.records for dataset in datasets])
     return statistics_of(datasets[0].name, records, datasets[0].metadata.thing_classes)

@@ -58,22 +58,36 @@ def run_process(cfg: CfgNode, options: RunOptions, work: Callable[[CfgNode, RunO
         what `work` returns: on the main process the results of the evaluation, task to figures; empty on the others.
     """
     register_datasets_of(cfg)
-    device = resolve_device(cfg.MODEL.DEVICE)
+    with joined(cfg.MODEL.DEVICE, cfg.FLOAT32_PRECISION, cfg.OUTPUT_DIR), naming({"num_workers": "DATALOADER.NUM_WORKERS"}):
+        return work(cfg, as_restarted(options))
+
+
+@contextmanager
+def joined(device_name: str, float32_precision: str, folder: str) -> Iterator[None]:
+    """Within, this process has its device and its part of the cores, belongs to the others, and keeps other runs out of `folder`.
+
+    Args:
+        device_name: MODEL.DEVICE.
+        float32_precision: of products of matrices, "" for torch's own.
+    """
+    device = resolve_device(device_name)
     claim_gpu(device)
     share_cpu_threads()
-    if cfg.FLOAT32_PRECISION:
-        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    if float32_precision:
+        torch.set_float32_matmul_precision(float32_precision)
     join_process_group(device)
-    # A process that the launcher restarted after a failure resumes by itself.
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if restarted and not options.eval_only:
-        options = replace(options, resume=True)
     try:
-        with _output_dir(cfg.OUTPUT_DIR), naming({"num_workers": "DATALOADER.NUM_WORKERS"}):
+        with _output_dir(folder):
             synchronize()
-            return work(cfg, options)
+            yield
     finally:
         leave_process_group(device)
+
+
+def as_restarted(options: RunOptions) -> RunOptions:
+    """The options of a process that the launcher has restarted after a failure: it resumes by itself."""
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return replace(options, resume=True) if restarted and not options.eval_only else options
 
 
 @contextmanager

@@ -3,13 +3,21 @@
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import torch
 from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.anchor_fit import anchor_doubts
-from resnest_det.configuration.data import RunData, count_classes, hold_against_checkpoint, read_run_data, tell_of_data
+from resnest_det.configuration.data import (
+    RunData,
+    build_train_loader,
+    count_classes,
+    hold_against_checkpoint,
+    read_run_data,
+    tell_of_data,
+)
 from resnest_det.configuration.model import build_model, check_batch_norm
 from resnest_det.configuration.nodes import leaves, value_of
 from resnest_det.configuration.solver import build_average, build_optimizer, in_iterations, scale_to_world_size
@@ -17,6 +25,7 @@ from resnest_det.configuration.standalone import whole_configuration
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.distributed import all_gather_objects, get_world_size, is_main_process
+from resnest_det.drawing.training import training_picture
 from resnest_det.engine.averaging import KEY as AVERAGE
 from resnest_det.engine.averaging import load_averaged
 from resnest_det.engine.callbacks import Callback, Callbacks
@@ -29,7 +38,7 @@ from resnest_det.files import remove_unfinished
 from resnest_det.inference.evaluating import verify_results
 from resnest_det.inference.exported import ExportedDetector, exported_format
 from resnest_det.training.evaluation import Evaluation
-from resnest_det.training.steps import Run, Trained
+from resnest_det.training.steps import Run, Task, Trained, file_names
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.downloads import resolve_weights
 
@@ -88,32 +97,85 @@ def train(
     device = next(model.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.SOLVER.AMP.ENABLED and device.type == "cuda")
 
-    averaged = build_average(cfg, model)
-    kept = {"optimizer": optimizer, "grad_scaler": scaler} | ({AVERAGE: averaged} if averaged is not None else {})
-    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, **kept)
+    trained = Trained(model, build_average(cfg, model), optimizer, scaler)
+    checkpointer = checkpointer_of(trained, cfg.OUTPUT_DIR)
     start = 0
     if resume and checkpointer.has_checkpoint():
         saved = checkpointer.resume()
         held = hold_against_checkpoint(cfg, data, saved.get("trained_on"), checkpointer.get_checkpoint_file())
         if held is not data:
             data, evaluation = held, Evaluation(cfg, held.test)
-        start = saved["iteration"] + 1
-        restore_optimizer(optimizer, saved["optimizer"])
-        if scaler.is_enabled() and saved.get("grad_scaler"):
-            scaler.load_state_dict(saved["grad_scaler"])
-        if averaged is not None and not load_averaged(averaged, saved, checkpointer.get_checkpoint_file()):
-            logger.warning("SOLVER.EMA.ENABLED is True, but the run began without: the average begins now")
+        start = restore(trained, saved, checkpointer.get_checkpoint_file())
         seed = resumed_seed(cfg.SEED, seed, saved.get("seed"))
     else:
         load_initial_weights(cfg, model, classes=data.trained_on)
     logger.info("Seed %d%s", seed, ", drawn at random because SEED is negative" if cfg.SEED < 0 and not start else "")
+    task = Task(
+        batches=partial(build_train_loader, cfg, data.train),
+        judge=evaluation,
+        names_of=file_names,
+        picture=lambda model, batch: training_picture(model, batch[0], cfg.INPUT.FORMAT, data.train.class_names),
+    )
+    facts = {"seed": seed, "trained_on": data.trained_on, "config": whole_configuration(cfg, data.trained_on)}
+    results = run_to_end(cfg, trained, task, checkpointer, facts, start, resume=resume, services=services, callbacks=callbacks)
+    if is_main_process():
+        verify_results(cfg.TEST.EXPECTED_RESULTS, results)
+    return results
 
+
+def checkpointer_of(trained: Trained, folder: str) -> DetectionCheckpointer:
+    """What saves all that is trained in `folder`."""
+    kept = {"optimizer": trained.optimizer, "grad_scaler": trained.scaler}
+    if trained.averaged is not None:
+        kept[AVERAGE] = trained.averaged
+    return DetectionCheckpointer(trained.model, folder, **kept)
+
+
+def restore(trained: Trained, saved: Mapping, path: str) -> int:
+    """Go on with what the checkpoint `path` has beside the model, `saved`; returns the first iteration.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    restore_optimizer(trained.optimizer, saved["optimizer"])
+    if trained.scaler.is_enabled() and saved.get("grad_scaler"):
+        trained.scaler.load_state_dict(saved["grad_scaler"])
+    if trained.averaged is not None and not load_averaged(trained.averaged, saved, path):
+        logger.warning("a moving average is asked for, but the run began without: the average begins now")
+    return saved["iteration"] + 1
+
+
+def run_to_end(
+    cfg: CfgNode,
+    trained: Trained,
+    task: Task,
+    checkpointer: DetectionCheckpointer,
+    facts: dict,
+    start: int,
+    *,
+    resume: bool,
+    services: Sequence[str] = (),
+    callbacks: Sequence[Callback] = (),
+    settings: Mapping[str, object] | None = None,
+) -> dict:
+    """Train from iteration `start` on, evaluate, and return the results (main process).
+
+    Args:
+        cfg: SOLVER, TEST, VIS_PERIOD and OUTPUT_DIR of it are read.
+        facts: see `Run`.
+        resume, services, callbacks: see `train`.
+        settings: for the services, by name; None for all of `cfg`.
+
+    Raises:
+        UserError: see `train`.
+    """
     log = None
     if is_main_process():
         remove_unfinished(cfg.OUTPUT_DIR)
         if not resume:
             keep_earlier_metrics(cfg.OUTPUT_DIR)
-        writers = open_services(services, cfg.OUTPUT_DIR, dict(leaves(cfg)), resumed=start > 0)
+        told = dict(leaves(cfg)) if settings is None else settings
+        writers = open_services(services, cfg.OUTPUT_DIR, told, resumed=start > 0)
         log = Callbacks(
             [
                 TrainingLog(cfg.OUTPUT_DIR, start_iteration=start, max_iter=cfg.SOLVER.MAX_ITER, writers=writers),
@@ -122,19 +184,15 @@ def train(
             ]
         )
     try:
-        facts = {"seed": seed, "trained_on": data.trained_on, "config": whole_configuration(cfg, data.trained_on)}
-        run = Run(cfg, Trained(model, averaged, optimizer, scaler), data.train, evaluation, checkpointer, facts, start, log)
+        run = Run(cfg, trained, task, checkpointer, facts, start, log)
         if start < cfg.SOLVER.MAX_ITER:
             run.train()
         else:
-            logger.info("Nothing to train: %d iterations are done and SOLVER.MAX_ITER is %d", start, cfg.SOLVER.MAX_ITER)
-        results = run.finish()
+            logger.info("Nothing to train: %d iterations are done, of %d", start, cfg.SOLVER.MAX_ITER)
+        return run.finish()
     finally:
         if log is not None:
             log.close()
-    if is_main_process():
-        verify_results(cfg.TEST.EXPECTED_RESULTS, results)
-    return results
 
 
 def evaluate_only(cfg: CfgNode, data: RunData, *, last_checkpoint: bool = False) -> dict:

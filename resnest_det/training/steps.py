@@ -2,8 +2,9 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,11 +15,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from resnest_det.configuration.data import TrainingImages, build_train_loader
 from resnest_det.configuration.solver import build_gradient_clipper, build_lr_scheduler
 from resnest_det.configuration.tables import best_metric
 from resnest_det.distributed import all_gather_objects, get_world_size, is_main_process, synchronize
-from resnest_det.drawing.training import training_picture
 from resnest_det.engine.callbacks import Callbacks
 from resnest_det.engine.checkpoint import BEST_CHECKPOINT, DetectionCheckpointer, periodic_checkpointer
 from resnest_det.engine.events import read_results
@@ -30,9 +29,40 @@ from resnest_det.engine.spikes import SpikeWatch
 from resnest_det.errors import UserError
 from resnest_det.inference.evaluating import flatten_results
 from resnest_det.stopping import allowed, raise_if_requested
-from resnest_det.training.evaluation import Evaluation
 
 logger = logging.getLogger(__name__)
+
+
+class Judge(Protocol):
+    """How a run is evaluated; `sets` are what it is evaluated on, none if it is not."""
+
+    sets: Sequence
+
+    def run(self, model: nn.Module, *, last: bool, pictures: str = "") -> dict:
+        """Evaluate the model, the last time perhaps with more effort; task to figures on the main process."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run does with its model.
+
+    Attributes:
+        batches: called with `seed`, `start_iteration` and perhaps `num_workers`, gives this process's batches without end.
+        judge: evaluates.
+        learner: makes of the model the module that maps a batch to losses.
+        names_of: the files of a batch.
+        before_step: called with the number of an iteration and that module before it.
+        picture: of the model and a batch, to be shown every VIS_PERIOD iterations.
+        accumulate: see `train_loop`.
+    """
+
+    batches: Callable[..., Iterator]
+    judge: Judge
+    names_of: Callable[[Any], list[str]]
+    learner: Callable[[nn.Module], nn.Module] = lambda model: model
+    before_step: Callable[[int, nn.Module], None] | None = None
+    picture: Callable[[nn.Module, Any], np.ndarray] | None = None
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,8 +93,7 @@ class Run:
         self,
         cfg: CfgNode,
         trained: Trained,
-        images: TrainingImages,
-        evaluation: Evaluation,
+        task: Task,
         checkpointer: DetectionCheckpointer,
         facts: dict,
         start: int,
@@ -72,8 +101,8 @@ class Run:
     ):
         self.cfg = cfg
         self.trained = trained
-        self.images = images
-        self.evaluation = evaluation
+        self.task = task
+        self.network = task.learner(trained.model)
         self.checkpointer = checkpointer
         self.facts = facts
         self.seed = facts["seed"]
@@ -83,7 +112,7 @@ class Run:
         self.done = start - 1  # the last iteration
         period = cfg.TEST.EVAL_PERIOD
         # Of a single evaluation, that after the last iteration, model_final.pth is the best.
-        self.chooses = 0 < period < cfg.SOLVER.MAX_ITER and bool(evaluation.sets)
+        self.chooses = 0 < period < cfg.SOLVER.MAX_ITER and bool(task.judge.sets)
         known = read_results(cfg.OUTPUT_DIR, start) if is_main_process() and start else []
         self.evaluations = Evaluations(known, best_metric(cfg))
 
@@ -94,7 +123,7 @@ class Run:
             KeyboardInterrupt: a signal came; there is a checkpoint of the last iteration.
             UserError: there is no room for a step; the message says what would fit.
         """
-        cfg, model, device = self.cfg, self.trained.model, next(self.trained.model.parameters()).device
+        cfg, device = self.cfg, next(self.trained.model.parameters()).device
         if self.start and self._evaluation_due(self.done) and not any(each == self.done for each, _ in self._known()):
             # The run was killed between this checkpoint and the end of the evaluation that followed it.
             self.evaluate(self.done)
@@ -104,12 +133,12 @@ class Run:
             device.type, torch.float16 if device.type == "cuda" else torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED
         )
         scheduler = build_lr_scheduler(cfg, self.trained.optimizer, self.start)
-        batches = build_train_loader(cfg, self.images, seed=self.seed, start_iteration=self.start)
+        batches = self.task.batches(seed=self.seed, start_iteration=self.start)
         logger.info("Training from iteration %d to %d", self.start, cfg.SOLVER.MAX_ITER)
         last: list = []
         try:
             train_loop(
-                _distributed(model, device),
+                _distributed(self.network, device),
                 _noting(batches, last),
                 self.trained.optimizer,
                 scheduler,
@@ -118,10 +147,12 @@ class Run:
                 seed=self.seed,
                 scaler=self.trained.scaler,
                 autocast=autocast,
-                names_of=file_names,
+                names_of=self.task.names_of,
                 clip_gradients=build_gradient_clipper(cfg),
                 log=self.log and Callbacks([*self.log.callbacks, self.spikes]),
+                before_step=self.task.before_step and (lambda iteration: self.task.before_step(iteration, self.network)),
                 after_step=self._after_step(),
+                accumulate=self.task.accumulate,
             )
         except KeyboardInterrupt:
             if is_main_process() and self.done >= self.start:
@@ -144,7 +175,7 @@ class Run:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
         # Pictures of the last evaluation stand where those of --eval-only do; earlier ones are kept, to watch the model learn.
-        results = self.evaluation.run(model, last=last, pictures="" if last else f"iteration_{iteration:07d}")
+        results = self.task.judge.run(model, last=last, pictures="" if last else f"iteration_{iteration:07d}")
         if self.log is not None:
             figures = flatten_results(results)
             better = self.evaluations.add(iteration, figures)
@@ -200,11 +231,11 @@ class Run:
             actions.append(lambda iteration, batch: periodic.step(iteration, **self.facts))
             actions.append(self._tell_of_spikes)
         actions.append(self._evaluate_if_due)
-        if is_main_process() and self.cfg.VIS_PERIOD > 0:
+        if is_main_process() and self.task.picture and self.cfg.VIS_PERIOD > 0:
             actions.append(self._show)
         return actions
 
-    def _note_done(self, iteration: int, batch: list[dict]) -> None:
+    def _note_done(self, iteration: int, batch: Any) -> None:
         self.done = iteration
         if self.trained.averaged is not None:
             self.trained.averaged.update_parameters(self.trained.model)
@@ -214,31 +245,30 @@ class Run:
         period = self.cfg.TEST.EVAL_PERIOD
         return period > 0 and (iteration + 1) % period == 0 and iteration + 1 != self.cfg.SOLVER.MAX_ITER
 
-    def _precise_bn(self, iteration: int, batch: list[dict]) -> None:
+    def _precise_bn(self, iteration: int, batch: Any) -> None:
         if not self._evaluation_due(iteration) and iteration + 1 != self.cfg.SOLVER.MAX_ITER:
             return
         # Its own stream of batches, the same each time, disturbs neither the training data nor a resumed run.
         own_seed = int(np.random.SeedSequence((self.seed, 1)).generate_state(1)[0])
         count = self.cfg.TEST.PRECISE_BN.NUM_ITER
         logger.info("Running precise batch norm over %d batches", count)
-        batches = build_train_loader(self.cfg, self.images, seed=own_seed, num_workers=0)
-        update_batch_norm_statistics(self.trained.to_use, batches, count)
+        batches = self.task.batches(seed=own_seed, num_workers=0)
+        update_batch_norm_statistics(self.task.learner(self.trained.to_use), batches, count)
 
-    def _evaluate_if_due(self, iteration: int, batch: list[dict]) -> bool:
+    def _evaluate_if_due(self, iteration: int, batch: Any) -> bool:
         if not self._evaluation_due(iteration):
             return False
         with allowed():  # it takes long, and leaves the model as it is
             self.evaluate(iteration)
         return self._ended()
 
-    def _show(self, iteration: int, batch: list[dict]) -> None:
+    def _show(self, iteration: int, batch: Any) -> None:
         if (iteration + 1) % self.cfg.VIS_PERIOD == 0:
-            picture = training_picture(self.trained.model, batch[0], self.cfg.INPUT.FORMAT, self.images.class_names)
-            self.log.image(iteration, "truth and prediction", picture)
+            self.log.image(iteration, "truth and prediction", self.task.picture(self.trained.model, batch))
 
-    def _tell_of_spikes(self, iteration: int, batch: list[dict]) -> None:
+    def _tell_of_spikes(self, iteration: int, batch: Any) -> None:
         if self.spikes.found:
-            logger.warning("%s; images of this step: %s", self.spikes.found, ", ".join(file_names(batch)))
+            logger.warning("%s; images of this step: %s", self.spikes.found, ", ".join(self.task.names_of(batch)))
 
     def _tell_of_stuck_classes(self) -> None:
         name = f"{self.evaluations.metric.rpartition('/')[0]}/AP-"
@@ -250,15 +280,15 @@ class Run:
                 ", ".join(stuck[:10]),
             )
 
-    def _what_fits(self, error: OutOfMemory, batch: list[dict], autocast: torch.autocast) -> str:
+    def _what_fits(self, error: OutOfMemory, batch: Any, autocast: torch.autocast) -> str:
         """The message for a step that had no room, after trying smaller ones on the images that it had."""
         total, processes = self.cfg.SOLVER.IMS_PER_BATCH, get_world_size()
         text = f"SOLVER.IMS_PER_BATCH {total} at iteration {self.done + 1}: {error}; "
 
-        def step(images: list[dict]) -> None:
+        def step(images: Any) -> None:
             self.trained.optimizer.zero_grad()
             with autocast:
-                loss = sum(self.trained.model(images).values())
+                loss = sum(self.network(images).values())
             loss.backward()
 
         # With several processes, the others wait for what this one has not sent.
@@ -281,7 +311,7 @@ def _noting(batches, last: list):
         yield batch
 
 
-def file_names(batch: list[dict]) -> list[str]:
+def file_names(batch: Any) -> list[str]:
     """The files of a batch."""
     return [str(sample.get("file_name", "?")) for sample in batch]
 

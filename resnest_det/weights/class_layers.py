@@ -12,7 +12,7 @@ _LAYERS = (
     (re.compile(r"(^|\.)box_predictor(\.\d+)?\.cls_score$"), "thing_classes", 1),  # with one more output, of the background
     (re.compile(r"(^|\.)box_predictor(\.\d+)?\.bbox_pred$"), "thing_classes", 4),
     (re.compile(r"(^|\.)mask_head\.predictor$"), "thing_classes", 1),
-    (re.compile(r"(^|\.)sem_seg_head\.predictor$"), "stuff_classes", 1),
+    (re.compile(r"(^|\.)(sem_seg_head|auxiliary_head)\.predictor$"), "stuff_classes", 1),
 )
 _WORDS = {"thing_classes": "classes", "stuff_classes": "classes of pixels"}
 

@@ -24,7 +24,7 @@ LAYOUTS = ("detectron2", "timm", "mmdet")
 
 # Keys that training code puts around a state dict, the usual ones first; others are tried as well.
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "blobs", "")
-BACKBONE_PREFIXES = ("backbone.bottom_up.", "bottom_up.", "backbone.", "")
+BACKBONE_PREFIXES = ("backbone.bottom_up.", "bottom_up.", "backbone.", "pretrained.", "")  # the last but one: PyTorch-Encoding's
 
 # A parameter that only this layout has, by which it is recognised.
 _SIGNS = {

@@ -1,6 +1,6 @@
-"""What is published of ResNeSt: ImageNet weights and detector checkpoints, with their input and accuracy.
+"""What is published of ResNeSt: ImageNet weights, detector and segmentation checkpoints, with their input and accuracy.
 
-Addresses die and move, so every file is known by its name and by the first digits of its digest, and has several
+Addresses die and move, so every file is known by its name and by digits of its sha256 or sha1, and has several
 mirrors where several are known.
 """
 
@@ -17,19 +17,20 @@ _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/"
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A published file.
+    """A published file: its name, its addresses, and the start of its sha256 or its sha1 (hex; "" if unpublished).
 
-    Attributes:
-        filename: its name.
-        mirrors: its addresses.
-        digits: the start of its digest (hex; "" if unpublished).
-        algorithm: of the digest: "sha256", or Gluon's "sha1", which is that of the `.params` file in an archive.
+    At an address that ends in `.zip` it lies in an archive, alone.
     """
 
     filename: str
     mirrors: tuple[str, ...]
-    digits: str
-    algorithm: str = "sha256"
+    sha256_prefix: str
+    sha1: str = ""
+
+    @property
+    def digest(self) -> tuple[str, str]:
+        """The name of the hash that is published of the file, and its first digits."""
+        return ("sha1", self.sha1) if self.sha1 else ("sha256", self.sha256_prefix)
 
 
 @dataclass(frozen=True)
@@ -141,25 +142,64 @@ _DETECTION_FILES = (
 )
 
 
-def digits_in(filename: str) -> str:
-    """The digits of the digest at the end of a published file's name, `NAME-0123abcd.pth`, or ""."""
+def sha256_prefix_in(filename: str) -> str:
+    """The digits of the sha256 at the end of a published file's name, `NAME-0123abcd.pth`, or ""."""
     digits = re.search(r"-([0-9a-f]{8,64})\.[a-z]+$", filename)
     return digits.group(1) if digits else ""
 
 
 def _detection_file(filename: str) -> WeightFile:
-    return WeightFile(filename, (f"{_AUTHORS_STORE}detectron/{filename}",), digits_in(filename))
+    return WeightFile(filename, (f"{_AUTHORS_STORE}detectron/{filename}",), sha256_prefix_in(filename))
+
+
+# Whole semantic models: their sha1, by the authors' names (PyTorch-Encoding, encoding/models/model_store.py).
+_SEGMENTATION_SHA1 = {
+    "fcn_resnest50_ade": "4aba491aaf8e4866a9c9981b210e3e3266ac1f2a",
+    "deeplab_resnest50_ade": "2225f09d0f40b9a168d9091652194bc35ec2a5a9",
+    "deeplab_resnest101_ade": "06ca799c8cc148fe0fafb5b6d052052935aa3cc8",
+    "deeplab_resnest200_ade": "7b9e7d3e6f0e2c763c7d77cad14d306c0a31fe05",
+    "deeplab_resnest269_ade": "0074dd10a6e6696f6f521653fb98224e75955496",
+    "fcn_resnest50_pcontext": "77a2161deeb1564e8b9c41a4bb7a3f33998b00ad",
+    "deeplab_resnest50_pcontext": "08dccbc4f4694baab631e037a374d76d8108c61f",
+    "deeplab_resnest101_pcontext": "faf5841853aae64bd965a7bdc2cdc6e7a2b5d898",
+    "deeplab_resnest200_pcontext": "fe76a26551dd5dcf2d474fd37cba99d43f6e984e",
+    "deeplab_resnest269_pcontext": "b661fd26c49656e01e9487cd9245babb12f37449",
+}
+# MMSegmentation's, with the file's folder and name (configs/resnest/metafile.yaml); the digits are of the sha256.
+_MMSEG_STORE = "https://download.openmmlab.com/mmsegmentation/v0.5/resnest/"
+_MMSEG_FILES = {
+    "fcn_s101-d8_512x1024_80k_cityscapes": "20200807_140631-f8d155b3",
+    "pspnet_s101-d8_512x1024_80k_cityscapes": "20200807_140631-c75f3b99",
+    "deeplabv3_s101-d8_512x1024_80k_cityscapes": "20200807_144429-b73c4270",
+    "deeplabv3plus_s101-d8_512x1024_80k_cityscapes": "20200807_144429-1239eb43",
+    "fcn_s101-d8_512x512_160k_ade20k": "20200807_145416-d3160329",
+    "pspnet_s101-d8_512x512_160k_ade20k": "20200807_145416-a6daa92a",
+    "deeplabv3_s101-d8_512x512_160k_ade20k": "20200807_144503-17ecabe5",
+    "deeplabv3plus_s101-d8_512x512_160k_ade20k": "20200807_144503-27b26226",
+}
+
+
+def _segmentation_file(name: str, sha1: str) -> WeightFile:
+    stem = f"{name}-{sha1[:8]}"
+    return WeightFile(f"{stem}.pth", (f"https://s3.us-west-1.wasabisys.com/encoding/models/{stem}.zip",), "", sha1)
+
+
+def _mmseg_file(name: str, version: str) -> WeightFile:
+    filename = f"{name}_{version}.pth"
+    return WeightFile(filename, (f"{_MMSEG_STORE}{name}/{filename}",), sha256_prefix_in(filename))
 
 
 WEIGHT_FILES: dict[str, WeightFile] = {
     **{weights.name: weights.file for weights in IMAGENET_WEIGHTS.values()},
     **{re.sub(r"(-[0-9a-f]{8})?\.pth$", "", filename): _detection_file(filename) for filename in _DETECTION_FILES},
+    **{name: _segmentation_file(name, sha1) for name, sha1 in _SEGMENTATION_SHA1.items()},
+    **{name: _mmseg_file(name, version) for name, version in _MMSEG_FILES.items()},
 }
 
 # Gluon's, by the `model_store.py` of GluonCV 0.10 and of the authors' package, which alone has the fast variants.
 _GLUON_STORE = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/models/"
 _AUTHORS_GLUON = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step2/"
-_GLUON_DIGESTS = {
+_GLUON_SHA1 = {
     "resnest14": "7e0b0cae2fd7e9084d1e498b858af1429a6eb1cb",
     "resnest26": "364590740605b6a2b95f5bb77436d781a817436f",
     "resnest50": "bcfefe1dd1dd1ef5cfed5563123c1490ea37b42e",
@@ -183,12 +223,11 @@ _GLUON_DIGESTS = {
 }
 
 
-def _gluon_file(name: str, digest: str) -> WeightFile:
-    filename = f"{name}-{digest[:8]}.zip"
+def _gluon_file(name: str, sha1: str) -> WeightFile:
+    stem = f"{name}-{sha1[:8]}"
     by_authors = name in IMAGENET_WEIGHTS and name not in ("resnest14", "resnest26")
-    stores = [_GLUON_STORE] if "_fast_" not in name else []
-    stores += [_AUTHORS_GLUON] if by_authors else []
-    return WeightFile(filename, tuple(store + filename for store in stores), digest, "sha1")
+    stores = ([] if "_fast_" in name else [_GLUON_STORE]) + ([_AUTHORS_GLUON] if by_authors else [])
+    return WeightFile(f"{stem}.params", tuple(f"{store}{stem}.zip" for store in stores), "", sha1)
 
 
-GLUON_FILES: dict[str, WeightFile] = {name: _gluon_file(name, digest) for name, digest in _GLUON_DIGESTS.items()}
+GLUON_FILES: dict[str, WeightFile] = {name: _gluon_file(name, sha1) for name, sha1 in _GLUON_SHA1.items()}

@@ -12,6 +12,7 @@ from torch import Tensor
 from resnest_det.errors import UserError
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.names import state_dict_of, to_own_names
+from resnest_det.weights.segmentor_names import segmentor_heads
 
 _LARGEST = 1e30  # what a bit turned in the exponent of an ordinary weight makes larger; squares are infinite soon after
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -27,8 +28,10 @@ class Weights:
         layout: "detectron2", "timm", "mmdet", "gluon" or "caffe2", recognised by the names.
         prefix: what stands before the backbone's names in the file.
         backbone: the backbone and its classification head (`linear.`) under this package's names, without a prefix.
-        origin: name in `backbone` to the name in the file.
+        origin: name in `backbone` and `heads` to the name in the file.
         taken_off: in words, the key and the prefix under which `state` was in the file; "" for none.
+        heads: those of a semantic model of another library under this package's names, see `segmentor_heads`.
+        family: whose they are, "authors" or "mmseg"; "" for none.
         class_names: "thing_classes" and "stuff_classes" that a detector was trained on, as far as its file says.
     """
 
@@ -39,11 +42,13 @@ class Weights:
     backbone: dict[str, Tensor]
     origin: dict[str, str]
     taken_off: str = ""
+    heads: dict[str, Tensor] = field(default_factory=dict)
+    family: str = ""
     class_names: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def rest(self) -> dict[str, Tensor]:
-        """The tensors outside the backbone and its classification head, by their names in the file."""
+        """The tensors outside the backbone, its classification head and `heads`, by their names in the file."""
         used = set(self.origin.values())
         return {name: value for name, value in self.state.items() if name not in used}
 
@@ -129,7 +134,8 @@ def weights_of(state: dict[str, Tensor], path: str | os.PathLike) -> Weights:
     """
     with errors_naming(path):
         backbone, origin, layout, prefix = to_own_names(state)
-    return Weights(os.fspath(path), state, layout, prefix, backbone, origin)
+    heads, head_origin, family = segmentor_heads(state)
+    return Weights(os.fspath(path), state, layout, prefix, backbone, origin | head_origin, heads=heads, family=family)
 
 
 @contextmanager

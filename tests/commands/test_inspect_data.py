@@ -37,6 +37,21 @@ def test_counts_findings_and_pictures(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == ["1.png", "2.png"]
 
 
+def test_what_is_suspicious_has_a_red_frame(tmp_path, capsys):
+    """Of each kind one at least, also of what reading leaves out; the others are drawn as ever."""
+    double = OBJECT | {"bbox": [21, 20, 60, 50]}
+    flipped = {"image_id": 2, "bbox": [100, 80, -60, -50], "area": 3000}
+    main([made(tmp_path, OBJECT, double, double, flipped), "--output", "out", "--count", "2"])
+    assert "2 images with what is suspicious in red: out/suspicious" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out" / "suspicious").iterdir()) == ["1.png", "2.png"]
+    for folder in ("suspicious", "images"):
+        picture = np.asarray(Image.open(f"out/{folder}/2.png"), dtype=int)  # enlarged four times
+        red = (picture[..., 0] > 200) & (picture[..., 1:].max(axis=2) < 60)
+        assert red[200, 155:165].any() and red[200, 395:405].any() and not red[200, 200:300].any()
+    main([made(tmp_path, name="fine"), "--output", "fine_out"])
+    assert not (tmp_path / "fine_out" / "suspicious").exists()
+
+
 def test_findings_are_told_of_a_file_that_cannot_be_used(tmp_path, capsys):
     of_none = {"image_id": 1, "category_id": 7, "bbox": [20, 20, 60, 50]}
     with pytest.raises(UserError, match="category id 7 is not in the list"):

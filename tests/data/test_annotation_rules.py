@@ -133,7 +133,7 @@ def test_polygons_of_fewer_than_three_points_are_left_out_and_still_count(read, 
     assert [(a["id"], a["segmentation"]) for a in dataset.records[0]["annotations"]] == [(1, SQUARE)]
     assert "left out 1 objects whose polygons have fewer than three points" in caplog.text
     first, second = ground_truth_of_instances(dataset)["annotations"]
-    assert first["segmentation"] == SQUARE and second["bbox"] == (1, 1, 4, 4)
+    assert first["segmentation"] == SQUARE and second["bbox"] == [1, 1, 4, 4]
     assert second["segmentation"]["size"] == [10, 20] and second["area"] == 0
 
 
@@ -222,7 +222,7 @@ def test_ids_that_are_text_are_told_and_kept(read, caplog):
     assert [len(record["annotations"]) for record in dataset.records] == [1, 0, 2]
     assert "made.json: ids of annotations are text, such as 'f81d-1'" in caplog.text and "ids of images" in caplog.text
     again = pickle.loads(pickle.dumps(dataset.records))
-    assert again == dataset.records and str(again[1]["image_id"]) == "a.png"
+    assert list(again) == list(dataset.records) and str(again[1]["image_id"]) == "a.png"
     content["annotations"][0]["id"] = "f81d-1"
     with pytest.raises(UserError, match="made.json: annotation id f81d-1 occurs more than once"):
         read(content)

@@ -114,6 +114,14 @@ def test_a_value_that_is_no_class_is_named(made, value, ignore_value):
         read_semantic_labels(record)
 
 
+def test_values_that_are_no_classes_are_counted(made):
+    labels = label_map()
+    labels[4, 5:9], labels[6, :3], labels[7, :2] = 9, 77, 250
+    message = "has 4 pixels of value 9, and 5 of 2 other values that are none; there are 3 classes"
+    with pytest.raises(UserError, match=message):
+        read_semantic_labels(load(made(labels=labels)).records[0])
+
+
 @pytest.mark.parametrize(
     "classes, names, colors",
     [
@@ -279,11 +287,10 @@ def shapes(tmp_path):
     panoptic = load_coco_panoptic(
         "panoptic", f"{folder}/annotations/panoptic_train.json", f"{folder}/panoptic_train", f"{folder}/train", instances
     )
-    write_semantic_pngs(panoptic, str(tmp_path / "labels"), 1)
+    write_semantic_pngs(panoptic, str(tmp_path / "shape_labels"), 1)
     classes = tuple(panoptic.metadata.stuff_classes)
-    return panoptic, {
-        "label_root": str(tmp_path / "labels"), "image_root": f"{folder}/train", "classes": classes, "instances_json": instances
-    }  # fmt: skip
+    folders = {"label_root": str(tmp_path / "shape_labels"), "image_root": f"{folder}/train"}
+    return panoptic, {**folders, "classes": classes, "instances_json": instances}
 
 
 def test_label_pngs_beside_an_instance_file_are_the_same_truth_as_a_panoptic_one(shapes):

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from resnest_det.configuration.model import build_model
 from resnest_det.configuration.reading import load_config
-from resnest_det.detector.semantic_head import SemSegFPNHead, rescale_logits
+from resnest_det.detector.pixel_loss import PixelLoss, rescale_logits
+from resnest_det.detector.semantic_head import SemSegFPNHead
 from resnest_det.detector.semantic_segmentor import SemanticSegmentor
 from resnest_det.errors import UserError
 
@@ -56,13 +57,13 @@ def test_loss_is_the_mean_over_labelled_pixels():
     targets = torch.randint(0, 3, (2, 8, 8), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     targets[0, :5] = 255
     expected = F.cross_entropy(logits, targets.long(), ignore_index=255)
-    torch.testing.assert_close(head(loss_weight=0.5).losses(logits, targets)["loss_sem_seg"], 0.5 * expected)
+    torch.testing.assert_close(head(loss=PixelLoss(weight=0.5)).losses(logits, targets)["loss_sem_seg"], 0.5 * expected)
 
 
 @pytest.mark.parametrize("ignore_value", [-1, 0, 1, 200])
 def test_pixels_of_the_ignore_value_and_the_padding_are_not_learned(ignore_value):
     """Also where the value is a class, as Detectron2 has it, and where a byte does not hold it."""
-    own = head(("p2",), ignore_value=ignore_value)
+    own = head(("p2",), loss=PixelLoss(ignore_value=ignore_value))
     backbone = torch.nn.Identity()
     backbone.size_divisibility = 16
     model = SemanticSegmentor(backbone=backbone, sem_seg_head=own, pixel_mean=[0], pixel_std=[1])

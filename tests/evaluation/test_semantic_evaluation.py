@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from hotcoco.semantic import SemanticEval
 from PIL import Image
 
 from resnest_det.data.panoptic import load_coco_panoptic
@@ -195,3 +196,49 @@ def test_the_panoptic_map_with_the_most_wrong_pixels_is_drawn_by_choice(dataset,
     writer.process([{"image_id": 2}], [{"panoptic_seg": (ids, [sky])}])
     writer.report()
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["01_2_panoptic.png"]
+
+
+def test_figures_are_those_of_torchmetrics():
+    """To the last digit that is printed (three decimals); hotcoco counts, torchmetrics in its own way."""
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    rng = np.random.default_rng(0)
+    truth = torch.from_numpy(rng.integers(0, 19, (6, 64, 96)))
+    predicted = torch.where(
+        torch.from_numpy(rng.random(truth.shape) < 0.7), truth, torch.from_numpy(rng.integers(0, 19, truth.shape))
+    )
+    truth[torch.from_numpy(rng.random(truth.shape) < 0.1)] = 255
+    counting = SemanticEval(19, ignore_index=255)
+    for image in zip(truth, predicted):
+        counting.update(*(each.to(torch.uint8).numpy() for each in image))
+    figures = semantic_figures(counting.confusion().astype(np.int64).T, [str(number) for number in range(19)])
+    given = dict(num_classes=19, ignore_index=255)
+    iou = functional.multiclass_jaccard_index(predicted, truth, average=None, **given)
+    accuracy = functional.multiclass_accuracy(predicted, truth, average=None, **given)
+    expected = {f"IoU-{number}": value for number, value in enumerate(iou)}
+    expected |= {f"ACC-{number}": value for number, value in enumerate(accuracy)}
+    expected |= {
+        "mIoU": functional.multiclass_jaccard_index(predicted, truth, average="macro", **given),
+        "fwIoU": functional.multiclass_jaccard_index(predicted, truth, average="weighted", **given),
+        "pACC": functional.multiclass_accuracy(predicted, truth, average="micro", **given),
+        "mACC": functional.multiclass_accuracy(predicted, truth, average="macro", **given),
+    }
+    assert {name: f"{value:.3f}" for name, value in figures.items()} == {
+        name: f"{100 * float(value):.3f}" for name, value in expected.items()
+    }
+
+
+def test_processes_count_together(labelled, monkeypatch):
+    """Each has its own images; the sum of their counts is the count of one that had all."""
+    rng = np.random.default_rng(0)
+    parts, whole = [], SemSegEvaluator(labelled)
+    for _ in range(2):
+        evaluator, scores = SemSegEvaluator(labelled), torch.from_numpy(rng.random((3, HEIGHT, WIDTH)))
+        for each in (evaluator, whole):
+            each.process([{"image_id": 1}], [{"sem_seg": scores}])
+        parts.append(evaluator.counting.confusion().astype(np.int64).T)
+    monkeypatch.setattr("resnest_det.evaluation.semantic.gather_objects", lambda own: parts)
+    together = SemSegEvaluator(labelled).evaluate()
+    monkeypatch.undo()
+    assert {k: v for k, v in together["sem_seg"].items() if v == v} == {
+        k: v for k, v in whole.evaluate()["sem_seg"].items() if v == v
+    }

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.faults.machines import can_make_networks, lossy_network, machine_vanishes
+from tests.faults.machines import can_make_networks, lossy_network, machine_comes_back, machine_vanishes
 from tests.faults.runs import ITERATIONS, PATIENCE, Run, Training, ends_in_one_line, processes_of, wait_until_gone
 from tests.helpers.commands import ROOT
 
@@ -205,7 +205,7 @@ def images_gone(training: Training, folder: Path, numbers: random.Random) -> str
     return error
 
 
-# The last two are of runs on two machines, each with one process.
+# The last three are of runs on two machines, each with one process.
 FAULTS: dict[str, Callable[[Training, Path, random.Random], str]] = {
     function.__name__: function
     for function in (
@@ -220,6 +220,7 @@ FAULTS: dict[str, Callable[[Training, Path, random.Random], str]] = {
         output_gone,
         images_gone,
         machine_vanishes,
+        machine_comes_back,
         lossy_network,
     )
 }
@@ -229,7 +230,7 @@ def possible(processes: int) -> list[str]:
     """Names of the faults that this user can bring about on runs of that many processes."""
     impossible = {"full_file_system"} if not can_mount() else set()
     if processes != 2:
-        impossible |= {"machine_vanishes", "lossy_network"}
+        impossible |= {"machine_vanishes", "machine_comes_back", "lossy_network"}
     elif not can_make_networks():
         impossible.add("lossy_network")
     return [name for name in FAULTS if name not in impossible]

@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.faults.runs import ITERATIONS, PATIENCE, Run, Training, kill, wait_until_gone
+from tests.faults.runs import ITERATIONS, PATIENCE, Run, Training, kill, processes_of, wait_until_gone
 
 _LOSS = 0.02  # of all packets
 _SILENCE = 5.0  # seconds without any
+_ABSENCE = 40.0  # seconds; torch takes a machine for gone after 15 to 20
 _PORT = 29400
 # linux/if_tun.h and linux/sched.h
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI, _CLONE_NEWNET = 0x400454CA, 1, 0x1000, 0x40000000
@@ -46,6 +47,29 @@ def machine_vanishes(training: Training, folder: Path, numbers: random.Random) -
     return f"the other one ended {seconds:.0f} s later"
 
 
+def machine_comes_back(training: Training, folder: Path, numbers: random.Random) -> str:
+    """Under torchrun, one of two machines loses all its processes and joins again: the other one waits, and both go on."""
+    run = Run(training, folder / "out")
+    machines = [_machine_of_torchrun(run) for _ in range(2)]
+    try:
+        run.wait_for(machines[0], numbers.randint(3, ITERATIONS - 4))
+        # Whoever holds the port of the rendezvous has to live: torch keeps what the machines agree on in that process.
+        host = _who_listens(_PORT)
+        victim, other = machines if host in processes_of(machines[1].pid) else machines[::-1]
+        kill(victim.pid)
+        time.sleep(_ABSENCE)
+        run.check()
+        assert other.poll() is None, run.output.read_text()
+        machines = [other, _machine_of_torchrun(run)]
+        _end(run, machines)
+    finally:
+        for machine in machines:
+            kill(machine.pid)
+    run.check()
+    run.complete()
+    return f"back after {_ABSENCE:.0f} s"
+
+
 def lossy_network(training: Training, folder: Path, numbers: random.Random) -> str:
     """Two machines whose network loses packets at random, and for some seconds all of them; see `can_make_networks`."""
     run = Run(training, folder / "out")
@@ -67,6 +91,23 @@ def lossy_network(training: Training, folder: Path, numbers: random.Random) -> s
 def _machine(run: Run, address: str, rank: int, prefix: Sequence[str] = ()) -> subprocess.Popen:
     flags = ["--num-processes", "1", "--num-machines", "2", "--machine-rank", str(rank), "--dist-url", f"tcp://{address}:{_PORT}"]
     return run.start(flags=flags, prefix=prefix, env={"GLOO_SOCKET_IFNAME": "tun0" if prefix else "lo"})
+
+
+def _machine_of_torchrun(run: Run) -> subprocess.Popen:
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{_PORT}", "--rdzv-id", "faults"]
+    torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", *rendezvous]
+    return run.start(flags=[], launcher=torchrun, env={"GLOO_SOCKET_IFNAME": "lo"})
+
+
+def _who_listens(port: int) -> int:
+    """The process that has a socket which listens on that port."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    [inode] = {line[9] for line in lines if line[3] == "0A" and int(line[1].rpartition(":")[2], 16) == port}
+    for handle in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(handle) == f"socket:[{inode}]":
+                return int(handle.parts[2])
+    raise AssertionError(f"nobody listens on port {port}")
 
 
 def _end(run: Run, machines: Sequence[subprocess.Popen]) -> None:

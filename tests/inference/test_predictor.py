@@ -13,8 +13,11 @@ from PIL import Image
 
 from resnest_det import Predictor
 from resnest_det.commands.train_net import main
+from resnest_det.configuration.reading import load_config
+from resnest_det.data.coco_classes import coco_classes
 from resnest_det.detector.postprocess import CompactMasks
 from resnest_det.errors import UserError
+from resnest_det.inference.classes import classes_of
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from tests.helpers.tiny_run import write_tiny_run
 
@@ -144,6 +147,17 @@ def test_classes_that_nobody_names_are_numbers(run, tmp_path, caplog):
     classes = Predictor(tmp_path / "mine.yaml", tmp_path / "weights.pth").classes.things
     assert classes.names == ("thing 0", "thing 1") and classes.ids == (0, 1)
     assert "nothing says what its classes are called" in caplog.text
+
+
+def test_published_detectors_have_the_classes_of_coco():
+    classes = classes_of(load_config("panoptic_cascade_ResNeSt200_FPN_3x"), coco_classes(), "published")
+    assert (len(classes.things.names), len(classes.stuff.names), classes.stuff.names[0]) == (80, 54, "things")
+    # Of COCO's panoptic_coco_categories.json; in its order, from 1 on, Detectron2 counts them.
+    named = dict(zip(classes.stuff.names, classes.stuff.ids, strict=True))
+    assert named["banner"] == 92 and named["sky-other-merged"] == 187 and classes.stuff.names[-1] == "rug-merged"
+    assert list(classes.stuff.ids) == sorted(set(classes.stuff.ids)) and classes.things.ids[-1] == 90
+    objects = classes_of(load_config("mask_rcnn_ResNeSt50_FPN"), coco_classes(), "published")
+    assert objects.things == classes.things and not objects.stuff.names
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""Libraries that decode JPEGs, by name."""
+
+import functools
+import importlib
+from collections.abc import Callable
+
+import numpy as np
+
+from resnest_det.errors import ArgumentError
+
+DECODERS = {"pil": "", "turbojpeg": "PyTurboJPEG", "simplejpeg": "simplejpeg", "torchvision": ""}
+
+
+@functools.cache
+def jpeg_decoder(name: str) -> Callable[[bytes], np.ndarray] | None:
+    """From the content of a JPEG to (H, W, 3) uint8 RGB, as it is stored; None for Pillow, which reads other formats as well.
+
+    Raises:
+        ArgumentError: there is no such decoder, or its package is not installed.
+    """
+    if name not in DECODERS:
+        raise ArgumentError("decoder", f"is {name!r}; supported: {', '.join(map(repr, DECODERS))}")
+    if name == "pil":
+        return None
+    try:
+        return _MAKERS[name]()
+    except (ImportError, OSError, RuntimeError) as error:
+        needs = f': pip install "{DECODERS[name]}"' if DECODERS[name] else ""
+        raise ArgumentError("decoder", f"{name!r} cannot be used ({' '.join(str(error).split())[:200]}){needs}") from error
+
+
+def _turbojpeg() -> Callable[[bytes], np.ndarray]:
+    turbojpeg = importlib.import_module("turbojpeg")
+    decoder = turbojpeg.TurboJPEG()
+    return lambda content: decoder.decode(content, pixel_format=turbojpeg.TJPF_RGB)
+
+
+def _simplejpeg() -> Callable[[bytes], np.ndarray]:
+    simplejpeg = importlib.import_module("simplejpeg")
+    return lambda content: simplejpeg.decode_jpeg(content, colorspace="RGB")
+
+
+def _torchvision() -> Callable[[bytes], np.ndarray]:
+    io = importlib.import_module("torchvision.io")
+    torch = importlib.import_module("torch")
+    return lambda content: (
+        io.decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=io.ImageReadMode.RGB)
+        .permute(1, 2, 0)
+        .contiguous()
+        .numpy()
+    )
+
+
+_MAKERS = {"turbojpeg": _turbojpeg, "simplejpeg": _simplejpeg, "torchvision": _torchvision}
