@@ -33,7 +33,7 @@ class ClassFolders(ImageFolder):
             with open_image(path) as image:  # not turned upright, as the published accuracies were measured
                 return self.transform(image), label  # which makes RGB of any mode
         except UserError as error:
-            return UserError(f"image {path}: {error}")
+            return error if path in str(error) else UserError(f"image {path}: {error}")
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
             return UserError(f"image {path} cannot be read: it is damaged or not an image ({type(error).__name__})")
 

@@ -261,7 +261,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, resnest_det_command):
     done = resnest_det_command("convert", tmp_path / "x.pth", tmp_path / "y.pth", "--to", "timm")
     assert done.status == 2 and done.stdout == ""
     assert done.stderr.splitlines()[-1] == (
-        f"error: checkpoint {tmp_path}/x.pth is a web page, not a checkpoint: its address has moved"
+        f"error: checkpoint {tmp_path}/x.pth is a web page, not the file itself: its address has moved, or wants a login"
     )
     assert "Traceback" not in done.stderr
 
