@@ -16,9 +16,11 @@ Without dimensions an array of version 3 is one number; an earlier one is nothin
 src/ndarray/ndarray.cc of MXNet 1.9.
 """
 
+import hashlib
 import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +57,10 @@ class Damaged(Exception):
     """It is not as MXNet writes it; the message says where."""
 
 
+# What the library raises at a damaged archive, one with a password, and one packed in a way it does not know.
+_UNREADABLE = (Damaged, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+
+
 def is_archive(path: Path) -> bool:
     """Whether this is what Gluon's model zoo publishes: a zip archive of one `.params` file and nothing else."""
     try:
@@ -69,7 +75,7 @@ def open_params(path: Path) -> Iterator[tuple[IO[bytes], int]]:
     """The bytes of a `.params` file, or of the one in an archive, and how many there are, which an archive only claims.
 
     Raises:
-        Damaged: an archive holds more than its size lets one expect; `zipfile`'s errors, where it is damaged.
+        Damaged: an archive holds more than its size lets one expect; others of `_UNREADABLE`.
     """
     if not is_archive(path):
         with path.open("rb") as file:
@@ -83,6 +89,18 @@ def open_params(path: Path) -> Iterator[tuple[IO[bytes], int]]:
             )
         with archive.open(member) as file:
             yield file, member.file_size
+
+
+def sha1_of(path: Path) -> str:
+    """The SHA-1 that Gluon's model zoo knows a `.params` file by, in an archive or not; "unreadable" of a damaged archive."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    try:
+        with open_params(path) as (file, _):
+            while content := file.read(_CHUNK):
+                digest.update(content)
+    except _UNREADABLE:
+        return "unreadable"
+    return digest.hexdigest()
 
 
 def read_params(file: IO[bytes], size: int) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from resnest_det.errors import UserError, printable
 from resnest_det.weights.checkpoint_files import read_checkpoint
-from resnest_det.weights.mxnet_files import Damaged, read_params
+from resnest_det.weights.mxnet_files import Damaged, read_params, sha1_of
 from resnest_det.weights.pickles import UnusableTensor
 from tests.helpers.mxnet_writer import DTYPES, params_bytes
 
@@ -175,11 +175,14 @@ def test_the_archive_that_is_published(tmp_path):
     whole = params_bytes(ARRAYS)
     path = zipped(tmp_path / "x-0123abcd.zip", {"x-0123abcd.params": whole})
     assert_arrays(read_checkpoint(path), ARRAYS)
+    (tmp_path / "x.params").write_bytes(whole)
+    assert sha1_of(path) == sha1_of(tmp_path / "x.params") != "unreadable"
 
     content = bytearray(path.read_bytes())
     content[60] ^= 4
     path.write_bytes(content)
     refusal(path)
+    assert sha1_of(path) == "unreadable"
     path.write_bytes(content[:-30])
     assert "no table of contents" in refusal(path)
     assert "zip archive but not a PyTorch" in refusal(zipped(path, {"a.params": whole, "b.params": whole}))
@@ -191,3 +194,4 @@ def test_a_small_archive_of_very_much_is_not_unpacked(tmp_path):
     assert "more than parameters can be packed from" in refusal(path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+    assert sha1_of(path) == "unreadable"
