@@ -344,12 +344,8 @@ def build_augmentation(cfg) -> Augmentation:
     """
     given, steps = cfg.INPUT, []
     names = {"short_sides": "MIN_SIZE_TRAIN", "max_side": "MAX_SIZE_TRAIN", "sampling": "MIN_SIZE_TRAIN_SAMPLING"}
-    with naming(
-        {
-            argument: f"INPUT.{key}"
-            for argument, key in (names | {"long_sides": "LONG_SIDE_TRAIN", "library": "RESIZE_LIBRARY_TRAIN"}).items()
-        }
-    ):
+    names |= {"library": "RESIZE_LIBRARY_TRAIN", "long_sides": "LONG_SIDE_TRAIN"}
+    with naming({argument: f"INPUT.{key}" for argument, key in names.items()}):
         if given.LONG_SIDE_TRAIN:
             steps.append(ResizeLongestEdge(tuple(given.LONG_SIDE_TRAIN)))
         else:

@@ -38,6 +38,7 @@ from resnest_det.engine.checkpoint import BEST_CHECKPOINT, DetectionCheckpointer
 from resnest_det.engine.environment import environment_summary
 from resnest_det.engine.events import setup_logging
 from resnest_det.engine.loop import seed_everything
+from resnest_det.engine.memory import OutOfMemory
 from resnest_det.errors import UserError, naming
 from resnest_det.evaluation.classification import TASK, ClassificationEvaluator
 from resnest_det.evaluation.loop import EvaluationSet, inference_on_dataset
@@ -174,6 +175,7 @@ def train_classifier(
         learner=partial(image_classifier, cfg),
         before_step=before_step,
         accumulate=cfg.TRAINING.ACCUMULATE,
+        what_fits=partial(what_fits, cfg.TRAINING.BATCH_SIZE),
     )
     facts = {"seed": seed, "trained_on": {"classes": list(train.classes), "input_format": "RGB"}, "config": whole_text(cfg)}
     settings = dict(leaves(cfg))
@@ -188,6 +190,16 @@ def train_classifier(
         services=services,
         callbacks=callbacks,
         settings=settings,
+    )
+
+
+def what_fits(batch_size: int, iteration: int, error: OutOfMemory, fits: int) -> str:
+    """The message for a step that had no room; see `Task`."""
+    most = fits or max(2, error.images // 2)
+    told = f"{fits} of the same images fit" if fits else "half of them may fit"
+    return (
+        f"TRAINING.BATCH_SIZE {batch_size} at iteration {iteration}: {error}; {told}: set TRAINING.BATCH_SIZE {most}, or to keep "
+        f"the batch TRAINING.ACCUMULATE {-(-batch_size // most)}; MODEL.CHECKPOINTING True and TRAINING.AMP True need less, too"
     )
 
 

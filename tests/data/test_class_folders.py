@@ -87,6 +87,13 @@ def test_numbers_as_labels_are_in_the_order_of_numbers(tmp_path):
     assert train.classes == ("2", "9", "10") and names(train)[0].endswith("red/0.png")
 
 
+def test_a_class_may_be_called_train(tmp_path):
+    write_class_folders(tmp_path, {"all": 3}, ("green", "red"), side=8)
+    (tmp_path / "all" / "red").rename(tmp_path / "all" / "train")
+    train, val = read_class_folders(str(tmp_path / "all"))
+    assert train.classes == ("green", "train") and (len(train), len(val)) == (4, 2)
+
+
 def remove(folder, path):
     for image in (folder / path).iterdir():
         image.unlink()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from resnest_det import create_model
+from resnest_det.backbone.image_classifier import ImageClassifier
 from resnest_det.commands.train_classifier import main
 from resnest_det.errors import UserError
 from resnest_det.weights.checkpoint_files import read_checkpoint
@@ -99,6 +100,17 @@ def test_accumulated_parts_have_the_gradients_of_the_whole(tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_a_compiled_network_has_the_losses_of_a_plain_one(tmp_path):
+    config = tiny_classifier(tmp_path)
+    keys = ["MODEL.DROP_BLOCK", "0.1", "DATA.CROP_SIZE", "96", "TRAINING.EPOCHS", "1", "DATA.MIXUP", "0.2"]
+    main(["--config-file", config, *keys, "OUTPUT_DIR", str(tmp_path / "plain")])
+    main(["--config-file", config, *keys, "TRAINING.COMPILE", "True", "OUTPUT_DIR", str(tmp_path / "compiled")])
+    plain, compiled = losses_of(tmp_path / "plain"), losses_of(tmp_path / "compiled")
+    # Compiled dropping draws other numbers; the first step's loss is that of a network that hardly drops.
+    assert len(compiled) == 3 and compiled[0]["total_loss"] == pytest.approx(plain[0]["total_loss"], abs=0.05)
+
+
 def test_an_unreadable_image_is_named_counted_and_left_out(tmp_path, caplog):
     config = tiny_classifier(tmp_path)
     for split in ("train", "val"):
@@ -119,6 +131,21 @@ def test_a_diverging_loss_names_the_images(tmp_path):
         UserError, match=r"loss is not finite at iteration \d: .*images of this step: .*/train/(red|green)/\d+.png"
     ):
         main(["--config-file", config, "OPTIMIZER.LR", "1e6", "OPTIMIZER.WARMUP_EPOCHS", "0", "TRAINING.EPOCHS", "10"])
+
+
+def test_a_step_without_room_says_what_would_have(tmp_path, monkeypatch):
+    config, whole = tiny_classifier(tmp_path), ImageClassifier.forward
+
+    def forward(self, batch):
+        if self.training and len(batch) > 4:
+            raise MemoryError("8 images are too many")
+        return whole(self, batch)
+
+    monkeypatch.setattr(ImageClassifier, "forward", forward)
+    told = r"TRAINING.BATCH_SIZE 8 at iteration 0: .*4 of the same images fit: set TRAINING.BATCH_SIZE 4, or .*ACCUMULATE 2"
+    with pytest.raises(UserError, match=told):
+        main(["--config-file", config])
+    main(["--config-file", config, "TRAINING.ACCUMULATE", "2", "TRAINING.EPOCHS", "1", "OUTPUT_DIR", str(tmp_path / "parts")])
 
 
 def test_resuming_on_other_classes_is_refused(run, tmp_path):
