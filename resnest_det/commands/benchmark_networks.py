@@ -169,6 +169,8 @@ def build_timm(bottom_up: ResNeSt, cfg: CfgNode) -> nn.Module | None:
     except ImportError:
         return None
     resnets = cfg.MODEL.RESNETS
+    if (resnets.WIDTH_PER_GROUP, resnets.RES2_OUT_CHANNELS) != (64, 256):  # narrower than any
+        return None
     shape = (resnets.RADIX, resnets.NUM_GROUPS, resnets.BOTTLENECK_WIDTH, resnets.AVD_FIRST)
     for variant in VARIANTS.values():
         same = variant.blocks == BLOCKS_PER_STAGE[resnets.DEPTH] and shape == (
