@@ -198,6 +198,7 @@ DEFAULTS = dict(
         MIN_SIZE_TRAIN=(800,),
         MIN_SIZE_TRAIN_SAMPLING="choice",
         MAX_SIZE_TRAIN=1333,
+        RESIZE_LIBRARY_TRAIN="pillow",  # this project's own: "pillow", whose pixels are Detectron2's, or "torch"
         MIN_SIZE_TEST=800,
         MAX_SIZE_TEST=1333,
         RANDOM_FLIP="horizontal",

@@ -10,9 +10,11 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import transforms as T
 from detectron2.engine import DefaultTrainer, default_setup, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
@@ -25,6 +27,7 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
+from detectron2.projects import deeplab
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
@@ -82,12 +85,17 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
 _OWN_KEYS_READ = (
     "MODEL.RESNETS.",
     "MODEL.WEIGHTS_ALLOW_MISMATCH",
+    *(f"MODEL.SEM_SEG_HEAD.{key}" for key in ("LOSS_TYPE", "PROJECT_", "ASPP_", "USE_DEPTHWISE_SEPARABLE_CONV")),
+    "SOLVER.POLY_LR_",
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
     "TEST.AP_MAX_DETECTIONS",
     "TEST.FOLD_NORMS",
     "TEST.PRECISION",
     "TEST.COMPILE",
     "TEST.REPORT",
     "TEST.PICTURES.",
+    # Of test-time augmentation that is refused below where it is enabled.
+    *(f"TEST.AUG.{key}" for key in ("SCALES", "LONG_SIDE", "WINDOW", "COMBINE")),
     "DATASETS.",
     "SOLVER.MAX_EPOCHS",
     "SOLVER.STEPS_EPOCHS",
@@ -99,6 +107,11 @@ _OWN_KEYS_READ = (
 
 
 def _check_own_keys(cfg: CfgNode) -> None:
+    if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        raise UserError(
+            "TEST.AUG.ENABLED True is not supported: Detectron2 has no test-time augmentation of a SemanticSegmentor; supported: "
+            "False, or --engine builtin"
+        )
     detectron2s, values = dict(leaves(get_cfg())), dict(leaves(cfg))
     for key, default in leaves(DEFAULTS):
         if key not in detectron2s and not key.startswith(_OWN_KEYS_READ) and values[key] != default:
@@ -187,9 +200,14 @@ def _facts(cfg: CfgNode) -> dict:
     defaults = get_cfg()
     add_resnest_config(defaults)
     own, detectron2s, values = default_config(), dict(leaves(defaults)), dict(leaves(cfg))
-    shared = {key: values[key] for key, _ in leaves(own) if key in values}
-    foreign = [key for key in values if key not in shared and key.startswith(_OF_THE_MODEL) and values[key] != detectron2s[key]]
-    if foreign:
+    # Of counts that came from the data those that this model has no layers for.
+    architecture = ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE)
+    unread = {
+        key for key in CLASS_COUNTS if key not in OWN_CLASS_COUNTS or (architecture and key.startswith(architecture.not_read))
+    }
+    shared = {key: values[key] for key, _ in leaves(own) if key in values and key not in unread}
+    others = [key for key in values if key not in (shared.keys() | unread) and key.startswith(_OF_THE_MODEL)]
+    if any(values[key] != detectron2s[key] for key in others):
         return {"trained_on": trained_on}
     try:
         text = whole_configuration(with_values(own, shared), trained_on)
@@ -288,6 +306,27 @@ class Trainer(DefaultTrainer):
             position = len(all_hooks) - int(comm.is_main_process())
             all_hooks.insert(position, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return all_hooks
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        """Detectron2's schedules, and WarmupPolyLR of its project DeepLab."""
+        return deeplab.build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        """Detectron2's; a semantic model's windows are cut out of resized images, as its project DeepLab does."""
+        crop, sizes = cfg.INPUT.CROP, cfg.INPUT
+        if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor" or not crop.ENABLED:
+            return super().build_train_loader(cfg)
+        window = T.RandomCrop_CategoryAreaConstraint(
+            crop.TYPE, crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        )
+        resize = T.ResizeShortestEdge(sizes.MIN_SIZE_TRAIN, sizes.MAX_SIZE_TRAIN, sizes.MIN_SIZE_TRAIN_SAMPLING)
+        augmentations = [resize, window]
+        if sizes.RANDOM_FLIP != "none":
+            flip = dict(horizontal=sizes.RANDOM_FLIP == "horizontal", vertical=sizes.RANDOM_FLIP == "vertical")
+            augmentations.append(T.RandomFlip(**flip))
+        return build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True, augmentations=augmentations))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None, only_objects: bool = False):

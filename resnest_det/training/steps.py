@@ -55,6 +55,8 @@ class Task:
         before_step: called with the number of an iteration and that module before it.
         picture: of the model and a batch, to be shown every VIS_PERIOD iterations.
         accumulate: see `train_loop`.
+        what_fits: called with an iteration that had no room, the error, and how many of its images would have had (0: unknown, or
+            none), says what to set; None speaks of a detector's keys.
     """
 
     batches: Callable[..., Iterator]
@@ -64,6 +66,7 @@ class Task:
     before_step: Callable[[int, nn.Module], None] | None = None
     picture: Callable[[nn.Module, Any], np.ndarray] | None = None
     accumulate: int = 1
+    what_fits: Callable[[int, OutOfMemory, int], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -292,6 +295,8 @@ class Run:
 
         # With several processes, the others wait for what this one has not sent.
         fits = most_that_fit(step, batch, least=1) if processes == 1 else 0
+        if self.task.what_fits is not None:
+            return self.task.what_fits(self.done + 1, error, fits)
         if fits:
             text += f"{fits} of the same images fit: set SOLVER.IMS_PER_BATCH {fits} and SOLVER.BASE_LR {self._lr_for(fits):.2g}"
             parts = math.ceil(total / fits)

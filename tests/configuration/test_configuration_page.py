@@ -2,10 +2,11 @@
 
 import pytest
 
+from resnest_det.configuration.classifier import KEYS
 from resnest_det.configuration.defaults import default_config
 from resnest_det.configuration.meanings import DETECTRON2_IGNORES, MEANINGS, OWN_KEYS
 from resnest_det.configuration.nodes import leaves
-from tools.make_configuration_docs import PAGE, page
+from tools.make_configuration_docs import AUTHORS_KEYS, CLASSIFIER_PAGE, PAGE, classifier_page, page
 
 
 def test_every_key_has_a_meaning():
@@ -17,6 +18,11 @@ def test_every_key_has_a_meaning():
 
 def test_the_page_is_what_the_code_says():
     assert PAGE.read_text() == page(), "run tools/make_configuration_docs.py"
+
+
+def test_the_page_of_classifiers_is_what_the_code_says():
+    assert set(KEYS) > AUTHORS_KEYS
+    assert CLASSIFIER_PAGE.read_text() == classifier_page(), "run tools/make_configuration_docs.py"
 
 
 def test_the_page_says_who_honours_a_key():

@@ -35,6 +35,11 @@ def _batches(start=0):
         start += 1
 
 
+class _Fixed:
+    def step(self):
+        pass
+
+
 class _Log:
     def __init__(self):
         self.lines = []
@@ -79,6 +84,46 @@ def test_losses_and_learning_rates_are_logged_as_they_were_in_each_step():
         sum(losses.values()).backward()
         optimizer.step()
     assert len(lines) == 4 and torch.equal(expected, model.weight)
+
+
+def test_parts_of_a_batch_add_up_to_its_losses_and_gradients():
+    class Squares(_Toy):
+        def forward(self, batch):
+            # A mean over samples, as losses are; of parts of 2 and 1.
+            return {"loss_fit": torch.stack([(self.weight - s["image"]).square().sum() for s in batch]).mean()}
+
+    def three(start=0):
+        for batch in _batches(start):
+            yield [*batch, {"image": torch.ones(3), "file_name": "third"}]
+
+    weights, lines = [], []
+    for parts in (1, 2, 3, 7):
+        model, log = Squares(), _Log()
+        train_loop(
+            model,
+            three(),
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            _Fixed(),
+            start_iteration=0,
+            max_iter=3,
+            seed=3,
+            log=log,
+            names_of=lambda batch: [sample["file_name"] for sample in batch],
+            scaler=torch.amp.GradScaler("cpu", enabled=False),
+            autocast=torch.autocast("cpu", torch.bfloat16, enabled=False),
+            accumulate=parts,
+        )
+        weights.append(model.weight.detach())
+        lines.append([losses["loss_fit"] for _, losses, _ in log.lines])
+    for weight, line in zip(weights[1:], lines[1:]):
+        torch.testing.assert_close(weight, weights[0])
+        assert line == pytest.approx(lines[0])
+
+
+def test_something_can_be_done_before_each_step():
+    model, before = _Toy(), []
+    _train(model, start=2, max_iter=5, before_step=lambda iteration: before.append((iteration, model.calls)))
+    assert before == [(2, 0), (3, 1), (4, 2)]
 
 
 def test_each_iteration_is_seeded_by_its_number():
