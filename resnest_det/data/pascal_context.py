@@ -40,10 +40,6 @@ class _Image(msgspec.Struct, gc=False):
     height: int
     width: int
 
-    @property
-    def id(self) -> int:
-        return self.image_id
-
 
 class _Annotation(msgspec.Struct, gc=False):
     image_id: int
@@ -80,13 +76,16 @@ def load_pascal_context(name: str, files: PascalContextFiles) -> Dataset:
         image = images.get(annotation.image_id)
         if image is None:
             continue
-        encoded = compressed(annotation.segmentation, image, f"{path}: category {annotation.category_id} of {image.file_name}")
-        masks[image.id].append((indices.get(annotation.category_id, UNLABELLED), encoded["counts"]))
+        where = f"{path}: category {annotation.category_id} of {image.file_name}"
+        encoded = compressed(annotation.segmentation, image.image_id, image.height, image.width, where)
+        masks[image.image_id].append((indices.get(annotation.category_id, UNLABELLED), encoded["counts"]))
     if not images:
         raise UserError(f"{path} has no image of phase {files.phase!r}")
     astray = next((image for image in images.values() if os.path.basename(image.file_name) != image.file_name), None)
     if astray is not None:
-        raise UserError(f"{path}: image {astray.id}: file_name {shown(astray.file_name)} is not the name of a file of a folder")
+        raise UserError(
+            f"{path}: image {astray.image_id}: file_name {shown(astray.file_name)} is not the name of a file of a folder"
+        )
     records = [
         Record(
             file_name=os.path.join(files.image_root, image.file_name),

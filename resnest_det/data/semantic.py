@@ -246,14 +246,11 @@ def _other_layout(labels: Mapping[str, str], files: SemanticFiles) -> str:
 
 
 def _check_images_of_labels(labels: Mapping[str, str], images: Sequence[tuple[str, str]], files: SemanticFiles) -> None:
-    """Labels without an image are left out and told, unless they are most, which means another folder."""
+    """Labels without an image are left out and told, where no list chooses images."""
     without = sorted(labels.keys() - {key for key, _ in images}) if files.list_file is None else []
-    if not without:
-        return
-    text = f"{len(without)} of {len(labels)} label PNG files have no image in {files.image_root}, the first {labels[without[0]]}"
-    if len(without) > len(labels) / 2 and images and any(key in labels for key, _ in images):
-        raise UserError(text)
-    logger.warning("%s; left out", text)
+    if without:
+        told = f"{len(without)} of {len(labels)} label PNG files have no image in {files.image_root}"
+        logger.warning("%s, the first %s; left out", told, labels[without[0]])
 
 
 def _check_sizes(records: list[Record], sizes: list[tuple[int, int]]) -> None:

@@ -1,5 +1,6 @@
 """The loss of a head that labels pixels."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,8 +35,8 @@ class PixelLoss:
     def __post_init__(self):
         if not 0 < self.hardest <= 1:
             raise ArgumentError("hardest", f"{self.hardest} is not supported; supported: above 0, up to 1")
-        weights = torch.tensor(self.class_weights, dtype=torch.float32)
-        if len(weights) and not (weights.isfinite().all() and (weights >= 0).all() and weights.any()):
+        weights = self.class_weights
+        if weights and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
             raise ArgumentError("class_weights", f"{list(self.class_weights)} must be 0 or more, not infinite, and not all 0")
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -46,7 +47,9 @@ class PixelLoss:
             targets: (N, H, W) integer classes, or `ignore_value`.
         """
         targets = targets.long()
-        weights = logits.new_tensor(self.class_weights) if self.class_weights else None
+        weights = None
+        if self.class_weights:
+            weights = torch.tensor(self.class_weights, dtype=logits.dtype).to(logits.device, non_blocking=True)
         losses = F.cross_entropy(
             logits, targets, weights, reduction="sum" if self.hardest == 1 else "none", ignore_index=self.ignore_value
         )
@@ -56,8 +59,9 @@ class PixelLoss:
         if weights is None:
             return self.weight * losses / mean_count(labelled.sum(), logits.device)
         # In units of the smallest, so that a pixel alone counts as one.
-        unit = weights[weights > 0].min()
-        return self.weight * losses / (unit * mean_count((weights[targets[labelled]] / unit).sum(), logits.device))
+        unit = min(weight for weight in self.class_weights if weight > 0)
+        units = (weights[targets.masked_fill(~labelled, 0)] / unit).masked_fill(~labelled, 0)
+        return self.weight * losses / (unit * mean_count(units.sum(), logits.device))
 
 
 DEFAULT_LOSS = PixelLoss()

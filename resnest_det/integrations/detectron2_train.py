@@ -10,9 +10,11 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import transforms as T
 from detectron2.engine import DefaultTrainer, default_setup, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
@@ -25,6 +27,7 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
+from detectron2.projects import deeplab
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
@@ -45,6 +48,7 @@ from resnest_det.engine.precise_bn import update_batch_norm_statistics
 from resnest_det.errors import UserError, shown
 from resnest_det.evaluation.panoptic import PanopticEvaluator
 from resnest_det.inference.evaluating import verify_results
+from resnest_det.inference.prepared import prepare_for_inference
 from resnest_det.integrations.detectron2 import add_resnest_config
 from resnest_det.integrations.detectron2_data import have_run_length_masks, kept_in_checkpoints, register_datasets
 from resnest_det.stopping import allowed, deferred, raise_if_requested, stop_requested, stop_too
@@ -62,8 +66,8 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Detectron2's configuration with the keys of ResNeSt, then a YAML file, then `KEY VALUE` overrides; frozen.
 
     MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH, TEST.AP_MAX_DETECTIONS, keys in epochs and the datasets and
-    classes of DATASETS exist as in the built-in detector. TEST.FOLD_NORMS has no effect: Detectron2 evaluates the model as it is.
-    Neither has TEST.PICTURES: it draws none.
+    classes of DATASETS exist as in the built-in detector, and so do TEST.FOLD_NORMS, PRECISION and COMPILE. TEST.PICTURES has no
+    effect: Detectron2 draws none.
 
     Raises:
         UserError: see `resnest_det.configuration.reading.merge_file`; or a key is set that only the built-in detector reads.
@@ -81,10 +85,17 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
 _OWN_KEYS_READ = (
     "MODEL.RESNETS.",
     "MODEL.WEIGHTS_ALLOW_MISMATCH",
+    *(f"MODEL.SEM_SEG_HEAD.{key}" for key in ("LOSS_TYPE", "PROJECT_", "ASPP_", "USE_DEPTHWISE_SEPARABLE_CONV")),
+    "SOLVER.POLY_LR_",
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
     "TEST.AP_MAX_DETECTIONS",
     "TEST.FOLD_NORMS",
+    "TEST.PRECISION",
+    "TEST.COMPILE",
     "TEST.REPORT",
     "TEST.PICTURES.",
+    # Of test-time augmentation that is refused below where it is enabled.
+    *(f"TEST.AUG.{key}" for key in ("SCALES", "LONG_SIDE", "WINDOW", "COMBINE")),
     "DATASETS.",
     "SOLVER.MAX_EPOCHS",
     "SOLVER.STEPS_EPOCHS",
@@ -96,6 +107,11 @@ _OWN_KEYS_READ = (
 
 
 def _check_own_keys(cfg: CfgNode) -> None:
+    if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        raise UserError(
+            "TEST.AUG.ENABLED True is not supported: Detectron2 has no test-time augmentation of a SemanticSegmentor; supported: "
+            "False, or --engine builtin"
+        )
     detectron2s, values = dict(leaves(get_cfg())), dict(leaves(cfg))
     for key, default in leaves(DEFAULTS):
         if key not in detectron2s and not key.startswith(_OWN_KEYS_READ) and values[key] != default:
@@ -271,10 +287,16 @@ class Trainer(DefaultTrainer):
             raise_if_requested()
 
     @classmethod
-    def test(cls, *args: Any, **kwargs: Any) -> dict:
-        """Detectron2's evaluation, which leaves the model as it is and need not be waited for."""
+    def test(cls, cfg: CfgNode, model: nn.Module, *args: Any, **kwargs: Any) -> dict:
+        """Detectron2's evaluation of a copy of the model, see TEST.FOLD_NORMS; it need not be waited for."""
+        model = model.module if isinstance(model, DistributedDataParallel) else model
+        # A configuration of Detectron2 alone does not have these keys.
+        if cfg.TEST.get("FOLD_NORMS", False):
+            augmented = isinstance(model, GeneralizedRCNNWithTTA)  # calls parts of its model by themselves
+            precision = "fp32" if augmented else cfg.TEST.PRECISION
+            model = prepare_for_inference(model, precision, cfg.TEST.COMPILE and not augmented)
         with allowed():
-            return super().test(*args, **kwargs)
+            return super().test(cfg, model, *args, **kwargs)
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
         """Hooks that run between the steps and after them."""
@@ -284,6 +306,27 @@ class Trainer(DefaultTrainer):
             position = len(all_hooks) - int(comm.is_main_process())
             all_hooks.insert(position, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return all_hooks
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        """Detectron2's schedules, and WarmupPolyLR of its project DeepLab."""
+        return deeplab.build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        """Detectron2's; a semantic model's windows are cut out of resized images, as its project DeepLab does."""
+        crop, sizes = cfg.INPUT.CROP, cfg.INPUT
+        if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor" or not crop.ENABLED:
+            return super().build_train_loader(cfg)
+        window = T.RandomCrop_CategoryAreaConstraint(
+            crop.TYPE, crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        )
+        resize = T.ResizeShortestEdge(sizes.MIN_SIZE_TRAIN, sizes.MAX_SIZE_TRAIN, sizes.MIN_SIZE_TRAIN_SAMPLING)
+        augmentations = [resize, window]
+        if sizes.RANDOM_FLIP != "none":
+            flip = dict(horizontal=sizes.RANDOM_FLIP == "horizontal", vertical=sizes.RANDOM_FLIP == "vertical")
+            augmentations.append(T.RandomFlip(**flip))
+        return build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True, augmentations=augmentations))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None, only_objects: bool = False):

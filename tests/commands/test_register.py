@@ -85,12 +85,15 @@ def test_semantic_datasets(monkeypatch):
         "city=labels,images,c.json,label_suffix=_gtFine_labelTrainIds,image_suffix=_leftImg8bit",
         "--register-semantic",
         "both=labels,images,c.json,instances=~/i.json",
+        "--register-semantic",
+        "zero=labels,images,150,reduce_zero_label=yes",
     )
     assert given == {
         "ade": SemanticFiles("/home/me/labels", "images", "names.txt", 0),
         "voc": SemanticFiles("labels", "images", 21, list_file="/home/me/train.txt"),
         "city": SemanticFiles("labels", "images", "c.json", label_suffix="_gtFine_labelTrainIds", image_suffix="_leftImg8bit"),
         "both": SemanticFiles("labels", "images", "c.json", instances_json="/home/me/i.json"),
+        "zero": SemanticFiles("labels", "images", 150, reduce_zero_label=True),
     }
 
 
@@ -104,6 +107,7 @@ def test_semantic_datasets(monkeypatch):
         ("mine=labels,images,3,255", "'255' is not one of ignore="),
         ("mine=labels,images,3,ignore=none", "ignore is 'none'; it must be the value of a byte, 0 to 255"),
         ("mine=labels,images,3,ignore=256", "ignore is 256; it must be"),
+        ("mine=labels,images,3,reduce_zero_label=0", "reduce_zero_label is '0'; supported: yes, no"),
         ("mine=labels,images,3,list=a.txt,instances=i.json", "list is a.txt, but the images are those of i.json already"),
     ],
 )

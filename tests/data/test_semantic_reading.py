@@ -287,11 +287,10 @@ def shapes(tmp_path):
     panoptic = load_coco_panoptic(
         "panoptic", f"{folder}/annotations/panoptic_train.json", f"{folder}/panoptic_train", f"{folder}/train", instances
     )
-    write_semantic_pngs(panoptic, str(tmp_path / "labels"), 1)
+    write_semantic_pngs(panoptic, str(tmp_path / "shape_labels"), 1)
     classes = tuple(panoptic.metadata.stuff_classes)
-    return panoptic, {
-        "label_root": str(tmp_path / "labels"), "image_root": f"{folder}/train", "classes": classes, "instances_json": instances
-    }  # fmt: skip
+    folders = {"label_root": str(tmp_path / "shape_labels"), "image_root": f"{folder}/train"}
+    return panoptic, {**folders, "classes": classes, "instances_json": instances}
 
 
 def test_label_pngs_beside_an_instance_file_are_the_same_truth_as_a_panoptic_one(shapes):
@@ -386,3 +385,28 @@ def test_panoptic_quality_needs_panoptic_truth(shapes):
 def test_a_json_file_of_classes_that_a_tool_wrote(made, tmp_path):
     (tmp_path / "c.json").write_text("\ufeff" + json.dumps([{"name": name, "id": i} for i, name in enumerate(CLASSES)]))
     assert load(made(), classes=str(tmp_path / "c.json")).metadata.stuff_classes == list(CLASSES)
+
+
+def test_zero_may_be_no_label(made):
+    labels = np.where(label_map() == 255, 0, label_map() + 1).astype(np.uint8)
+    dataset = load(made(labels=labels), reduce_zero_label=True)
+    np.testing.assert_array_equal(read_semantic_labels(dataset.records[0]), label_map())
+    assert dataset.metadata.label_values == (1, 2, 3) and dataset.metadata.stuff_classes == list(CLASSES)
+    labels[0, :2] = 4
+    with pytest.raises(UserError, match="2 pixels of value 4; values 0 to 3 are known, and 255 is for pixels without a label"):
+        read_semantic_labels(load(made(labels=labels), reduce_zero_label=True).records[0])
+
+
+def test_labels_without_an_image_are_told(made, tmp_path, caplog):
+    arguments = made(["a", "b", "c"])
+    os.remove(tmp_path / "images" / "b.jpg")
+    with caplog.at_level("WARNING"):
+        assert len(load(arguments).records) == 2
+    assert "1 of 3 label PNG files have no image in" in caplog.text and "labels/b.png; left out" in caplog.text
+
+
+def test_folders_that_are_exchanged_are_told(made):
+    arguments = made()
+    exchanged = arguments | {"label_root": arguments["image_root"], "image_root": arguments["label_root"]}
+    with pytest.raises(UserError, match="2 of 2 are absent; the folder of labels comes first.*are they exchanged"):
+        load(exchanged)

@@ -94,7 +94,7 @@ def test_datasets_of_every_kind_with_absolute_paths(tmp_path, monkeypatch):
         "b": PanopticFiles("p.json", "png", "images", None, True),
         "c": SemanticFiles("labels", "images", "names.txt", 7, "list.txt", "_l"),
         "d": SemanticFiles("labels", "images", ("sky", "road")),
-        "e": SemanticFiles("labels", "images", 5),
+        "e": SemanticFiles("labels", "images", 5, reduce_zero_label=True),
     }
     cfg = with_datasets(default_config(), files)
     found = datasets_of(cfg)
@@ -102,7 +102,7 @@ def test_datasets_of_every_kind_with_absolute_paths(tmp_path, monkeypatch):
     assert found["b"] == PanopticFiles(*(str(tmp_path / name) for name in ("p.json", "png", "images")), None, True)
     paths = [str(tmp_path / name) for name in ("labels", "images", "names.txt")]
     assert found["c"] == SemanticFiles(*paths, 7, str(tmp_path / "list.txt"), "_l")
-    assert found["d"] == SemanticFiles(*paths[:2], ("sky", "road")) and found["e"].classes == 5
+    assert found["d"] == SemanticFiles(*paths[:2], ("sky", "road")) and found["e"].classes == 5 and found["e"].reduce_zero_label
     assert datasets_of(with_datasets(cfg, {"a": files["d"]}))["a"] == found["d"], "a flag comes before the file"
     (tmp_path / "config.yaml").write_text(whole_configuration(cfg, {}))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["DATASETS"]["REGISTERED"][0]["image_root"].endswith("a, b=c")
