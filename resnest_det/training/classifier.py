@@ -92,8 +92,6 @@ def read_images(cfg: CfgNode) -> tuple[ClassImages, ClassImages]:
     Raises:
         UserError: see `read_class_folders` and `read_shards`.
     """
-    if not cfg.DATA.ROOT:
-        raise UserError("DATA.ROOT is empty: say which images to train on, with --train-on DIR")
     root = cfg.DATA.ROOT
     if root == GENERATED and not os.path.exists(root):
         root = str(ensure_shape_classes(datasets_root()))
