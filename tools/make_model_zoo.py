@@ -26,7 +26,7 @@ from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.reading import load_config
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.files import atomic_write
-from resnest_det.inference.evaluating import ready_for_inference
+from resnest_det.inference.prepared import prepare_for_inference
 from resnest_det.integrations.torchvision import BUILDERS
 from resnest_det.model_zoo import TRAINED_DETECTORS
 from resnest_det.weights.published import WEIGHT_FILES
@@ -113,7 +113,10 @@ def measure(name: str) -> dict[str, float]:
     samples = benchmark.make_samples(2, *SIZE, cfg)
     model = benchmark.build_random_model(cfg, samples[0])
     benchmark.limit_candidates(model, benchmark.candidates_threshold(model, samples[:1]))
-    step, infer = benchmark.training_run(model, samples), benchmark.inference_run(ready_for_inference(model), samples[:1])
+    step, infer = (
+        benchmark.training_run(model, samples),
+        benchmark.inference_run(prepare_for_inference(model, "fp32"), samples[:1]),
+    )
     infer()
     seconds = benchmark.seconds_of(infer, cpu)
     del infer
@@ -154,7 +157,13 @@ def hosts_table() -> str:
     """Hosts and what is built in them, by the names under which it is found there."""
     folders = {host: sorted((ROOT / "configs" / host).glob("[a-z]*")) for host in ("detectron2", "mmdet", "transformers")}
     rows = [["host", "by", "name"], ["---"] * 3]
-    rows += [["[Detectron2](docs/detectron2.md)", "`train_net.py --engine detectron2`", "every recipe above"]]
+    rows += [
+        [
+            "[Detectron2](docs/detectron2.md)",
+            "`train_net.py --engine detectron2`",
+            "every recipe above but `fcn_*` and `deeplabv3_*`",
+        ]
+    ]
     rows += [["", "Detectron2's own heads", _linked(folders["detectron2"])]]
     rows += [["[MMDetection](docs/mmdetection.md)", "its `train.py`", _linked(folders["mmdet"])]]
     builders = [f"`{name}`" for name in sorted(BUILDERS)]

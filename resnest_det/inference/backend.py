@@ -15,12 +15,13 @@ from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import find_config_file, load_config
 from resnest_det.configuration.standalone import CONFIG_NAME, configuration_of, run_folder
 from resnest_det.configuration.tables import tasks_of
+from resnest_det.data.benchmarks import benchmark_classes
 from resnest_det.data.coco_classes import coco_classes
 from resnest_det.engine.checkpoint import BEST_CHECKPOINT, newest_checkpoint
 from resnest_det.errors import UserError, shown
 from resnest_det.inference.classes import Classes, classes_of
-from resnest_det.inference.evaluating import ready_for_inference
 from resnest_det.inference.exported import ExportedDetector, exported_format
+from resnest_det.inference.prepared import prepare_for_inference
 from resnest_det.model_zoo import trained_weights
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.downloads import resolve_weights
@@ -79,7 +80,7 @@ def open_backend(model: str | os.PathLike, weights: str | os.PathLike | None = N
     report.require_whole("finding objects needs a checkpoint of a trained detector")
     network.eval()
     if cfg.TEST.FOLD_NORMS:
-        network = ready_for_inference(network)
+        network = prepare_for_inference(network, cfg.TEST.PRECISION, cfg.TEST.COMPILE)
     network.compact_masks = True
     classes = classes_of(cfg, checkpoint.get("trained_on") or names, f"checkpoint {path}")
     return _backend(cfg, network, classes, network.device, str(path))
@@ -130,7 +131,8 @@ def _configured(model: str, weights: str | None) -> tuple[CfgNode, str, dict, di
     else:
         cfg = load_config(_recipe(model))
         if weights is None:
-            weights, names = trained_weights(model), coco_classes()
+            weights = trained_weights(model)
+            names = coco_classes() if tasks_of(cfg).objects else benchmark_classes(cfg.DATASETS.TEST[0])
     path = resolve_weights(weights)
     return cfg, path, read_checkpoint(path), names
 

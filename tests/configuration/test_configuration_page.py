@@ -36,7 +36,8 @@ def test_the_page_says_who_honours_a_key():
     assert rows["MODEL.RPN.NMS_THRESH"] == "b d m"
     assert rows["MODEL.FPN.FUSE_TYPE"] == "b d m"  # all but one value are refused
     assert rows["MODEL.RETINANET.NUM_CLASSES"] == "d"
-    assert rows["TEST.FOLD_NORMS"] == "b"
+    assert rows["TEST.FOLD_NORMS"] == rows["TEST.PRECISION"] == "b d"
+    assert rows["SOLVER.ACCUMULATE"] == "b"
 
 
 @pytest.mark.detectron2

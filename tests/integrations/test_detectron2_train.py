@@ -21,13 +21,16 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_
 from detectron2.evaluation import COCOEvaluator  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 
+from resnest_det import Predictor  # noqa: E402
 from resnest_det.commands.train_net import main  # noqa: E402
 from resnest_det.data.catalog import register, register_coco, register_semantic  # noqa: E402
 from resnest_det.data.formats.splits import find_labels  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.inference.evaluating import flatten_results  # noqa: E402
 from resnest_det.integrations.detectron2_data import have_run_length_masks, register_datasets  # noqa: E402
+from resnest_det.integrations.detectron2_train import _facts, load_config  # noqa: E402
 from resnest_det.training.process import run_process  # noqa: E402
+from resnest_det.weights.checkpoint_files import read_checkpoint  # noqa: E402
 from tests.helpers.configs import TINY_PANOPTIC, typed  # noqa: E402
 from tests.helpers.datasets import write_panoptic_shapes  # noqa: E402
 from tests.helpers.labels import voc, write_voc  # noqa: E402
@@ -126,6 +129,28 @@ def test_run_writes_the_same_files_and_resumes(tmp_path):
     assert torch.load(out / "model_final.pth", weights_only=True)["iteration"] == 3
 
 
+def test_a_checkpoint_stands_alone(tmp_path):
+    """It says its configuration and classes, as the built-in detector's; of a model that only Detectron2 builds, the classes."""
+    arguments = write_tiny_run(tmp_path)
+    arguments = [*arguments[:2], "--engine", "detectron2", *arguments[2:]]
+    keys = ["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "TEST.EVAL_PERIOD", "0"]
+    main([*arguments, *keys, "TEST.PRECISE_BN.ENABLED", "False"])
+    predictor = Predictor(tmp_path / "out" / "model_final.pth", device="cpu", score_threshold=0)
+    assert (predictor.classes.things.names, predictor.classes.things.ids) == (("red", "blue"), (1, 2))
+    expected = [entry for entry in detections(tmp_path / "out") if entry["image_id"] == 1]
+    found = predictor(str(tmp_path / "images" / "1.png")).to_coco()
+    assert len(found) > 1
+    assert [entry["score"] for entry in found] == pytest.approx([entry["score"] for entry in expected], abs=1e-3)
+    main([*arguments, "--resume", *keys, "SOLVER.MAX_ITER", "3", "TEST.PRECISE_BN.ENABLED", "False"])
+    again = read_checkpoint(tmp_path / "out" / "model_final.pth")
+    assert (
+        again["iteration"] == 2 and "MAX_ITER: 3" in again["config"] and again["trained_on"]["thing_classes"] == ["red", "blue"]
+    )
+
+    cfg = load_config("detectron2/retinanet_ResNeSt50_FPN", ["DATASETS.TRAIN", f"('tiny_{tmp_path.name}',)"])
+    assert _facts(cfg).keys() == {"trained_on"}
+
+
 @pytest.mark.slow
 def test_terminated_and_resumed_after_the_last_step(tmp_path):
     keys = ["MODEL.DEVICE", "cpu", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]
@@ -166,6 +191,53 @@ def test_panoptic_shapes(tmp_path, monkeypatch):
     assert MetadataCatalog.get(f"{name}_val").evaluator_type == "coco_panoptic_seg"
     record = DatasetCatalog.get(f"{name}_train")[0]
     assert {"sem_seg_file_name", "pan_seg_file_name", "segments_info", "annotations"} <= set(record)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained_by", ["builtin", "detectron2"])
+def test_deeplab_has_the_same_figures_in_both_hosts(tmp_path, trained_by):
+    for part, count in (("train", 6), ("val", 3)):
+        for folder in ("images", "labels"):
+            (tmp_path / part / folder).mkdir(parents=True)
+        for i in range(count):
+            random = np.random.default_rng(i + 10 * count)
+            labels = random.integers(0, 3, (4, 6)).repeat(16, axis=0).repeat(16, axis=1).astype(np.uint8)
+            Image.fromarray(labels).save(tmp_path / part / "labels" / f"{i}.png")
+            pixels = (80 * labels[..., None] + random.integers(0, 60, (64, 96, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / part / "images" / f"{i}.png")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    arguments = ["--config-file", "deeplabv3plus_ResNeSt14_shapes"]
+    for part in ("train", "val"):
+        folders = f"{tmp_path / part / 'labels'},{tmp_path / part / 'images'},{tmp_path / 'classes.txt'}"
+        arguments += ["--register-semantic", f"{tmp_path.name}_{part}={folders}"]
+    keys = {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3,
+        "MODEL.RESNETS.NORM": "GN",
+        "MODEL.SEM_SEG_HEAD.NORM": "GN",
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 32,
+        "DATASETS.TRAIN": (f"{tmp_path.name}_train",),
+        "DATASETS.TEST": (f"{tmp_path.name}_val",),
+        "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.MIN_SIZE_TRAIN": (64,),
+        "INPUT.MIN_SIZE_TEST": 64,
+        "INPUT.CROP.SIZE": [64, 64],
+        "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 0.8,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_ITER": 8,
+        "SOLVER.WARMUP_ITERS": 0,
+        "TEST.PRECISE_BN.ENABLED": False,
+        "TEST.EVAL_PERIOD": 0,
+    }
+    out = {engine: ["OUTPUT_DIR", str(tmp_path / engine)] for engine in ("builtin", "detectron2")}
+    results_of(arguments, trained_by, [*typed(keys), *out[trained_by]])
+    weights = ["MODEL.WEIGHTS", str(tmp_path / trained_by / "model_final.pth")]
+    figures = [
+        results_of([*arguments[:2], "--eval-only", *arguments[2:]], engine, [*typed(keys), *weights, *out[engine]])
+        for engine in out
+    ]
+    for name in ("sem_seg/mIoU", "sem_seg/pACC", "sem_seg/fwIoU"):
+        assert figures[0][name] == pytest.approx(figures[1][name], abs=1e-9) and figures[0][name] > 10, name
 
 
 @pytest.fixture
