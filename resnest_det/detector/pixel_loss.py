@@ -1,9 +1,9 @@
 """The loss of a head that labels pixels."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,8 +34,8 @@ class PixelLoss:
     def __post_init__(self):
         if not 0 < self.hardest <= 1:
             raise ArgumentError("hardest", f"{self.hardest} is not supported; supported: above 0, up to 1")
-        weights = torch.tensor(self.class_weights, dtype=torch.float32)
-        if len(weights) and not (weights.isfinite().all() and (weights >= 0).all() and weights.any()):
+        weights = self.class_weights
+        if weights and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
             raise ArgumentError("class_weights", f"{list(self.class_weights)} must be 0 or more, not infinite, and not all 0")
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -5,8 +5,9 @@
     add_resnest_config(cfg)
     cfg.MODEL.BACKBONE.NAME = "build_resnest_fpn_backbone"
 
-MODEL.BACKBONE.NAME can be `build_resnest_backbone`, `build_resnest_fpn_backbone` or, for one-stage detectors,
-`build_retinanet_resnest_fpn_backbone`. Parameters have the same names as in the built-in detector, so checkpoints serve both.
+MODEL.BACKBONE.NAME can be `build_resnest_backbone`, `build_resnest_fpn_backbone`, for one-stage detectors
+`build_retinanet_resnest_fpn_backbone` or, dilated for the heads of Detectron2's project DeepLab,
+`build_resnest_deeplab_backbone`. Parameters have the same names as in the built-in detector, so checkpoints serve both.
 MODEL.WEIGHTS also takes `resnest://resnest50` and `hf://timm/resnest50d.in1k`, see `resolve_weights`.
 """
 
@@ -34,6 +35,7 @@ __all__ = [
     "ResNeStBackbone",
     "add_resnest_config",
     "build_resnest_backbone",
+    "build_resnest_deeplab_backbone",
     "build_resnest_fpn_backbone",
     "build_retinanet_resnest_fpn_backbone",
 ]
@@ -103,6 +105,12 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         return ResNeStBackbone(**resnest_arguments(cfg) | {"in_channels": input_shape.channels})
     except UserError as error:
         raise UserError(str(error) if str(error).startswith("MODEL.") else f"MODEL.RESNETS: {error}") from None
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnest_deeplab_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """`build_resnest_backbone` with the multi-grid of MODEL.RESNETS.RES5_MULTI_GRID in a dilated res5."""
+    return build_resnest_backbone(cfg, input_shape)
 
 
 @BACKBONE_REGISTRY.register()

@@ -10,9 +10,11 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import transforms as T
 from detectron2.engine import DefaultTrainer, default_setup, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
@@ -25,6 +27,7 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
+from detectron2.projects import deeplab
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
@@ -81,6 +84,9 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
 _OWN_KEYS_READ = (
     "MODEL.RESNETS.",
     "MODEL.WEIGHTS_ALLOW_MISMATCH",
+    *(f"MODEL.SEM_SEG_HEAD.{key}" for key in ("LOSS_TYPE", "PROJECT_", "ASPP_", "USE_DEPTHWISE_SEPARABLE_CONV")),
+    "SOLVER.POLY_LR_",
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
     "TEST.AP_MAX_DETECTIONS",
     "TEST.FOLD_NORMS",
     "TEST.REPORT",
@@ -286,6 +292,27 @@ class Trainer(DefaultTrainer):
             position = len(all_hooks) - int(comm.is_main_process())
             all_hooks.insert(position, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return all_hooks
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        """Detectron2's schedules, and WarmupPolyLR of its project DeepLab."""
+        return deeplab.build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        """Detectron2's; a semantic model's windows are cut out of resized images, as its project DeepLab does."""
+        crop, sizes = cfg.INPUT.CROP, cfg.INPUT
+        if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor" or not crop.ENABLED:
+            return super().build_train_loader(cfg)
+        window = T.RandomCrop_CategoryAreaConstraint(
+            crop.TYPE, crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        )
+        resize = T.ResizeShortestEdge(sizes.MIN_SIZE_TRAIN, sizes.MAX_SIZE_TRAIN, sizes.MIN_SIZE_TRAIN_SAMPLING)
+        augmentations = [resize, window]
+        if sizes.RANDOM_FLIP != "none":
+            flip = dict(horizontal=sizes.RANDOM_FLIP == "horizontal", vertical=sizes.RANDOM_FLIP == "vertical")
+            augmentations.append(T.RandomFlip(**flip))
+        return build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True, augmentations=augmentations))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None, only_objects: bool = False):

@@ -44,6 +44,21 @@ def test_same_draws_from_the_global_generator(case):
         torch.testing.assert_close(losses[name], loss, rtol=1e-4, atol=1e-7, msg=name)
 
 
+@pytest.mark.parametrize("case", ["semantic_deeplab_v3", "semantic_deeplab_v3_plus"])
+def test_dropout_of_deeplab_draws_the_same(case):
+    ours, theirs = build_builtin(case).train(), build_detectron2(case).train()
+    for pyramid in [module for module in ours.modules() if type(module).__name__ == "ASPP"]:
+        pyramid.dropout.p = 0.3
+    for pyramid in [module for module in theirs.modules() if type(module).__name__ == "ASPP"]:
+        pyramid.dropout = 0.3
+    samples = make_samples(case)
+    torch.manual_seed(3)
+    losses = ours(samples)
+    torch.manual_seed(3)
+    expected = theirs([to_detectron2(sample) for sample in samples])
+    torch.testing.assert_close(losses["loss_sem_seg"], expected["loss_sem_seg"], rtol=1e-4, atol=1e-7)
+
+
 def test_initialisation_has_the_same_spread():
     """Freshly built, every parameter has the same mean and standard deviation, up to chance."""
     from detectron2.config import get_cfg

@@ -150,6 +150,56 @@ def test_clipping_is_off_by_default():
     assert build_gradient_clipper(default_config()) is None
 
 
+@pytest.mark.parametrize(
+    "keys, rates",
+    [
+        ({}, [2.0, 1.81906515, 1.63610429, 1.45083569, 1.26289173, 1.07177346, 0.87676658, 0.67676692, 0.46984758, 0.25178508]),
+        (
+            {"POLY_LR_POWER": 1.5, "POLY_LR_CONSTANT_ENDING": 0.3, "WARMUP_FACTOR": 0.2, "WARMUP_ITERS": 4},
+            [0.4, 0.68305197, 0.8586501, 0.93705923, 0.929516, 0.70710678, 0.6, 0.6, 0.6, 0.6],
+        ),
+        (
+            {"WARMUP_ITERS": 3, "WARMUP_FACTOR": 0.25, "WARMUP_METHOD": "constant", "POLY_LR_CONSTANT_ENDING": 0.05},
+            [0.5, 0.45476629, 0.40902607, 1.45083569, 1.26289173, 1.07177346, 0.87676658, 0.67676692, 0.46984758, 0.25178508],
+        ),
+    ],
+)
+def test_poly_schedule(keys, rates):
+    """Against what the scheduler of Detectron2's project DeepLab gave."""
+    cfg = _config(**{"BASE_LR": 2.0, "MAX_ITER": 10, "WARMUP_ITERS": 0, "LR_SCHEDULER_NAME": "WarmupPolyLR"} | keys)
+    optimizer = build_optimizer(cfg, _Toy())
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    for rate in rates:
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-8)
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"POLY_LR_POWER": -1.0}, "SOLVER.POLY_LR_POWER is -1; it must be 0 or more"),
+        ({"POLY_LR_CONSTANT_ENDING": 2.0}, "SOLVER.POLY_LR_CONSTANT_ENDING is 2; it must be from 0 to 1"),
+        ({"WARMUP_METHOD": "cosine"}, "SOLVER.WARMUP_METHOD 'cosine' is not supported"),
+        ({"RESCALE_INTERVAL": True}, "SOLVER.RESCALE_INTERVAL True is not supported with LR_SCHEDULER_NAME 'WarmupPolyLR'"),
+    ],
+)
+def test_poly_schedule_refuses(keys, message):
+    with pytest.raises(UserError, match=message):
+        build_lr_scheduler(_config(LR_SCHEDULER_NAME="WarmupPolyLR", **keys), build_optimizer(_config(), _Toy()))
+
+
+def test_heads_learn_faster_than_the_backbone():
+    model = nn.ModuleDict({"backbone": nn.Conv2d(3, 4, 1), "backbone_head": nn.Conv2d(4, 2, 1)})
+    settings = _settings(_config(BASE_LR=0.1, HEAD_LR_FACTOR=10.0, BIAS_LR_FACTOR=2.0), model)
+    assert {name: rate for name, (rate, _) in settings.items()} == {
+        "backbone.weight": 0.1,
+        "backbone.bias": 0.2,
+        "backbone_head.weight": 1.0,
+        "backbone_head.bias": 2.0,
+    }
+
+
 def test_scaling_to_another_number_of_processes():
     cfg = _config(
         IMS_PER_BATCH=16,
@@ -214,6 +264,31 @@ def test_solver_equals_detectron2_live(keys):
         if iteration == cfg.SOLVER.MAX_ITER - 1:
             break  # Detectron2 fails on the step after the last with WarmupStepWithFixedGammaLR
         for each, its_scheduler in ((optimizer, scheduler), (expected, expected_scheduler)):
+            each.step()
+            its_scheduler.step()
+
+
+@pytest.mark.detectron2
+def test_poly_schedule_equals_detectron2_live():
+    from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
+
+    cfg = _config(
+        BASE_LR=0.01,
+        MAX_ITER=90,
+        WARMUP_ITERS=20,
+        LR_SCHEDULER_NAME="WarmupPolyLR",
+        POLY_LR_POWER=0.8,
+        POLY_LR_CONSTANT_ENDING=0.1,
+    )
+    model = _Toy()
+    optimizer, expected = build_optimizer(cfg, model), build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    reference = WarmupPolyLR(
+        expected, 90, warmup_factor=cfg.SOLVER.WARMUP_FACTOR, warmup_iters=20, power=0.8, constant_ending=0.1
+    )
+    for _ in range(90):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected.param_groups[0]["lr"], rel=1e-12)
+        for each, its_scheduler in ((optimizer, scheduler), (expected, reference)):
             each.step()
             its_scheduler.step()
 

@@ -42,6 +42,19 @@ BASE = {
     "TEST.DETECTIONS_PER_IMAGE": 20,
 }
 
+# Detectron2's project DeepLab. Dropout would draw from the global generator.
+_DEEPLAB = {
+    "MODEL.META_ARCHITECTURE": "SemanticSegmentor",
+    "MODEL.BACKBONE.NAME": "build_resnest_deeplab_backbone",
+    "MODEL.RESNETS.DEPTH": 26,
+    "MODEL.RESNETS.NORM": "FrozenBN",
+    "MODEL.RESNETS.RES5_MULTI_GRID": [1, 2],
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
+    "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": 32,
+    "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS": [1, 2, 4],
+    "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT": 0.0,
+}
+
 # Batch norm stands in pyramid and heads only: in split attention it would be over the two descriptors of two images, whose
 # gradient magnifies rounding ten thousand times.
 CASES = {
@@ -152,6 +165,41 @@ CASES = {
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
         "MODEL.SEM_SEG_HEAD.CONVS_DIM": 16,
         "MODEL.SEM_SEG_HEAD.NORM": "",
+    },
+    "semantic_deeplab_v3": {
+        **_DEEPLAB,
+        "MODEL.RESNETS.RES5_DILATION": 2,
+        "MODEL.SEM_SEG_HEAD.NAME": "DeepLabV3Head",
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res5"],
+        "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": 16,
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+        "MODEL.SEM_SEG_HEAD.NORM": "BN",
+    },
+    "semantic_deeplab_v3_plus": {
+        **_DEEPLAB,
+        "MODEL.RESNETS.RES4_DILATION": 2,
+        "MODEL.RESNETS.RES5_DILATION": 4,
+        "MODEL.SEM_SEG_HEAD.NAME": "DeepLabV3PlusHead",
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "res3", "res5"],
+        "MODEL.SEM_SEG_HEAD.PROJECT_FEATURES": ["res2", "res3"],
+        "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS": [12, 20],
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM": 24,
+        "MODEL.SEM_SEG_HEAD.NORM": "BN",
+        "MODEL.SEM_SEG_HEAD.LOSS_TYPE": "cross_entropy",
+        "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": 0.5,
+    },
+    "semantic_deeplab_v3_plus_separable": {
+        **_DEEPLAB,
+        "MODEL.RESNETS.RES5_DILATION": 2,
+        "MODEL.SEM_SEG_HEAD.NAME": "DeepLabV3PlusHead",
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res5", "res2"],
+        "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS": [16],
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM": 24,
+        "MODEL.SEM_SEG_HEAD.NORM": "",
+        "MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV": True,
+        "INPUT.CROP.ENABLED": True,  # the pooled branch has windows of this size
+        "INPUT.CROP.TYPE": "absolute",
+        "INPUT.CROP.SIZE": [64, 144],
     },
 }
 

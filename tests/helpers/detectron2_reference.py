@@ -3,6 +3,7 @@
 import numpy as np
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from detectron2.projects import deeplab  # noqa: F401 - registers its heads
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
