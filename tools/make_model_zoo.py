@@ -26,7 +26,7 @@ from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.reading import load_config
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.files import atomic_write
-from resnest_det.inference.evaluating import ready_for_inference
+from resnest_det.inference.prepared import prepare_for_inference
 from resnest_det.integrations.torchvision import BUILDERS
 from resnest_det.model_zoo import TRAINED_DETECTORS
 from resnest_det.weights.published import WEIGHT_FILES
@@ -44,6 +44,10 @@ GROUPS = {
     "Panoptic and semantic segmentation": ("panoptic", "semantic"),
     "Semantic segmentation on dilated networks": ("fcn", "deeplabv3_", "deeplabv3plus"),
 }
+CLASSIFIERS = """Published accuracy on ImageNet's validation images, in percent, of the weights that
+`create_model(NAME, pretrained=True)` loads. The recipes train them ([docs/imagenet.md](docs/imagenet.md)):
+`resnest-det train-classifier --config-file imagenet/NAME`. This project ran none of them on ImageNet.
+"""
 # Columns of time and memory: the name in the measurements, and the heading.
 MEASURED = {"inference_seconds": "inference, s", "training_seconds": "training step, s", "training_memory_gib": "memory, GiB"}
 
@@ -109,7 +113,10 @@ def measure(name: str) -> dict[str, float]:
     samples = benchmark.make_samples(2, *SIZE, cfg)
     model = benchmark.build_random_model(cfg, samples[0])
     benchmark.limit_candidates(model, benchmark.candidates_threshold(model, samples[:1]))
-    step, infer = benchmark.training_run(model, samples), benchmark.inference_run(ready_for_inference(model), samples[:1])
+    step, infer = (
+        benchmark.training_run(model, samples),
+        benchmark.inference_run(prepare_for_inference(model, "fp32"), samples[:1]),
+    )
     infer()
     seconds = benchmark.seconds_of(infer, cpu)
     del infer
@@ -128,15 +135,35 @@ def page(measurements: dict) -> str:
         names = [recipe for beginning in beginnings for recipe in sorted(recipes(), key=_depth) if recipe.startswith(beginning)]
         parts.append(f"## {title}\n\n{table(names, measurements['recipes'])}")
     parts.append("\\* With multi-scale testing on test-dev the authors published 53.30 box AP and 47.10 mask AP for it.\n")
+    parts.append(f"## Classifiers\n\n{CLASSIFIERS}\n{classifiers_table()}")
     parts.append(f"## What can be built in other hosts\n\n{hosts_table()}")
     return "\n".join(parts)
+
+
+def classifiers_table() -> str:
+    """The published weights, and the recipes of `configs/imagenet` that their networks are trained with."""
+    rows = [["model", "top-1", "top-5", "crop", "recipes"], ["---"] * 5]
+    for name, variant in VARIANTS.items():
+        published = variant.published
+        files = sorted((ROOT / "configs" / "imagenet").glob(f"{name}.yaml")) + sorted(
+            (ROOT / "configs" / "imagenet").glob(f"{name}_pytorch.yaml")
+        )
+        top5 = "–" if published.top5 is None else f"{published.top5:.2f}"
+        rows.append([name, f"{published.top1:.2f}", top5, str(published.image_size), _linked(files)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def hosts_table() -> str:
     """Hosts and what is built in them, by the names under which it is found there."""
     folders = {host: sorted((ROOT / "configs" / host).glob("[a-z]*")) for host in ("detectron2", "mmdet", "transformers")}
     rows = [["host", "by", "name"], ["---"] * 3]
-    rows += [["[Detectron2](docs/detectron2.md)", "`train_net.py --engine detectron2`", "every recipe above but `fcn_*` and `deeplabv3_*`"]]
+    rows += [
+        [
+            "[Detectron2](docs/detectron2.md)",
+            "`train_net.py --engine detectron2`",
+            "every recipe above but `fcn_*` and `deeplabv3_*`",
+        ]
+    ]
     rows += [["", "Detectron2's own heads", _linked(folders["detectron2"])]]
     rows += [["[MMDetection](docs/mmdetection.md)", "its `train.py`", _linked(folders["mmdet"])]]
     builders = [f"`{name}`" for name in sorted(BUILDERS)]

@@ -1,7 +1,7 @@
 """Reading checkpoint files without running anything in them.
 
-Three formats are told apart by their first bytes, whatever the file is called: PyTorch's (zip archive, or the older
-stream of pickles), safetensors, and the plain pickles of numpy arrays in Detectron2's model zoo. A pickle is a little
+Four formats are told apart by their first bytes, whatever the file is called: PyTorch's (zip archive, or the older
+stream of pickles), safetensors, MXNet's, and the plain pickles of numpy arrays in Detectron2's model zoo. A pickle is a little
 program that may call any function; here it may only rebuild tensors, arrays and plain containers.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from resnest_det.errors import UserError
-from resnest_det.weights import digests
+from resnest_det.weights import digests, mxnet_files
 from resnest_det.weights.pickles import DataUnpickler, Refused, UnusableTensor, plain
 from resnest_det.weights.torch_files import read_archive, read_stream
 
@@ -24,7 +24,7 @@ _ONLY_DATA_ALLOWED = "a checkpoint may hold only tensors, arrays and plain data,
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
-    """Read a `.pth`, `.pt`, `.safetensors` or Detectron2 `.pkl` file on the CPU.
+    """Read a `.pth`, `.pt`, `.safetensors`, Detectron2 `.pkl` or MXNet `.params` file (or the zip archive of one) on the CPU.
 
     Nothing in the file is executed. Numpy arrays of a `.pkl` become tensors. What the file has to tell damage by is compared: the
     checksums of an archive, and the digests that this package writes.
@@ -65,7 +65,10 @@ def _read(path: Path, head: bytes) -> dict:
     crcs: dict[int, int] = {}
     if not head:
         raise UserError(f"checkpoint {path} is empty (0 bytes)")
-    if head.startswith(_ZIP_MAGIC):
+    if head.startswith(mxnet_files.MAGIC) or (head.startswith(_ZIP_MAGIC) and mxnet_files.is_archive(path)):
+        with mxnet_files.open_params(path) as (file, size):
+            checkpoint = mxnet_files.read_params(file, size)
+    elif head.startswith(_ZIP_MAGIC):
         checkpoint = read_archive(path, crcs)
     elif head.startswith(_TORCH_STREAM_MAGIC):
         checkpoint = read_stream(path, crcs)
@@ -96,7 +99,7 @@ def _what_else(head: bytes) -> str:
         return "is a web page, not a checkpoint: its address has moved"
     if text.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
-    return "is not a checkpoint: neither PyTorch, safetensors nor a pickle"
+    return "is not a checkpoint: neither PyTorch, safetensors, MXNet nor a pickle"
 
 
 def _first_line(error) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from resnest_det import Predictor
 from resnest_det.commands.train_net import main as train
 from resnest_det.errors import UserError
+from tests.helpers.page_client import free_port, look, opened
 from tests.helpers.tiny_run import write_tiny_run
 
 # Gradio's own imports warn of what they use themselves.
@@ -47,11 +48,6 @@ def predictor(run):
     return Predictor(run, device="cpu", score_threshold=0)
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def page(predictor, tmp_path_factory):
     """The address of the page."""
@@ -75,19 +71,6 @@ def client(page, tmp_path):
 
 def image(run, number=1):
     return str(run.parent / "images" / f"{number}.png")
-
-
-def look(client, path, threshold=0.0, classes=()):
-    """(picture, sentence, rows, content of the JSON) of a picture."""
-    from gradio_client import handle_file
-
-    return opened(client.predict(handle_file(path), threshold, list(classes), api_name="/look"))
-
-
-def opened(answer):
-    picture, sentence, table, download = answer
-    path = download.get("value") if isinstance(download, dict) else download
-    return picture, sentence, table["data"], json.loads(Path(path).read_text()) if path else None
 
 
 def test_what_is_found_is_drawn_counted_listed_and_given_as_json(run, predictor, client):
