@@ -158,7 +158,13 @@ def hosts_table() -> str:
     """Hosts and what is built in them, by the names under which it is found there."""
     folders = {host: sorted((ROOT / "configs" / host).glob("[a-z]*")) for host in ("detectron2", "mmdet", "transformers")}
     rows = [["host", "by", "name"], ["---"] * 3]
-    rows += [["[Detectron2](docs/detectron2.md)", "`train_net.py --engine detectron2`", "every recipe above"]]
+    rows += [
+        [
+            "[Detectron2](docs/detectron2.md)",
+            "`train_net.py --engine detectron2`",
+            "every recipe above but `fcn_*` and `deeplabv3_*`",
+        ]
+    ]
     rows += [["", "Detectron2's own heads", _linked(folders["detectron2"])]]
     rows += [["[MMDetection](docs/mmdetection.md)", "its `train.py`", _linked(folders["mmdet"])]]
     builders = [f"`{name}`" for name in sorted(BUILDERS)]
