@@ -161,11 +161,17 @@ def test_everything_is_refused_when_it_is_loaded(recipe, overrides, message):
 @pytest.mark.parametrize(
     "keys, message",
     [
-        (["TEST.PRECISION", "int8"], "TEST.PRECISION 'int8' is not supported; supported: 'auto', 'fp32', 'bf16', 'fp16'"),
+        (
+            ["TEST.PRECISION", "int8"],
+            "TEST.PRECISION 'int8' is not supported by the built-in detector; supported: 'auto', 'fp32', 'bf16', 'fp16'",
+        ),
         (["TEST.COMPILE", "maybe"], "TEST.COMPILE"),
         (["TEST.FOLD_NORMS", "False", "TEST.PRECISION", "auto"], "TEST.PRECISION 'auto' is of the copy that"),
         (["TEST.FOLD_NORMS", "False", "TEST.COMPILE", "True"], "TEST.COMPILE True is of the copy that"),
-        (["SOLVER.AMP.PRECISION", "fp8"], "SOLVER.AMP.PRECISION 'fp8' is not supported; supported: '', 'bf16', 'fp16'"),
+        (
+            ["SOLVER.AMP.PRECISION", "fp8"],
+            "SOLVER.AMP.PRECISION 'fp8' is not supported by the built-in detector; supported: '', 'bf16', 'fp16'",
+        ),
         (["SOLVER.ACCUMULATE", "0"], "SOLVER.ACCUMULATE 0 is too small"),
         (["SOLVER.ACCUMULATE", "1.5"], "SOLVER.ACCUMULATE"),
     ],
