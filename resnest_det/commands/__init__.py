@@ -33,7 +33,7 @@ COMMANDS = {
     "to-mmdet": ("to_mmdet", "translate a configuration and its checkpoint to MMDetection, or a checkpoint back"),
     "export": ("export_model", "write a detector or classifier for ONNX, OpenVINO, TorchScript or torch.export"),
     "analyze": ("analyze_model", "count parameters, multiply-adds and activations, part by part"),
-    "benchmark": ("benchmark", "time a detector and its backbone beside other implementations"),
+    "benchmark": ("benchmark", "time networks, training steps, reading and AP beside other implementations"),
     "inspect": ("inspect_data", "show datasets, what is suspicious in them, and results beside the truth"),
     "plot": ("plot", "draw loss, learning rate and AP of runs"),
     "report": ("report", "write report.html of a run: is it good, and what to try next"),

@@ -223,6 +223,9 @@ def check_supported(cfg: CfgNode) -> None:
     for key, most in AT_MOST.items():
         if values[key] > most:
             raise UserError(f"{key} {shown(values[key])} is too large; supported: up to {most}")
+    for key in ("PRECISION", "COMPILE"):
+        if not cfg.TEST.FOLD_NORMS and values[f"TEST.{key}"] != defaults[f"TEST.{key}"]:
+            raise UserError(f"TEST.{key} {shown(cfg.TEST[key])} is of the copy that TEST.FOLD_NORMS False does not make")
     if name == "PanopticFPN" and cfg.MODEL.SEM_SEG_HEAD.NAME != "SemSegFPNHead":
         raise UserError(
             f"MODEL.SEM_SEG_HEAD.NAME {cfg.MODEL.SEM_SEG_HEAD.NAME!r} is not supported with MODEL.META_ARCHITECTURE PanopticFPN; "

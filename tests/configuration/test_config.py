@@ -156,3 +156,27 @@ def test_everything_is_refused_when_it_is_loaded(recipe, overrides, message):
     with pytest.raises(UserError, match=message) as error:
         load_config(recipe, overrides)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        (
+            ["TEST.PRECISION", "int8"],
+            "TEST.PRECISION 'int8' is not supported by the built-in detector; supported: 'auto', 'fp32', 'bf16', 'fp16'",
+        ),
+        (["TEST.COMPILE", "maybe"], "TEST.COMPILE"),
+        (["TEST.FOLD_NORMS", "False", "TEST.PRECISION", "auto"], "TEST.PRECISION 'auto' is of the copy that"),
+        (["TEST.FOLD_NORMS", "False", "TEST.COMPILE", "True"], "TEST.COMPILE True is of the copy that"),
+        (
+            ["SOLVER.AMP.PRECISION", "fp8"],
+            "SOLVER.AMP.PRECISION 'fp8' is not supported by the built-in detector; supported: '', 'bf16', 'fp16'",
+        ),
+        (["SOLVER.ACCUMULATE", "0"], "SOLVER.ACCUMULATE 0 is too small"),
+        (["SOLVER.ACCUMULATE", "1.5"], "SOLVER.ACCUMULATE"),
+    ],
+)
+def test_keys_of_speed_are_checked(keys, message):
+    with pytest.raises(UserError) as error:
+        load_config("mask_rcnn_ResNeSt50_FPN", keys)
+    assert message in str(error.value)
