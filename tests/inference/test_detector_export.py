@@ -54,9 +54,11 @@ FORMATS = [
     ("torchscript", "mask_radix4_predicted_boxes"),
     ("torchscript", "panoptic_cascade_bn"),
     ("torchscript", "semantic_output_stride_8"),
+    ("torchscript", "semantic_deeplab_v3_plus"),
     ("exported", "faster_frozenbn"),
     pytest.param("openvino", "panoptic_gn", marks=pytest.mark.extras),
     pytest.param("onnx", "cascade_mask_gn_ciou", marks=pytest.mark.extras),
+    pytest.param("onnx", "semantic_deeplab_v3", marks=pytest.mark.extras),
 ]
 
 
