@@ -244,8 +244,13 @@ class Bottleneck(nn.Module):
 def _pooled(x: Tensor, stride: int) -> Tensor:
     pooled = F.avg_pool2d(x, 3, stride, padding=1)
     if not torch.jit.is_scripting():
-        offer(pooled, lambda x: F.avg_pool2d(x, 3, stride, padding=1), x)
+        _offer_pooled(pooled, x, stride)
     return pooled
+
+
+@torch.jit.unused  # TorchScript reads no lambdas
+def _offer_pooled(pooled: Tensor, x: Tensor, stride: int) -> None:
+    offer(pooled, lambda x: F.avg_pool2d(x, 3, stride, padding=1), x)
 
 
 @contextmanager
