@@ -231,16 +231,26 @@ class Bottleneck(nn.Module):
             x = self.shortcut(x)
         # Only in a folded copy may what a convolution gave be overwritten: hooks keep it.
         result = self.relu(out.add_(x) if self.relu.inplace else out + x)
-        if not torch.jit.is_scripting() and self.drop_path is None:
-            offer(result, lambda out, x: (out + x).relu_(), out, x)
+        if not torch.jit.is_scripting():
+            self._offer_sum(result, out, x)
         return result
+
+    @torch.jit.unused  # TorchScript reads no lambdas
+    def _offer_sum(self, result: Tensor, out: Tensor, x: Tensor) -> None:
+        if self.drop_path is None:
+            offer(result, lambda out, x: (out + x).relu_(), out, x)
 
 
 def _pooled(x: Tensor, stride: int) -> Tensor:
     pooled = F.avg_pool2d(x, 3, stride, padding=1)
     if not torch.jit.is_scripting():
-        offer(pooled, lambda x: F.avg_pool2d(x, 3, stride, padding=1), x)
+        _offer_pooled(pooled, x, stride)
     return pooled
+
+
+@torch.jit.unused  # TorchScript reads no lambdas
+def _offer_pooled(pooled: Tensor, x: Tensor, stride: int) -> None:
+    offer(pooled, lambda x: F.avg_pool2d(x, 3, stride, padding=1), x)
 
 
 @contextmanager

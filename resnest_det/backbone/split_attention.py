@@ -127,8 +127,12 @@ class SplitAttentionConv2d(nn.Module):
         weights = self.attention(descriptor)
         out = self.weighted_sum(splits, weights)
         if not torch.jit.is_scripting():
-            offer(out, lambda x, weights: self.weighted_sum(x.chunk(self.radix, dim=1), weights), x, weights)
+            self._offer_sum(out, x, weights)
         return out
+
+    @torch.jit.unused  # TorchScript reads no lambdas
+    def _offer_sum(self, out: Tensor, x: Tensor, weights: Tensor) -> None:
+        offer(out, lambda x, weights: self.weighted_sum(x.chunk(self.radix, dim=1), weights), x, weights)
 
     def weighted_sum(self, splits: list[Tensor], weights: Tensor) -> Tensor:
         """(N, channels, H, W) of `radix` splits of that shape and the weights of `attention`."""
