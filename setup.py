@@ -15,6 +15,7 @@ EXTRAS = {
     "video": ["av>=12"],
     "track": ["trackers>=2.4", "supervision>=0.26"],
     "pandas": ["pandas>=2"],
+    "classify": ["webdataset>=0.2.100", "scipy>=1.10"],
     "demo": ["gradio>=6"],
     "serve": ["fastapi>=0.110", "uvicorn>=0.29", "python-multipart>=0.0.13", "httpx>=0.27"],
     "transformers": ["transformers>=5.5", "accelerate>=1.1", "scipy>=1.10"],

@@ -19,6 +19,7 @@ _LAZY = {
     "load_weights": "resnest_det.backbone.loading",
     "resolve_weights": "resnest_det.weights.downloads",
     "add_resnest_config": "resnest_det.configuration.defaults",
+    "prepare_for_inference": "resnest_det.inference.prepared",
     "Predictor": "resnest_det.inference.predictor",
     "UserError": "resnest_det.errors",
 }

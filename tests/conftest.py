@@ -64,6 +64,20 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture
+def exact_products():
+    """A GPU without TensorFloat-32, which has 10 bits."""
+    import torch
+
+    parts = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [part.allow_tf32 for part in parts]
+    for part in parts:
+        part.allow_tf32 = False
+    yield
+    for part, allowed in zip(parts, before):
+        part.allow_tf32 = allowed
+
+
+@pytest.fixture
 def own_registry(monkeypatch):
     """Datasets that are registered in this test only."""
     monkeypatch.setattr("resnest_det.data.catalog._registered", {})

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write docs/configuration.md: every key with its type, default, meaning, and who honours it.
+"""Write docs/configuration.md: every key with its type, default, meaning, and who honours it; and the keys of docs/imagenet.md.
 
 Meanings are in `resnest_det.configuration.meanings`, all else is read from the code.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.checking import AT_LEAST, AT_MOST, CHOICES, NOT_READ
+from resnest_det.configuration.classifier import KEYS
 from resnest_det.configuration.defaults import default_config
 from resnest_det.configuration.meanings import DETECTRON2_IGNORES, MEANINGS, OWN_KEYS
 from resnest_det.configuration.nodes import leaves, with_values
@@ -23,6 +24,7 @@ from resnest_det.files import atomic_write
 from resnest_det.integrations.mmdet_config import mmdet_config
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+CLASSIFIER_PAGE = PAGE.with_name("imagenet.md")
 # Recipes that together have every part that can be translated.
 RECIPES = (
     "cascade_mask_rcnn_ResNeSt50_FPN",
@@ -30,6 +32,15 @@ RECIPES = (
     "quick_schedules/mask_rcnn_ResNeSt14_FPN_shapes",
     "panoptic_ResNeSt14_FPN_shapes",
 )
+
+# Of `resnest/torch/config.py` in the authors' repository.
+AUTHORS_KEYS = {
+    "SEED",
+    *(f"DATA.{name}" for name in ("DATASET", "ROOT", "BASE_SIZE", "CROP_SIZE", "LABEL_SMOOTHING", "MIXUP", "RAND_AUG")),
+    *(f"MODEL.{name}" for name in ("NAME", "FINAL_DROP")),
+    *(f"TRAINING.{n}" for n in ("BATCH_SIZE", "TEST_BATCH_SIZE", "LAST_GAMMA", "EPOCHS", "START_EPOCHS", "WORKERS")),
+    *(f"OPTIMIZER.{n}" for n in ("LR", "LR_SCHEDULER", "MOMENTUM", "WEIGHT_DECAY", "DISABLE_BN_WD", "WARMUP_EPOCHS")),
+}
 
 INTRODUCTION = """# Configuration
 
@@ -59,6 +70,18 @@ def page() -> str:
         title = f"## {section}" if section else "## At the top"
         parts.append("\n".join([title, "", "| key | type | default | meaning | hosts |", "|---|---|---|---|---|", *rows, ""]))
     return "\n".join(parts)
+
+
+def classifier_page() -> str:
+    """The text of docs/imagenet.md, with its table of keys as the code has them."""
+    before, rest = CLASSIFIER_PAGE.read_text().split("<!-- keys", 1)
+    note, rest = rest.split("\n", 1)
+    rows = [
+        f"| `{key}` | `{_default(default)}` | {'' if key in AUTHORS_KEYS else '*own:* '}{meaning} |"
+        for key, (default, meaning) in KEYS.items()
+    ]
+    table = "\n".join(["", "| key | default | meaning |", "|---|---|---|", *rows, "", ""])
+    return f"{before}<!-- keys{note}\n{table}<!-- end of keys -->{rest.split('<!-- end of keys -->', 1)[1]}"
 
 
 def _type(default: object) -> str:
@@ -134,8 +157,9 @@ def keys_that_mmdet_reads() -> set[str]:
 
 
 def main(arguments: list[str]) -> None:
-    with atomic_write(PAGE) as file:
-        file.write(page())
+    for path, text in ((PAGE, page()), (CLASSIFIER_PAGE, classifier_page())):
+        with atomic_write(path) as file:
+            file.write(text)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnest_det.backbone.variants import VARIANTS
-from resnest_det.commands import benchmark
+from resnest_det.commands import benchmark_networks as benchmark
+from resnest_det.commands.benchmark_measuring import peak_memory, seconds_of
 from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.reading import load_config
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.files import atomic_write
-from resnest_det.inference.evaluating import ready_for_inference
+from resnest_det.inference.prepared import prepare_for_inference
 from resnest_det.integrations.torchvision import BUILDERS
 from resnest_det.model_zoo import TRAINED_DETECTORS
 from resnest_det.weights.published import WEIGHT_FILES
@@ -44,6 +45,10 @@ GROUPS = {
     "Panoptic and semantic segmentation": ("panoptic", "semantic"),
     "Semantic segmentation on dilated networks": ("fcn", "deeplabv3_", "deeplabv3plus"),
 }
+CLASSIFIERS = """Published accuracy on ImageNet's validation images, in percent, of the weights that
+`create_model(NAME, pretrained=True)` loads. The recipes train them ([docs/imagenet.md](docs/imagenet.md)):
+`resnest-det train-classifier --config-file imagenet/NAME`. This project ran none of them on ImageNet.
+"""
 # Columns of time and memory: the name in the measurements, and the heading.
 MEASURED = {"inference_seconds": "inference, s", "training_seconds": "training step, s", "training_memory_gib": "memory, GiB"}
 
@@ -109,12 +114,15 @@ def measure(name: str) -> dict[str, float]:
     samples = benchmark.make_samples(2, *SIZE, cfg)
     model = benchmark.build_random_model(cfg, samples[0])
     benchmark.limit_candidates(model, benchmark.candidates_threshold(model, samples[:1]))
-    step, infer = benchmark.training_run(model, samples), benchmark.inference_run(ready_for_inference(model), samples[:1])
+    step, infer = (
+        benchmark.training_run(model, samples),
+        benchmark.inference_run(prepare_for_inference(model, "fp32"), samples[:1]),
+    )
     infer()
-    seconds = benchmark.seconds_of(infer, cpu)
+    seconds = seconds_of(infer, cpu)
     del infer
     steps = []
-    memory = benchmark.peak_memory(lambda: steps.append(benchmark.seconds_of(step, cpu)), cpu)
+    memory = peak_memory(lambda: steps.append(seconds_of(step, cpu)), cpu)
     figures = {"inference_seconds": seconds, "training_seconds": steps[0]}
     if memory is not None:
         figures["training_memory_gib"] = memory / 1024
@@ -128,8 +136,22 @@ def page(measurements: dict) -> str:
         names = [recipe for beginning in beginnings for recipe in sorted(recipes(), key=_depth) if recipe.startswith(beginning)]
         parts.append(f"## {title}\n\n{table(names, measurements['recipes'])}")
     parts.append("\\* With multi-scale testing on test-dev the authors published 53.30 box AP and 47.10 mask AP for it.\n")
+    parts.append(f"## Classifiers\n\n{CLASSIFIERS}\n{classifiers_table()}")
     parts.append(f"## What can be built in other hosts\n\n{hosts_table()}")
     return "\n".join(parts)
+
+
+def classifiers_table() -> str:
+    """The published weights, and the recipes of `configs/imagenet` that their networks are trained with."""
+    rows = [["model", "top-1", "top-5", "crop", "recipes"], ["---"] * 5]
+    for name, variant in VARIANTS.items():
+        published = variant.published
+        files = sorted((ROOT / "configs" / "imagenet").glob(f"{name}.yaml")) + sorted(
+            (ROOT / "configs" / "imagenet").glob(f"{name}_pytorch.yaml")
+        )
+        top5 = "–" if published.top5 is None else f"{published.top5:.2f}"
+        rows.append([name, f"{published.top1:.2f}", top5, str(published.image_size), _linked(files)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def hosts_table() -> str:

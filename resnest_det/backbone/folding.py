@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
-from resnest_det.backbone.layers import Conv2d
 from resnest_det.backbone.split_attention import SplitAttentionConv2d
 
 
@@ -20,7 +19,8 @@ def fold_norms(model: nn.Module) -> nn.Module:
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(folded.modules()):
-        if isinstance(module, Conv2d) and _is_foldable(module.norm):
+        # Detectron2's convolutions hold their norm in the same way.
+        if isinstance(module, nn.Conv2d) and _is_foldable(getattr(module, "norm", None)):
             _fold(module, module.norm)
             module.norm = None
         elif isinstance(module, nn.ReLU):
@@ -34,7 +34,10 @@ def fold_norms(model: nn.Module) -> nn.Module:
 
 
 def _is_foldable(norm: nn.Module | None) -> bool:
-    is_batch_norm = isinstance(norm, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d))
+    # Detectron2 has a class FrozenBatchNorm2d of its own, with the same attributes.
+    is_batch_norm = isinstance(norm, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)) or (
+        type(norm).__name__ == "FrozenBatchNorm2d"
+    )
     return is_batch_norm and norm.running_mean is not None
 
 

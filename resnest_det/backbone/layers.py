@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torchvision.ops import FrozenBatchNorm2d
 
+from resnest_det.backbone.recomputation import normed
 from resnest_det.distributed import get_world_size
 from resnest_det.errors import UserError
 
@@ -103,7 +104,12 @@ class Conv2d(nn.Conv2d):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._conv_forward(x, self.weight, self.bias)  # scripting knows no `super().forward`
+        return self.finished(self._conv_forward(x, self.weight, self.bias))  # scripting knows no `super().forward`
+
+    def finished(self, x: Tensor) -> Tensor:
+        """What follows the convolution itself: norm and activation."""
+        if not torch.jit.is_scripting():
+            return normed(x, self.norm, self.activation)
         if self.norm is not None:
             x = self.norm(x)
         if self.activation is not None:

@@ -24,7 +24,7 @@ class LoadReport:
 
     Attributes:
         path: the file.
-        layout: "detectron2", "timm", "mmdet" or "caffe2".
+        layout: "detectron2", "timm", "mmdet", "gluon" or "caffe2".
         taken_off: in words, the key and the prefix of the names that stood around the parameters in the file; "" for none.
         loaded: names of the model's parameters and buffers that were set.
         left: parameter of the file that was not used, to the reason.

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import DropBlock2d, StochasticDepth
 
 from resnest_det.backbone.layers import Conv2d, Norm, freeze, get_norm, normed_alone
+from resnest_det.backbone.recomputation import offer, recomputing
 from resnest_det.backbone.split_attention import Deformable, SplitAttentionConv2d, make_conv
 from resnest_det.errors import UserError, shown
 
@@ -207,7 +208,7 @@ class Bottleneck(nn.Module):
         if self.drop_block is not None:
             out = self.drop_block(out)
         if self.avd_first and self.avd_stride > 0:
-            out = F.avg_pool2d(out, 3, self.avd_stride, padding=1)
+            out = _pooled(out, self.avd_stride)
         if self.conv2_offset is not None:
             out = self.conv2(out, self.conv2_offset(out))
         else:
@@ -215,7 +216,7 @@ class Bottleneck(nn.Module):
         if self.drop_block is not None:
             out = self.drop_block(out)
         if not self.avd_first and self.avd_stride > 0:
-            out = F.avg_pool2d(out, 3, self.avd_stride, padding=1)
+            out = _pooled(out, self.avd_stride)
         out = self.conv3(out)
         if self.drop_block is not None:
             out = self.drop_block(out)
@@ -229,7 +230,17 @@ class Bottleneck(nn.Module):
                 x = F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2, stride=1)
             x = self.shortcut(x)
         # Only in a folded copy may what a convolution gave be overwritten: hooks keep it.
-        return self.relu(out.add_(x) if self.relu.inplace else out + x)
+        result = self.relu(out.add_(x) if self.relu.inplace else out + x)
+        if not torch.jit.is_scripting() and self.drop_path is None:
+            offer(result, lambda out, x: (out + x).relu_(), out, x)
+        return result
+
+
+def _pooled(x: Tensor, stride: int) -> Tensor:
+    pooled = F.avg_pool2d(x, 3, stride, padding=1)
+    if not torch.jit.is_scripting():
+        offer(pooled, lambda x: F.avg_pool2d(x, 3, stride, padding=1), x)
+    return pooled
 
 
 @contextmanager
@@ -457,10 +468,13 @@ class ResNeSt(nn.Module):
         return features
 
     def run_part(self, name: str, part: nn.Module, x: Tensor) -> Tensor:
-        """`part(x)`; in training, of a stage of `checkpoint_stages`, without keeping what is inside it."""
-        if not self.training or name not in self.checkpoint_stages:
+        """`part(x)`; in training without keeping what is cheap to compute again or, of `checkpoint_stages`, what is inside."""
+        if not self.training:
             return part(x)
-        return checkpoint(part, x, use_reentrant=False, context_fn=partial(_recomputation_contexts, part))
+        if name in self.checkpoint_stages:
+            return checkpoint(part, x, use_reentrant=False, context_fn=partial(_recomputation_contexts, part))
+        with recomputing(x):
+            return part(x)
 
     def check_batch(self, x: Tensor) -> None:
         """Raises `UserError` for one image where batch norm is trained: attention norms one value per channel and image."""

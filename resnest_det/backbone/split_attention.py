@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from resnest_det.backbone.layers import Conv2d, Norm, get_norm
+from resnest_det.backbone.recomputation import normed, offer
 
 MIN_ATTENTION_CHANNELS = 32  # of the attention's hidden layer, however much it is reduced
 
@@ -41,17 +42,15 @@ class DeformConv2d(Conv2d):
         self.modulated = modulated
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        # In the precision of its weights: on a CPU the operator has no other than single and double.
+        x, offset = x.to(self.weight.dtype), offset.to(self.weight.dtype)
         mask: Tensor | None = None
         if self.modulated:
             points = offset.shape[1] // 3
             mask = offset[:, 2 * points :].sigmoid()
             offset = offset[:, : 2 * points]
         x = deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
-        if self.norm is not None:
-            x = self.norm(x)
-        if self.activation is not None:
-            x = self.activation(x)
-        return x
+        return self.finished(x)
 
 
 def make_conv(in_channels: int, channels: int, deformable: Deformable | None, **arguments) -> Conv2d:
@@ -120,15 +119,23 @@ class SplitAttentionConv2d(nn.Module):
             x = self.conv(x, offset)
         else:
             x = self.conv(x)
-        x = self.relu0(self.bn0(x))
+        x = self.relu0(self.bn0(x)) if torch.jit.is_scripting() else normed(x, self.bn0, self.relu0)
         splits = x.chunk(self.radix, dim=1)  # each (N, channels, H, W)
 
         # The mean of a sum is the sum of the means: pooling first saves a map of full size.
         descriptor = x.mean((2, 3), keepdim=True).reshape(-1, self.radix, self.channels, 1, 1).sum(1)
-        weights = self.attention(descriptor).chunk(self.radix, dim=1)
-        out = splits[0] * weights[0]
+        weights = self.attention(descriptor)
+        out = self.weighted_sum(splits, weights)
+        if not torch.jit.is_scripting():
+            offer(out, lambda x, weights: self.weighted_sum(x.chunk(self.radix, dim=1), weights), x, weights)
+        return out
+
+    def weighted_sum(self, splits: list[Tensor], weights: Tensor) -> Tensor:
+        """(N, channels, H, W) of `radix` splits of that shape and the weights of `attention`."""
+        factors = weights.chunk(self.radix, dim=1)
+        out = splits[0] * factors[0]
         for index in range(1, self.radix):  # not over pairs: torch.fx cannot iterate over what it traces
-            out = torch.addcmul(out, splits[index], weights[index])
+            out = torch.addcmul(out, splits[index], factors[index])
         return out
 
     def attention(self, descriptor: Tensor) -> Tensor:

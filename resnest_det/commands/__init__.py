@@ -21,6 +21,8 @@ from resnest_det.stopping import end, end_interrupted, handle_signals, prepare_e
 COMMANDS = {
     "train": ("train_net", "train and evaluate a detector from a configuration file"),
     "train-classifier": ("train_classifier", "train and evaluate a classifier on folders of images"),
+    "prepare-imagenet": ("prepare_imagenet", "unpack ImageNet's official archives into class folders"),
+    "probe": ("probe", "measure a frozen network on new classes: nearest neighbours, and a linear layer"),
     "predict": ("predict", "find objects in images and videos with a trained detector"),
     "demo": ("demo", "open a local page to try a trained detector on pictures"),
     "serve": ("serve", "answer POST /predict over HTTP with what a trained detector finds"),

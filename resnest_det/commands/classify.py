@@ -1,12 +1,15 @@
 """Name what is in images: the five most probable classes of each.
 
     python tools/classify.py dog.jpg cat.png --model resnest50
+    python tools/classify.py leaf.jpg --checkpoint run/model_best.pth
     python tools/classify.py leaf.jpg --model resnest26 --checkpoint leaves.pth --num-classes 12 --names leaves.txt
 
-The names are ImageNet's, or for a fine-tuned model those in a text file, one a line in the order of its outputs.
+The names are ImageNet's, or those that the checkpoint of a run of `train-classifier` has, which says the rest as well; for other
+fine-tuned models they are in a text file, one a line in the order of its outputs.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +20,7 @@ from resnest_det import create_model, transforms_for
 from resnest_det.backbone.classifier import IMAGENET_CLASSES
 from resnest_det.data.image import read_image
 from resnest_det.errors import UserError, printable
+from resnest_det.inference.trained_classifier import trained_classifier
 
 
 def class_names(names: str | None, classes: int) -> list[str]:
@@ -38,6 +42,25 @@ def class_names(names: str | None, classes: int) -> list[str]:
     return found
 
 
+def published(options: argparse.Namespace, device: str) -> Callable[[Image.Image], torch.Tensor]:
+    """From an image to the probabilities of its classes, by a model that its name and a file of weights say."""
+    model = create_model(
+        options.model,
+        pretrained=not options.checkpoint,
+        num_classes=options.num_classes,
+        checkpoint_path=options.checkpoint,
+        new_head=False,
+    )
+    model = model.eval().to(device)
+    transform = transforms_for(model)
+
+    @torch.inference_mode()
+    def probabilities(image: Image.Image) -> torch.Tensor:
+        return model(transform(image)[None].to(device))[0].softmax(0).cpu()
+
+    return probabilities
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", metavar="IMAGE", nargs="+")
@@ -50,22 +73,18 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--num-classes is {options.num_classes}, expected at least 1")
     if options.num_classes != IMAGENET_CLASSES and not options.checkpoint:
         raise UserError("--num-classes needs a --checkpoint: the published weights have 1000 classes")
-    names = class_names(options.names, options.num_classes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-
+    trained = trained_classifier(options.checkpoint, device) if options.checkpoint else None
+    if trained is not None:
+        names = class_names(options.names, len(trained.classes)) if options.names else trained.classes
+        probabilities_of = trained.probabilities
+    else:
+        names = class_names(options.names, options.num_classes)
     images = [Image.fromarray(read_image(path, "RGB")) for path in options.images]
-    model = create_model(
-        options.model,
-        pretrained=not options.checkpoint,
-        num_classes=options.num_classes,
-        checkpoint_path=options.checkpoint,
-        new_head=False,
-    )
-    model = model.eval().to(device)
-    transform = transforms_for(model)
+    if trained is None:
+        probabilities_of = published(options, device)
     for path, image in zip(options.images, images):
-        with torch.inference_mode():
-            probabilities = model(transform(image)[None].to(device))[0].softmax(0).cpu()
+        probabilities = probabilities_of(image)
         print(printable(str(path)))
         for probability, index in zip(*(each.tolist() for each in probabilities.topk(min(5, len(names))))):
             print(f"  {100 * probability:5.1f} %  {names[index]}")

@@ -26,6 +26,8 @@ from resnest_det.errors import UserError, shown
 CHOICES = {
     "VERSION": (2,),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
+    "SOLVER.AMP.PRECISION": ("", "bf16", "fp16"),
+    "TEST.PRECISION": ("auto", "fp32", "bf16", "fp16"),
     "MODEL.META_ARCHITECTURE": tuple(ARCHITECTURES),
     "MODEL.BACKBONE.NAME": tuple(BACKBONES),
     "MODEL.RESNETS.DEPTH": tuple(BLOCKS_PER_STAGE),
@@ -49,6 +51,7 @@ CHOICES = {
     "INPUT.FORMAT": ("BGR", "RGB", "L"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RESIZE_LIBRARY_TRAIN": ("pillow", "torch"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
@@ -77,6 +80,7 @@ INSTANCE_KEYS = ("MODEL.PROPOSAL_GENERATOR.", "MODEL.ANCHOR_GENERATOR.", "MODEL.
 
 AT_LEAST = {
     "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.ACCUMULATE": 1,
     "SOLVER.MAX_ITER": 0,
     "SOLVER.MAX_EPOCHS": 0,
     "SOLVER.WARMUP_EPOCHS": 0,
@@ -143,6 +147,7 @@ AT_MOST = {
     "SOLVER.MAX_ITER": MOST_ITERATIONS,
     "SOLVER.MAX_EPOCHS": 10**6,
     "SOLVER.IMS_PER_BATCH": 10**6,
+    "SOLVER.ACCUMULATE": 10**6,
     "SOLVER.NUM_DECAYS": 10**4,
     "DATALOADER.NUM_WORKERS": 10**4,
     "INPUT.MIN_SIZE_TEST": 10**6,

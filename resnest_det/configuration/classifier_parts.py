@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
+from torchvision.transforms import v2
 
 from resnest_det.backbone.classifier import Classifier, create_model
 from resnest_det.backbone.image_classifier import ImageClassifier
@@ -212,24 +213,28 @@ def build_classifier_batches(
     )
 
 
-def build_evaluation_batches(cfg: CfgNode, images: ClassImages) -> InferenceBatches:
-    """This process's share of some images, in batches of TRAINING.TEST_BATCH_SIZE at most."""
+def build_evaluation_transform(cfg: CfgNode) -> v2.Compose:
+    """From a Pillow image to what is evaluated, uint8."""
     given = cfg.DATA
     with naming(_TRANSFORM_KEYS | {"crop_size": "DATA.TEST_CROP_SIZE", "crop": "DATA.TEST_CROP"}):
         jpeg_decoder(given.DECODER)
-        transform = evaluation_transform(
+        return evaluation_transform(
             given.TEST_CROP_SIZE or given.CROP_SIZE,
             crop=given.TEST_CROP,
             share=given.TEST_SHARE,
-            interpolation=given.INTERPOLATION,
+            interpolation=given.TEST_INTERPOLATION or given.INTERPOLATION,
         )
+
+
+def build_evaluation_batches(cfg: CfgNode, images: ClassImages) -> InferenceBatches:
+    """This process's share of some images, in batches of TRAINING.TEST_BATCH_SIZE at most."""
     return InferenceBatches(
         images.records,
-        partial(evaluation_image, transform=transform, decoder=given.DECODER),
+        partial(evaluation_image, transform=build_evaluation_transform(cfg), decoder=cfg.DATA.DECODER),
         cfg.TRAINING.WORKERS,
         chosen=samplers.inference_indices(len(images), get_rank(), get_world_size()),
         batch_size=cfg.TRAINING.TEST_BATCH_SIZE,
-        collate=partial(collate, strict=given.STRICT, fill=False),
+        collate=partial(collate, strict=cfg.DATA.STRICT, fill=False),
     )
 
 

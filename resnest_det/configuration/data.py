@@ -344,11 +344,13 @@ def build_augmentation(cfg) -> Augmentation:
     """
     given, steps = cfg.INPUT, []
     names = {"short_sides": "MIN_SIZE_TRAIN", "max_side": "MAX_SIZE_TRAIN", "sampling": "MIN_SIZE_TRAIN_SAMPLING"}
-    with naming({argument: f"INPUT.{key}" for argument, key in (names | {"long_sides": "LONG_SIDE_TRAIN"}).items()}):
+    names |= {"library": "RESIZE_LIBRARY_TRAIN", "long_sides": "LONG_SIDE_TRAIN"}
+    with naming({argument: f"INPUT.{key}" for argument, key in names.items()}):
         if given.LONG_SIDE_TRAIN:
             steps.append(ResizeLongestEdge(tuple(given.LONG_SIDE_TRAIN)))
         else:
-            steps.append(ResizeShortestEdge(tuple(given.MIN_SIZE_TRAIN), given.MAX_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING))
+            lengths, sampling = tuple(given.MIN_SIZE_TRAIN), given.MIN_SIZE_TRAIN_SAMPLING
+            steps.append(ResizeShortestEdge(lengths, given.MAX_SIZE_TRAIN, sampling, given.RESIZE_LIBRARY_TRAIN))
     crop = _crop_steps(cfg)
     steps = steps + crop if tasks_of(cfg).pixels and not tasks_of(cfg).objects else crop + steps
     if given.COLOR_AUG_SSD:

@@ -198,6 +198,7 @@ DEFAULTS = dict(
         MIN_SIZE_TRAIN=(800,),
         MIN_SIZE_TRAIN_SAMPLING="choice",
         MAX_SIZE_TRAIN=1333,
+        RESIZE_LIBRARY_TRAIN="pillow",  # this project's own: "pillow", whose pixels are Detectron2's, or "torch"
         MIN_SIZE_TEST=800,
         MAX_SIZE_TEST=1333,
         RANDOM_FLIP="horizontal",
@@ -267,7 +268,8 @@ DEFAULTS = dict(
         EMA=dict(ENABLED=False, DECAY=0.999),  # this project's own: evaluate and save a moving average of the parameters too
         REFERENCE_WORLD_SIZE=0,
         CLIP_GRADIENTS=dict(ENABLED=False, CLIP_TYPE="value", CLIP_VALUE=1.0, NORM_TYPE=2.0),
-        AMP=dict(ENABLED=False),
+        AMP=dict(ENABLED=False, PRECISION=""),  # PRECISION is this project's own; "": fp16 on GPUs, bf16 on CPUs
+        ACCUMULATE=1,  # this project's own: parts that a batch goes through the network in, one after the other
     ),
     TEST=dict(
         EVAL_PERIOD=0,
@@ -279,6 +281,8 @@ DEFAULTS = dict(
         DETECTIONS_PER_IMAGE=100,
         AP_MAX_DETECTIONS=100,  # this project's own: detections of an image and class that AP counts, 100 by COCO's definition
         FOLD_NORMS=True,  # this project's own: evaluate a faster copy, norms in convolutions; False: the model as it is
+        PRECISION="fp32",  # this project's own, with FOLD_NORMS: "auto" is the fastest that the device has
+        COMPILE=False,  # this project's own, with FOLD_NORMS: torch.compile
         REPORT=True,  # this project's own: write report.html at the end of a training
         # This project's own: how many images of each dataset are drawn beside their truth, detections from which score on, and
         # whether they are the worst ones, not such as are spread evenly over the dataset.

@@ -172,6 +172,8 @@ MEANINGS = {
     "INPUT.MIN_SIZE_TRAIN": "lengths of the shorter side in training to choose from, or the ends of a range; 0 does not resize",
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": "how MIN_SIZE_TRAIN is meant",
     "INPUT.MAX_SIZE_TRAIN": "of the longer side in training, in pixels",
+    "INPUT.RESIZE_LIBRARY_TRAIN": "what resizes training images; `torch` takes half of the time, and 1 in ten thousand values of "
+    "the pixels is 1 of 255 away",
     "INPUT.MIN_SIZE_TEST": "of the shorter side in inference; 0 does not resize",
     "INPUT.MAX_SIZE_TEST": "of the longer side in inference",
     "INPUT.RANDOM_FLIP": "of every second image in training",
@@ -235,7 +237,9 @@ MEANINGS = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "`value`, `norm` (of each parameter) or `full_model` (of all together)",
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": "limit",
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": "of the norm; 2 is the Euclidean one",
-    "SOLVER.AMP.ENABLED": "mixed precision: float16 on GPUs, bfloat16 on CPUs",
+    "SOLVER.AMP.ENABLED": "mixed precision",
+    "SOLVER.AMP.PRECISION": "`bf16`, which needs no scaling of losses, `fp16`, or empty: fp16 on GPUs, bf16 on CPUs",
+    "SOLVER.ACCUMULATE": "parts that a process's images of a step go through the network in, one after the other, to save memory",
     "TEST.EVAL_PERIOD": "steps between evaluations; 0 evaluates at the end only",
     "TEST.EVAL_EPOCHS": "the same in epochs",
     "TEST.BEST_METRIC": "figure by which model_best.pth is kept, such as `segm/AP`; empty: PQ, mIoU, mask or box AP",
@@ -245,6 +249,8 @@ MEANINGS = {
     "TEST.DETECTIONS_PER_IMAGE": "best detections of an image that are kept",
     "TEST.AP_MAX_DETECTIONS": "detections of an image and class that AP counts; COCO's definition has 100",
     "TEST.FOLD_NORMS": "evaluate a faster copy of the model, with norms folded into convolutions",
+    "TEST.PRECISION": "of that copy: `fp32`, `bf16`, `fp16`, or `auto`, the fastest that the device has instructions for",
+    "TEST.COMPILE": "compile that copy with torch.compile, which takes minutes at the first image",
     "TEST.REPORT": "write `report.html` at the end of a training, where the draw extra is installed",
     "TEST.PICTURES.COUNT": "images of each dataset that are drawn beside their truth at every evaluation",
     "TEST.PICTURES.SCORE_THRESH": "detections below this score are not drawn",
@@ -268,6 +274,9 @@ MEANINGS = {
 _EPOCHS = ("VIS_EPOCHS", *(f"SOLVER.{key}_EPOCHS" for key in ("MAX", "STEPS", "WARMUP", "CHECKPOINT")), "TEST.EVAL_EPOCHS")
 # Of the built-in trainer alone.
 _BUILT_IN = (
+    "INPUT.RESIZE_LIBRARY_TRAIN",
+    "SOLVER.ACCUMULATE",
+    "SOLVER.AMP.PRECISION",
     "SOLVER.CHECKPOINTS_KEPT",
     "SOLVER.EMA.",
     "SOLVER.HEAD_LR_FACTOR",
@@ -298,8 +307,10 @@ OWN_KEYS = (
     *(f"DATASETS.{key}" for key in ("REGISTERED", "ROOT", "THING_", "STUFF_")),
     "TEST.AP_MAX_DETECTIONS",
     "TEST.FOLD_NORMS",
+    "TEST.PRECISION",
+    "TEST.COMPILE",
     "TEST.REPORT",
     "TEST.PICTURES.",
 )
 # Those that Detectron2's trainer does nothing with, or refuses.
-DETECTRON2_IGNORES = (*_BUILT_IN, "TEST.FOLD_NORMS", "TEST.REPORT", "TEST.PICTURES.")
+DETECTRON2_IGNORES = (*_BUILT_IN, "TEST.REPORT", "TEST.PICTURES.")

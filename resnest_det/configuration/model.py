@@ -256,16 +256,20 @@ def _strides(backbone: FPN, names: Sequence[str], key: str) -> list[int]:
     return [backbone.out_feature_strides[name] for name in names]
 
 
-def check_batch_norm(model: nn.Module, images_per_process: int) -> None:
+def check_batch_norm(model: nn.Module, images: int, parts: int = 1) -> None:
     """See that norms of whole images can be trained with this batch.
 
     The second norm of split attention and that after the pooling of an image see one value a channel and image, so that batch
     norm over one image is undefined.
 
+    Args:
+        images: that go through the network together, in each process.
+        parts: of a process's images, see SOLVER.ACCUMULATE.
+
     Raises:
         UserError: with the settings that would work.
     """
-    if images_per_process > 1:
+    if images > 1:
         return
     for module in model.modules():
         if isinstance(module, SplitAttentionConv2d):
@@ -282,8 +286,9 @@ def check_batch_norm(model: nn.Module, images_per_process: int) -> None:
         if not normed_alone(norm):
             continue
         world_size = get_world_size()
+        part, fewer = (" and part", ", a smaller SOLVER.ACCUMULATE") if parts > 1 else ("", "")
         sync = f", MODEL.{key}.NORM 'SyncBN'" if world_size > 1 else ""
         raise UserError(
-            f"batch norm {where} cannot be trained on one image a process: use SOLVER.IMS_PER_BATCH "
-            f"{2 * world_size} or more{sync}, or MODEL.{key}.NORM {others}"
+            f"batch norm {where} cannot be trained on one image a process{part}: use SOLVER.IMS_PER_BATCH "
+            f"{2 * world_size * parts} or more{fewer}{sync}, or MODEL.{key}.NORM {others}"
         )

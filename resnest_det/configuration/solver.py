@@ -36,14 +36,42 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
     if not groups:
         raise UserError("the model has no trainable parameter: MODEL.BACKBONE.FREEZE_AT and other settings freeze all of them")
     try:
+        fused = all(each.device.type in ("cpu", "cuda") for group in groups for each in group["params"])
         return torch.optim.SGD(
-            groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV, foreach=True
+            groups,
+            lr=cfg.SOLVER.BASE_LR,
+            momentum=cfg.SOLVER.MOMENTUM,
+            nesterov=cfg.SOLVER.NESTEROV,
+            fused=fused,
+            foreach=not fused,
         )
     except ValueError as error:
         raise UserError(
             f"SOLVER.BASE_LR {cfg.SOLVER.BASE_LR}, MOMENTUM {cfg.SOLVER.MOMENTUM}, NESTEROV {cfg.SOLVER.NESTEROV}, "
             f"WEIGHT_DECAY {cfg.SOLVER.WEIGHT_DECAY}: {error}"
         ) from None
+
+
+def build_autocast(cfg: CfgNode, device: torch.device) -> torch.autocast:
+    """The precision of SOLVER.AMP for the forward pass; disabled for full precision.
+
+    Raises:
+        UserError: float16 on a device that trains in bfloat16 only, or bfloat16 on one without it.
+    """
+    given = cfg.SOLVER.AMP
+    precision = given.PRECISION or ("fp16" if device.type == "cuda" else "bf16")
+    if given.ENABLED and precision == "fp16" and device.type != "cuda":
+        raise UserError(f"SOLVER.AMP.PRECISION 'fp16' is not supported on {device.type}; supported: 'bf16'")
+    if given.ENABLED and precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("SOLVER.AMP.PRECISION 'bf16' is not supported by this GPU; supported: 'fp16'")
+    return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16, enabled=given.ENABLED)
+
+
+def build_scaler(cfg: CfgNode, device: torch.device) -> torch.amp.GradScaler:
+    """The scaler of losses that float16 needs; disabled for all else."""
+    return torch.amp.GradScaler(
+        device.type, enabled=cfg.SOLVER.AMP.ENABLED and build_autocast(cfg, device).fast_dtype == torch.float16
+    )
 
 
 def build_lr_scheduler(

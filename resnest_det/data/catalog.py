@@ -9,10 +9,10 @@ from pathlib import Path
 
 from resnest_det.data import shapes
 from resnest_det.data.benchmarks import ADE20K, CITYSCAPES, Benchmark
-from resnest_det.data.coco import Dataset, LabelsMetadata, instances_dataset, load_coco_instances
+from resnest_det.data.coco import Dataset, LabelsMetadata, dataset_of, load_coco_instances
 from resnest_det.data.formats.labels import LabelFiles
+from resnest_det.data.formats.packed_labels import packed_labels
 from resnest_det.data.formats.panoptic_export import panoptic_root_of
-from resnest_det.data.formats.reading import read_labels
 from resnest_det.data.panoptic import load_coco_panoptic
 from resnest_det.data.pascal_context import PHASES, PascalContextFiles, load_pascal_context
 from resnest_det.data.semantic import SemanticFiles, load_semantic
@@ -344,10 +344,10 @@ def _load_labels(name: str, files: LabelFiles, keep_truth: bool) -> Dataset:
     if files.kind == "panoptic":
         panoptic_root = panoptic_root_of(files.path)
         return load_coco_panoptic(name, files.path, panoptic_root, files.image_root, keep_truth=keep_truth)
-    labels = read_labels(files)
-    for line in labels.notes:
+    instances, notes = packed_labels(files)
+    for line in notes:
         logger.warning("dataset %s: %s", name, line)
-    dataset = instances_dataset(name, labels.content, files.path, files.image_root, keep_truth=keep_truth)
+    dataset = dataset_of(name, instances, files.image_root, keep_truth)
     return replace(dataset, metadata=LabelsMetadata(**vars(dataset.metadata)))
 
 

@@ -101,9 +101,16 @@ def read_split(folder: str) -> ClassImages:
 
 
 def find_split(root: Path, split: str) -> Path | None:
-    """The folder of a split below `root`, under any of its usual names; None if there is none."""
-    below = {entry.name.lower(): entry.path for entry in os.scandir(root) if entry.is_dir()}
-    return next((Path(below[name]) for name in SPLITS[split] if name in below), None)
+    """The folder of a split below `root`, under any of its usual names; None if there is none.
+
+    A class may be called so as well, such as "train" beside "bus": a split has folders or metadata inside.
+    """
+    below = {entry.name.lower(): Path(entry.path) for entry in os.scandir(root) if entry.is_dir()}
+    return next((below[name] for name in SPLITS[split] if name in below and _is_split(below[name])), None)
+
+
+def _is_split(folder: Path) -> bool:
+    return any(path.is_dir() or path.name in _METADATA for path in folder.iterdir())
 
 
 def check_same_classes(classes: Sequence[str], where: str, others: Sequence[str], there: str) -> None:

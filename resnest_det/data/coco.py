@@ -74,10 +74,9 @@ def load_coco_instances(name: str, json_file: str, image_root: str, *, keep_trut
     """
     json_file = str(json_file)
     packed = packed_once(json_file, "instances", pack_instances(json_file))
-    return _dataset(name, Instances(packed, json_file), image_root, keep_truth)
+    return dataset_of(name, Instances(packed, json_file), image_root, keep_truth)
 
 
-@without_collector()
 def instances_dataset(name: str, content: InstanceFile, json_file: str, image_root: str, *, keep_truth: bool = False) -> Dataset:
     """The dataset of labels that were read from another format, packed in memory; see `load_coco_instances`.
 
@@ -88,10 +87,11 @@ def instances_dataset(name: str, content: InstanceFile, json_file: str, image_ro
         UserError: see `load_coco_instances`.
     """
     packed = packed_in_memory(lambda out: pack_document(content, json_file, out))
-    return _dataset(name, Instances(packed, json_file), image_root, keep_truth)
+    return dataset_of(name, Instances(packed, json_file), image_root, keep_truth)
 
 
-def _dataset(name: str, instances: Instances, image_root: str, keep_truth: bool) -> Dataset:
+def dataset_of(name: str, instances: Instances, image_root: str, keep_truth: bool) -> Dataset:
+    """The dataset of a packed file; see `load_coco_instances`."""
     json_file = instances.file_name
     if instances.annotations is None:
         if not keep_truth:

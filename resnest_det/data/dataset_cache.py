@@ -1,8 +1,8 @@
 """The folder in which annotation files lie packed (`resnest_det.data.packed_file`), made on first use and mapped from then on.
 
-A packed file is called by the SHA-256 of the annotation file's bytes and by that of the code that reads and checks them, so that
-it is never that of an earlier content or of other rules. Which digest a file has is kept beside it, under the file's path, with
-its size and times: only a file that has others, or was changed just before it was last looked at, is read again to be counted.
+A packed file is called by the SHA-256 of the annotation file's bytes and by that of this room's code, so that it is never that of
+an earlier content or of other rules. Which digest a file has is kept beside it, under the file's path, with its size and times: a
+file that has others, or was changed just before it was last looked at, is read again to be counted.
 """
 
 import fcntl
@@ -27,8 +27,6 @@ from resnest_det.files import atomic_write, open_unlinked
 
 logger = logging.getLogger(__name__)
 
-# What decides on the content of a packed file.
-_CODE = ("annotation_files.py", "outlines.py", "instance_columns.py", "packed_file.py")
 # Times of files are as coarse as this on some systems: a younger one may change again without a trace.
 _SETTLED = 2 * 10**9
 _UNUSED_DAYS = 60
@@ -170,10 +168,10 @@ def _path_of(digest: str, kind: str) -> Path:
 
 @functools.cache
 def _rules() -> str:
-    code = hashlib.sha256(msgspec.__version__.encode())
-    for name in _CODE:
-        code.update(Path(__file__).with_name(name).read_bytes())
-    return code.hexdigest()[:16]
+    rules = hashlib.sha256(msgspec.__version__.encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        rules.update(path.read_bytes())
+    return rules.hexdigest()[:16]
 
 
 def _remove_unused(folder: Path) -> None:

@@ -1,10 +1,12 @@
 """An instance file checked and put into columns, a number of each annotation beside another, as they are packed into a file."""
 
-import logging
 import math
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import attrgetter
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -30,10 +32,9 @@ from resnest_det.data.outlines import Outlines, check_outlines, slack_of
 from resnest_det.data.packed_file import Writer
 from resnest_det.errors import UserError
 
-logger = logging.getLogger(__name__)
-
 # Annotations that are parsed together: they take some 50 MB.
 _AT_ONCE = 20_000
+_FIELDS = attrgetter("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
 NO_IMAGE = "annotations of images that are not listed"
 NO_AREA = "boxes with no area inside their image"
 NO_POINTS = "objects whose polygons have fewer than three points"
@@ -59,10 +60,11 @@ def pack_instances(json_file: str) -> Callable[[bytes, Writer], None]:
     return pack
 
 
-def pack_document(content: InstanceFile, json_file: str, out: Writer) -> None:
+def pack_document(content: InstanceFile, json_file: str, out: Writer, about: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Pack a file's content.
 
     Args:
+        about: what else is to be known.
         json_file: what messages call the file; of labels in another format that file, or their folder.
 
     Raises:
@@ -70,7 +72,7 @@ def pack_document(content: InstanceFile, json_file: str, out: Writer) -> None:
     """
     annotations = content.annotations
     chunks = None if annotations is None else (annotations[at : at + _AT_ONCE] for at in range(0, len(annotations), _AT_ONCE))
-    _Columns(content.images, content.categories, chunks, json_file, out).finish()
+    _Columns(content.images, content.categories, chunks, json_file, out).finish(about)
 
 
 def _parsed(annotations: list[msgspec.Raw]) -> Iterator[list[Annotation]]:
@@ -106,57 +108,50 @@ class _Columns:
         self.left_out: dict[str, list] = {}
         self.annotated = annotations is not None
         self._parts: dict[str, list[np.ndarray]] = defaultdict(list)
-        self._ids: list[list[int]] = []
+        self._ids: list[tuple[int, ...]] = []
         self._placed: list[list[Annotation]] = []  # what messages call by more than their ids
         self._wrong_outline: UserError | None = None
         for chunk in annotations or ():
             self._add(chunk)
 
     def _add(self, annotations: list[Annotation]) -> None:
-        self._ids.append([annotation.id for annotation in annotations])
-        if annotations and type(annotations[0]) is not Annotation:
+        if not annotations:
+            return
+        if type(annotations[0]) is not Annotation:
             self._placed.append(annotations)
-        labels = [self._class_of.get(annotation.category_id, -1) for annotation in annotations]
-        boxes = np.array([annotation.bbox for annotation in annotations], dtype=np.float64).reshape(-1, 4)
-        areas = np.array([0 if annotation.area is None else annotation.area for annotation in annotations], dtype=np.float64)
-        crowds = {annotation.iscrowd for annotation in annotations}
-        if (
-            -1 in labels
-            or not np.isfinite(boxes.sum(axis=1)).all()
-            or not ((areas >= 0) & (areas <= 1e10)).all()
-            or not crowds <= {None, 0, 1}
-            or any(annotation.ignore for annotation in annotations)
-        ):
+        ids, its_images, its_classes, boxes, areas, crowds, ignored = zip(*map(_FIELDS, annotations))
+        self._ids.append(ids)
+        labels = np.array([self._class_of.get(each, -1) for each in its_classes], dtype=np.int32)
+        boxes = np.fromiter(chain.from_iterable(boxes), dtype=np.float64, count=4 * len(ids)).reshape(-1, 4)
+        has_area = np.array([area is not None for area in areas])
+        areas = np.array([0 if area is None else area for area in areas], dtype=np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = np.isfinite(boxes.sum(axis=1)).all()
+        right = finite and labels.min() >= 0 and ((areas >= 0) & (areas <= 1e10)).all()
+        if not right or any(ignored) or not set(crowds) <= {None, 0, 1}:
             for annotation in annotations:
                 _check_fields(annotation, self._class_of, f"{self._file}: {annotation.called()}")
-        areas[[annotation.area is None for annotation in annotations]] = np.nan
-        of_image = np.array([self._image_of.get(annotation.image_id, -1) for annotation in annotations], dtype=np.int64)
+        areas[~has_area] = np.nan
+        of_image = np.array([self._image_of.get(each, -1) for each in its_images], dtype=np.int32)
         listed = of_image >= 0
-        sides = self._sides[of_image] if len(self._sides) else np.ones((len(annotations), 2), dtype=np.int64)
+        sides = self._sides[of_image] if len(self._sides) else np.ones((len(ids), 2), dtype=np.int64)
         inside = listed & _inside(boxes, sides)
-        # The place of one without an image is no matter, and where the image is cannot be said.
-        known = [annotation for annotation, is_listed in zip(annotations, listed.tolist()) if is_listed]
+        # What lies in no image cannot be held against its sides.
+        known = annotations if listed.all() else [annotation for annotation, has_one in zip(annotations, listed) if has_one]
+        pointless = np.zeros(len(ids), dtype=bool)
         try:
             outlines = check_outlines(known, sides[listed], inside[listed], self._file)
         except UserError as error:
             # Told at the end: if boxes are wrong everywhere, that says more.
             self._wrong_outline = self._wrong_outline or error
-            outlines = None
-        pointless = np.zeros(len(annotations), dtype=bool)
-        if outlines is not None:
+        else:
             pointless[listed] = outlines.pointless
             self._write(outlines)
         for what, which in ((NO_IMAGE, ~listed), (NO_AREA, listed & ~inside), (NO_POINTS, inside & pointless)):
             if which.any():
                 self.left_out.setdefault(what, [0, annotations[int(which.argmax())].called()])[0] += int(which.sum())
-        part = {
-            "image": of_image.astype(np.int32),
-            "label": np.array(labels, dtype=np.int32),
-            "box": boxes,
-            "area": areas,
-            "crowd": np.array([bool(annotation.iscrowd) for annotation in annotations], dtype=np.uint8),
-            "trained": (inside & ~pointless).astype(np.uint8),
-        }
+        part = {"image": of_image, "label": labels, "box": boxes, "area": areas}
+        part |= {"crowd": np.array(crowds, dtype=bool).astype(np.uint8), "trained": (inside & ~pointless).astype(np.uint8)}
         self._parts["listed"].append(listed)
         for name, values in part.items():
             self._parts[name].append(values[listed])
@@ -184,8 +179,8 @@ class _Columns:
         self._parts["polygons"].append(outlines.polygons)
         self._parts["points"].append(outlines.points)
 
-    def finish(self) -> None:
-        """Make the checks that need all annotations, and write the columns."""
+    def finish(self, more: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Make the checks that need all annotations, and write the columns and what `more` is to be known."""
         kinds = {"points": np.int32, "start": np.int64, "bytes": np.int32, "checksum": np.uint32, "polygons": np.int32}
         kinds |= {"image": np.int32, "label": np.int32, "area": np.float64, "crowd": np.uint8, "trained": np.uint8}
         columns = {name: np.concatenate([*self._parts[name], np.zeros(0, dtype)]) for name, dtype in kinds.items()}
@@ -209,7 +204,7 @@ class _Columns:
         columns["file_names"] = np.frombuffer(b"".join(files), dtype=np.uint8)
         columns["file_name_end"] = np.cumsum([len(name) for name in files], dtype=np.int64)
         twice = [name for name, count in Counter(files).items() if count > 1]
-        about: dict[str, Any] = {
+        about: dict[str, Any] = dict(more) | {
             "categories": [[ids_of([number])[0], name] for number, name in self.names.items()],
             "annotated": self.annotated,
             "left_out": self.left_out,

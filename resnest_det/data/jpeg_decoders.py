@@ -8,7 +8,8 @@ import numpy as np
 
 from resnest_det.errors import ArgumentError
 
-DECODERS = {"pil": "", "turbojpeg": "PyTurboJPEG", "simplejpeg": "simplejpeg", "torchvision": ""}
+# The package of each; Pillow is always there.
+DECODERS = {"pil": "", "turbojpeg": "PyTurboJPEG", "simplejpeg": "simplejpeg", "torchcodec": "torchcodec"}
 
 
 @functools.cache
@@ -40,15 +41,15 @@ def _simplejpeg() -> Callable[[bytes], np.ndarray]:
     return lambda content: simplejpeg.decode_jpeg(content, colorspace="RGB")
 
 
-def _torchvision() -> Callable[[bytes], np.ndarray]:
-    io = importlib.import_module("torchvision.io")
+def _torchcodec() -> Callable[[bytes], np.ndarray]:
+    decoders = importlib.import_module("torchcodec.decoders")
     torch = importlib.import_module("torch")
-    return lambda content: (
-        io.decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=io.ImageReadMode.RGB)
-        .permute(1, 2, 0)
-        .contiguous()
-        .numpy()
-    )
+
+    def decode(content: bytes) -> np.ndarray:
+        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return decoders.decode_jpeg(data, mode=decoders.ImageReadMode.RGB).permute(1, 2, 0).contiguous().numpy()
+
+    return decode
 
 
-_MAKERS = {"turbojpeg": _turbojpeg, "simplejpeg": _simplejpeg, "torchvision": _torchvision}
+_MAKERS = {"turbojpeg": _turbojpeg, "simplejpeg": _simplejpeg, "torchcodec": _torchcodec}

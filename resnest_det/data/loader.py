@@ -149,6 +149,8 @@ def _load(
         batch_sampler=batch_sampler,
         num_workers=num_workers,
         collate_fn=collate,
+        # From such memory a GPU copies while its host goes on.
+        pin_memory=bool(num_workers) and torch.cuda.is_available(),
         # Of its own, because starting workers draws from it, and the run's randomness must not notice.
         generator=torch.Generator(),
         worker_init_fn=_start_worker,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from resnest_det.data.colors import Recolor
@@ -19,16 +21,18 @@ from resnest_det.errors import ArgumentError
 
 CROP_KINDS = ("relative", "relative_range", "absolute", "absolute_range")
 SAMPLINGS = ("choice", "range")
+LIBRARIES = ("pillow", "torch")
 FLIP_DIRECTIONS = ("horizontal", "vertical")
 _MOST_WINDOWS = 10  # as in Detectron2
 
 
 @dataclass(frozen=True)
 class Resize:
-    """Scale an image of `old_size` to `new_size`, both (height, width)."""
+    """Scale an image of `old_size` to `new_size`, both (height, width), by one of `LIBRARIES`."""
 
     old_size: tuple[int, int]
     new_size: tuple[int, int]
+    library: str = "pillow"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -37,7 +41,12 @@ class Resize:
 
     def image(self, pixels: np.ndarray) -> np.ndarray:
         """(H, W, C) uint8 -> (new H, new W, C), Pillow's antialiased bilinear filter."""
-        return self._resample(pixels, Image.Resampling.BILINEAR)
+        if pixels.strides[-1] < 0:  # BGR, of an image that was read as RGB: to copy it takes a quarter of the time of resizing it
+            return self.image(pixels[:, :, ::-1])[:, :, ::-1]
+        if self.library == "pillow":
+            return self._resample(pixels, Image.Resampling.BILINEAR)
+        rows = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
+        return F.interpolate(rows, self.new_size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
         """(H, W) uint8 -> (new H, new W), nearest neighbour."""
@@ -231,16 +240,20 @@ class ResizeShortestEdge:
         short_sides: lengths to choose from, or the two ends of a range (both included), by `sampling`, "choice" or "range";
             0 keeps the size.
         max_side: no side grows beyond this.
+        library: of `LIBRARIES`, for images; "torch" takes half of the time, and is 1 of 255 away in some of ten thousand values.
 
     Raises:
-        ArgumentError: lengths that are no whole numbers, none at all or no range, or a sampling that is unknown.
+        ArgumentError: lengths that are no whole numbers, none at all or no range, or a sampling or a library that is unknown.
     """
 
     short_sides: tuple[int, ...]
     max_side: int
     sampling: str = "choice"
+    library: str = "pillow"
 
     def __post_init__(self):
+        if self.library not in LIBRARIES:
+            raise ArgumentError("library", f"is {self.library!r}; supported: {', '.join(LIBRARIES)}")
         if self.sampling not in SAMPLINGS:
             raise ArgumentError("sampling", f"is {self.sampling!r}; supported: {', '.join(SAMPLINGS)}")
         if not self.short_sides or not _are_whole(self.short_sides, 0):
@@ -258,7 +271,7 @@ class ResizeShortestEdge:
             short_side = int(generator.choice(self.short_sides))
         if short_side == 0:
             return None
-        return Resize((height, width), short_side_size(height, width, short_side, self.max_side))
+        return Resize((height, width), short_side_size(height, width, short_side, self.max_side), self.library)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from resnest_det.backbone.recomputation import recomputing
 from resnest_det.errors import ArgumentError, UserError
 
 
@@ -39,10 +40,10 @@ class ImageModel(nn.Module):
     def forward(self, batch: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
         """Losses by name in training mode, otherwise a dict of results for each image; see the class."""
         images, image_sizes = self.preprocess(batch)
-        features = self.backbone(images)
         if self.training:
-            return self.losses(features, image_sizes, batch)
-        return self.results(features, image_sizes, output_sizes(batch, image_sizes))
+            with recomputing(images):
+                return self.losses(self.backbone(images), image_sizes, batch)
+        return self.results(self.backbone(images), image_sizes, output_sizes(batch, image_sizes))
 
     @abstractmethod
     def losses(

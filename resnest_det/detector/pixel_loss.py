@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,7 +47,9 @@ class PixelLoss:
             targets: (N, H, W) integer classes, or `ignore_value`.
         """
         targets = targets.long()
-        weights = logits.new_tensor(self.class_weights) if self.class_weights else None
+        weights = None
+        if self.class_weights:
+            weights = torch.tensor(self.class_weights, dtype=logits.dtype).to(logits.device, non_blocking=True)
         losses = F.cross_entropy(
             logits, targets, weights, reduction="sum" if self.hardest == 1 else "none", ignore_index=self.ignore_value
         )
@@ -56,8 +59,9 @@ class PixelLoss:
         if weights is None:
             return self.weight * losses / mean_count(labelled.sum(), logits.device)
         # In units of the smallest, so that a pixel alone counts as one.
-        unit = weights[weights > 0].min()
-        return self.weight * losses / (unit * mean_count((weights[targets[labelled]] / unit).sum(), logits.device))
+        unit = min(weight for weight in self.class_weights if weight > 0)
+        units = (weights[targets.masked_fill(~labelled, 0)] / unit).masked_fill(~labelled, 0)
+        return self.weight * losses / (unit * mean_count(units.sum(), logits.device))
 
 
 DEFAULT_LOSS = PixelLoss()

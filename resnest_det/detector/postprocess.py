@@ -39,8 +39,9 @@ class CompactMasks(Sequence):
 
     def part(self, index: int) -> tuple[Tensor, slice, slice]:
         """The mask where it can be anything, (rows, columns) bool, and these rows and columns of the image."""
-        rows, columns = window(self.boxes[index], self.image_size)
-        return _paste(self.probabilities[index], self.boxes[index], rows, columns, MASK_THRESHOLD), rows, columns
+        rows, columns = window(self.boxes[index].tolist(), self.image_size)
+        with full_precision(self.boxes.device):
+            return _paste(self.probabilities[index], self.boxes[index], rows, columns, MASK_THRESHOLD), rows, columns
 
     def chosen(self, indices: Tensor) -> "CompactMasks":
         """Some of them, by indices or by a bool for each."""
@@ -106,22 +107,23 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, image_size: tuple[int, int
     """
     height, width = image_size
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
-    if boxes.device.type == "cpu":
-        for mask, of_mask, box in zip(masks, probabilities, boxes):
-            rows, columns = window(box, image_size)
-            mask[rows, columns] = _paste(of_mask, box, rows, columns, threshold)
-        return masks
-    # Whole, and many at once: for that the host has to know nothing of the boxes.
-    at_once = max(1, MAX_PIXELS // (height * width))
-    for start in range(0, len(boxes), at_once):
-        some = slice(start, start + at_once)
-        masks[some] = _paste(probabilities[some], boxes[some], slice(0, height), slice(0, width), threshold)
+    with full_precision(boxes.device):
+        if boxes.device.type == "cpu":
+            for i, box in enumerate(boxes.tolist()):
+                rows, columns = window(box, image_size)
+                masks[i, rows, columns] = _paste(probabilities[i], boxes[i], rows, columns, threshold)
+            return masks
+        # Whole, and many at once: for that the host has to know nothing of the boxes.
+        at_once = max(1, MAX_PIXELS // (height * width))
+        for start in range(0, len(boxes), at_once):
+            some = slice(start, start + at_once)
+            masks[some] = _paste(probabilities[some], boxes[some], slice(0, height), slice(0, width), threshold)
     return masks
 
 
-def window(box: Tensor, image_size: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of the image, of (height, width), outside of which the mask of a box (4,) has nothing."""
-    x0, y0, x1, y1 = (int(side) for side in box.tolist())
+def window(box: Sequence[float], image_size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of the image, of (height, width), outside of which the mask of a box has nothing."""
+    x0, y0, x1, y1 = (int(side) for side in box)
     return slice(max(y0 - 1, 0), min(y1 + 2, image_size[0])), slice(max(x0 - 1, 0), min(x1 + 2, image_size[1]))
 
 
@@ -132,8 +134,7 @@ def _paste(probabilities: Tensor, boxes: Tensor, rows: slice, columns: slice, th
     cells = probabilities.shape[-1]
     of_rows = interpolation_weights(torch.arange(rows.start, rows.stop, device=boxes.device), y0, y1, cells)
     of_columns = interpolation_weights(torch.arange(columns.start, columns.stop, device=boxes.device), x0, x1, cells)
-    with full_precision(boxes.device):
-        return of_rows @ probabilities.float() @ of_columns.mT >= threshold
+    return of_rows @ probabilities.float() @ of_columns.mT >= threshold
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:

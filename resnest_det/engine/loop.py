@@ -70,8 +70,7 @@ def train_loop(
         after_step: called in order, with the iteration just done and its batch. If one returns True, in all processes alike, the
             training ends after this iteration.
         before_step: called with each iteration before its forward pass.
-        accumulate: parts that a batch is divided into, one after the other, whose gradients are averaged: memory is needed for
-            one. Batch norms see the parts.
+        accumulate: see `add_gradients`.
 
     Raises:
         KeyboardInterrupt: a signal came; the model is as the last call of the first action has seen it.
@@ -92,7 +91,7 @@ def train_loop(
                 before_step(iteration)
             try:
                 with telling_of_memory(-(-len(batch) // accumulate)):
-                    losses = _backward(model, batch, accumulate, autocast, scaler)
+                    losses = add_gradients(model, batch, accumulate, autocast, scaler)
             except OutOfMemory:
                 raise
             except UserError as error:
@@ -120,22 +119,32 @@ def train_loop(
                 return
 
 
-def _backward(model: nn.Module, batch: Any, accumulate: int, autocast: torch.autocast, scaler: torch.amp.GradScaler) -> dict:
-    """The losses of a batch, whose gradients are added to those that the parameters have."""
-    size = -(-len(batch) // accumulate)
-    starts, losses = range(0, len(batch), size), {}
-    for start in starts:
-        part = batch if len(starts) == 1 else batch[start : start + size]
-        share = len(part) / len(batch)
-        # Processes exchange their gradients once, with the last part.
-        apart = start != starts[-1] and isinstance(model, DistributedDataParallel)
-        with model.no_sync() if apart else nullcontext():
+def add_gradients(
+    model: nn.Module, batch: Any, accumulate: int, autocast: torch.autocast, scaler: torch.amp.GradScaler
+) -> dict[str, torch.Tensor]:
+    """Add the gradients of a batch to those there are, and return its losses.
+
+    Args:
+        accumulate: parts that the batch is cut into and that go through the model one after the other, in the memory of one.
+            Gradients and losses are their means, weighted by the number of images: those of the whole batch where a loss is a
+            mean over images. Batch norm takes its statistics from each part by itself, and a loss that is a mean over what is
+            found in a batch, as that of masks, weights the images of a part that has few of it more.
+    """
+    count, losses = len(batch), {}
+    parts = min(accumulate, count)
+    bounds = [count * index // parts for index in range(parts + 1)]
+    for start, end in zip(bounds, bounds[1:]):
+        # Gradients of several processes are added up once, behind the last part.
+        waits = end < count and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if waits else nullcontext():
             with autocast:
-                of_part = model(part)
-                total = sum(of_part.values())
-            scaler.scale(total if len(starts) == 1 else total * share).backward()
-        for name, loss in of_part.items():
-            losses[name] = loss if len(starts) == 1 else losses.get(name, 0) + share * loss.detach()
+                own = model(batch if parts == 1 else batch[start:end])
+                total = sum(own.values())
+            share = (end - start) / count
+            scaler.scale(total if parts == 1 else total * share).backward()
+        for name, loss in own.items():
+            loss = loss.detach() if parts == 1 else loss.detach() * share
+            losses[name] = losses[name] + loss if name in losses else loss
     return losses
 
 

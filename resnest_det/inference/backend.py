@@ -20,8 +20,8 @@ from resnest_det.data.coco_classes import coco_classes
 from resnest_det.engine.checkpoint import BEST_CHECKPOINT, newest_checkpoint
 from resnest_det.errors import UserError, shown
 from resnest_det.inference.classes import Classes, classes_of
-from resnest_det.inference.evaluating import ready_for_inference
 from resnest_det.inference.exported import ExportedDetector, exported_format
+from resnest_det.inference.prepared import prepare_for_inference
 from resnest_det.model_zoo import trained_weights
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from resnest_det.weights.downloads import resolve_weights
@@ -80,7 +80,7 @@ def open_backend(model: str | os.PathLike, weights: str | os.PathLike | None = N
     report.require_whole("finding objects needs a checkpoint of a trained detector")
     network.eval()
     if cfg.TEST.FOLD_NORMS:
-        network = ready_for_inference(network)
+        network = prepare_for_inference(network, cfg.TEST.PRECISION, cfg.TEST.COMPILE)
     network.compact_masks = True
     classes = classes_of(cfg, checkpoint.get("trained_on") or names, f"checkpoint {path}")
     return _backend(cfg, network, classes, network.device, str(path))

@@ -4,10 +4,8 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import nn
 
-from resnest_det.backbone.folding import fold_norms
 from resnest_det.distributed import is_main_process
 from resnest_det.errors import UserError
 from resnest_det.evaluation.loop import EvaluationSet, inference_on_dataset
@@ -20,7 +18,7 @@ def evaluate(model: nn.Module, sets: Sequence[EvaluationSet], pictures: str = ""
     """Predict, compute the figures and log them as tables.
 
     Args:
-        model: as it is, or what `ready_for_inference` makes of it.
+        model: as it is, or what `prepare_for_inference` makes of it.
         pictures: see `inference_on_dataset`.
 
     Returns:
@@ -41,14 +39,6 @@ def evaluate_augmented(model: nn.Module, augment: Callable[[nn.Module], nn.Modul
     """`evaluate` for `augment(model)`, the model with test-time augmentation; task names end in "_TTA"."""
     logger.info("Evaluating with test-time augmentation")
     return {f"{name}_TTA": figures for name, figures in evaluate(augment(model), sets).items()}
-
-
-def ready_for_inference(model: nn.Module) -> nn.Module:
-    """A faster copy of `model`, equal but for rounding: norms folded into convolutions and, on a CPU, channels last."""
-    folded = fold_norms(model)
-    if next(model.parameters()).device.type == "cpu":
-        folded = folded.to(memory_format=torch.channels_last)
-    return folded
 
 
 def flatten_results(results: Mapping, prefix: str = "") -> dict[str, float]:

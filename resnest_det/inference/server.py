@@ -39,6 +39,7 @@ _THREADS = 4  # that decode images and write answers
 _AROUND_A_FILE = 1 << 16  # bytes of a form around its file
 _MOST_HELD = 1 << 29  # bytes of uploads that are in memory together
 _READING_ON = 1.0  # seconds
+_SMALL = 1 << 16  # bytes of an image whose header is looked at at once: to ask a thread takes longer
 _HUNG_UP = 499  # nobody reads it but `/metrics`
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # of the histogram
 
@@ -273,7 +274,10 @@ async def _hung_up(request: Request) -> None:
 async def _found(content: bytes, name: str, limits: Limits, batcher: Batcher, pools: _Pools) -> bytes:
     loop = asyncio.get_running_loop()
     try:
-        await loop.run_in_executor(pools.headers, _check_pixels, content, name, limits)
+        if len(content) <= _SMALL:
+            _check_pixels(content, name, limits)
+        else:
+            await loop.run_in_executor(pools.headers, _check_pixels, content, name, limits)
         picture, sample = await loop.run_in_executor(pools.images, batcher.prepared, content, name)
         result = await asyncio.wrap_future(batcher.submit(picture, sample))
         return await loop.run_in_executor(pools.images, _json, result)

@@ -48,6 +48,7 @@ from resnest_det.engine.precise_bn import update_batch_norm_statistics
 from resnest_det.errors import UserError, shown
 from resnest_det.evaluation.panoptic import PanopticEvaluator
 from resnest_det.inference.evaluating import verify_results
+from resnest_det.inference.prepared import prepare_for_inference
 from resnest_det.integrations.detectron2 import add_resnest_config
 from resnest_det.integrations.detectron2_data import have_run_length_masks, kept_in_checkpoints, register_datasets
 from resnest_det.stopping import allowed, deferred, raise_if_requested, stop_requested, stop_too
@@ -65,8 +66,8 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Detectron2's configuration with the keys of ResNeSt, then a YAML file, then `KEY VALUE` overrides; frozen.
 
     MODEL.DEVICE is "auto" unless set. MODEL.WEIGHTS_ALLOW_MISMATCH, TEST.AP_MAX_DETECTIONS, keys in epochs and the datasets and
-    classes of DATASETS exist as in the built-in detector. TEST.FOLD_NORMS has no effect: Detectron2 evaluates the model as it is.
-    Neither has TEST.PICTURES: it draws none.
+    classes of DATASETS exist as in the built-in detector, and so do TEST.FOLD_NORMS, PRECISION and COMPILE. TEST.PICTURES has no
+    effect: Detectron2 draws none.
 
     Raises:
         UserError: see `resnest_det.configuration.reading.merge_file`; or a key is set that only the built-in detector reads.
@@ -89,6 +90,8 @@ _OWN_KEYS_READ = (
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
     "TEST.AP_MAX_DETECTIONS",
     "TEST.FOLD_NORMS",
+    "TEST.PRECISION",
+    "TEST.COMPILE",
     "TEST.REPORT",
     "TEST.PICTURES.",
     # Of test-time augmentation that is refused below where it is enabled.
@@ -197,9 +200,14 @@ def _facts(cfg: CfgNode) -> dict:
     defaults = get_cfg()
     add_resnest_config(defaults)
     own, detectron2s, values = default_config(), dict(leaves(defaults)), dict(leaves(cfg))
-    shared = {key: values[key] for key, _ in leaves(own) if key in values}
-    foreign = [key for key in values if key not in shared and key.startswith(_OF_THE_MODEL) and values[key] != detectron2s[key]]
-    if foreign:
+    # Of counts that came from the data those that this model has no layers for.
+    architecture = ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE)
+    unread = {
+        key for key in CLASS_COUNTS if key not in OWN_CLASS_COUNTS or (architecture and key.startswith(architecture.not_read))
+    }
+    shared = {key: values[key] for key, _ in leaves(own) if key in values and key not in unread}
+    others = [key for key in values if key not in (shared.keys() | unread) and key.startswith(_OF_THE_MODEL)]
+    if any(values[key] != detectron2s[key] for key in others):
         return {"trained_on": trained_on}
     try:
         text = whole_configuration(with_values(own, shared), trained_on)
@@ -279,10 +287,16 @@ class Trainer(DefaultTrainer):
             raise_if_requested()
 
     @classmethod
-    def test(cls, *args: Any, **kwargs: Any) -> dict:
-        """Detectron2's evaluation, which leaves the model as it is and need not be waited for."""
+    def test(cls, cfg: CfgNode, model: nn.Module, *args: Any, **kwargs: Any) -> dict:
+        """Detectron2's evaluation of a copy of the model, see TEST.FOLD_NORMS; it need not be waited for."""
+        model = model.module if isinstance(model, DistributedDataParallel) else model
+        # A configuration of Detectron2 alone does not have these keys.
+        if cfg.TEST.get("FOLD_NORMS", False):
+            augmented = isinstance(model, GeneralizedRCNNWithTTA)  # calls parts of its model by themselves
+            precision = "fp32" if augmented else cfg.TEST.PRECISION
+            model = prepare_for_inference(model, precision, cfg.TEST.COMPILE and not augmented)
         with allowed():
-            return super().test(*args, **kwargs)
+            return super().test(cfg, model, *args, **kwargs)
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
         """Hooks that run between the steps and after them."""

@@ -42,10 +42,10 @@ def weights_for_detectron2(spec: str) -> str:
 
 
 class WeightsHandler(PathHandler):
-    """Teaches Detectron2's PathManager the addresses `resnest://NAME` and `hf://owner/name`."""
+    """Teaches Detectron2's PathManager the addresses `resnest://NAME`, `gluon://NAME` and `hf://owner/name`."""
 
     def _get_supported_prefixes(self) -> list[str]:
-        return ["resnest://", "hf://"]
+        return ["resnest://", "gluon://", "hf://"]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
         return weights_for_detectron2(path)

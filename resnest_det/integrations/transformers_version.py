@@ -23,8 +23,10 @@ def check_transformers() -> None:
     """
     if not is_installed("transformers"):
         raise UserError(f"transformers is not installed; {_HINT}")
-    import transformers
-
+    try:
+        import transformers
+    except (ImportError, RuntimeError) as error:  # it refuses versions of what it needs, with several lines
+        raise UserError(f"transformers cannot be imported: {' '.join(str(error).split())}; {_HINT}") from None
     try:
         for module, names in _USED.items():
             found = importlib.import_module(module)
@@ -32,4 +34,5 @@ def check_transformers() -> None:
                 getattr(found, name)
     # A class whose own needs are absent is a RuntimeError; a package of another version anything of these.
     except (ImportError, AttributeError, RuntimeError) as error:
-        raise UserError(f"transformers {transformers.__version__} does not fit: {error}; {_HINT}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"transformers {transformers.__version__} does not fit: {reason}; {_HINT}") from None

@@ -26,9 +26,11 @@ from resnest_det.configuration.nodes import leaves, with_values
 from resnest_det.configuration.solver import build_average
 from resnest_det.configuration.standalone import CONFIG_NAME
 from resnest_det.configuration.weights import fetch_initial_weights
+from resnest_det.data.catalog import datasets_root
 from resnest_det.data.class_folders import ClassImages, check_same_classes, read_class_folders
+from resnest_det.data.shapes import ensure_shape_classes
 from resnest_det.data.shards import is_shards, read_shards
-from resnest_det.distributed import get_rank, is_main_process, synchronize
+from resnest_det.distributed import gather_objects, get_rank, is_main_process, synchronize
 from resnest_det.drawing.plots import plot_class_confusion
 from resnest_det.engine.averaging import load_averaged
 from resnest_det.engine.callbacks import callback_named
@@ -36,6 +38,7 @@ from resnest_det.engine.checkpoint import BEST_CHECKPOINT, DetectionCheckpointer
 from resnest_det.engine.environment import environment_summary
 from resnest_det.engine.events import setup_logging
 from resnest_det.engine.loop import seed_everything
+from resnest_det.engine.memory import OutOfMemory
 from resnest_det.errors import UserError, naming
 from resnest_det.evaluation.classification import TASK, ClassificationEvaluator
 from resnest_det.evaluation.loop import EvaluationSet, inference_on_dataset
@@ -48,6 +51,7 @@ from resnest_det.weights.downloads import resolve_weights
 logger = logging.getLogger(__name__)
 
 MOST_TOLD = 20  # images that cannot be read, one by one
+GENERATED = "shapes"  # as DATA.ROOT: images that are drawn where there is no folder of this name
 FIGURES = "inference"  # the folder of an evaluation's files, as for detectors
 
 
@@ -88,10 +92,11 @@ def read_images(cfg: CfgNode) -> tuple[ClassImages, ClassImages]:
     Raises:
         UserError: see `read_class_folders` and `read_shards`.
     """
-    if not cfg.DATA.ROOT:
-        raise UserError("DATA.ROOT is empty: say which images to train on, with --train-on DIR")
-    read = read_shards if is_shards(cfg.DATA.ROOT) else read_class_folders
-    train, val = read(cfg.DATA.ROOT, cfg.DATA.VAL, cfg.DATA.HELD_OUT)
+    root = cfg.DATA.ROOT
+    if root == GENERATED and not os.path.exists(root):
+        root = str(ensure_shape_classes(datasets_root()))
+    read = read_shards if is_shards(root) else read_class_folders
+    train, val = read(root, cfg.DATA.VAL, cfg.DATA.HELD_OUT)
     for images, what in ((train, "train"), (val, "evaluate")):
         logger.info("%d images of %d classes to %s on: %s", len(images), len(images.classes), what, images.name)
     return train, val
@@ -168,6 +173,7 @@ def train_classifier(
         learner=partial(image_classifier, cfg),
         before_step=before_step,
         accumulate=cfg.TRAINING.ACCUMULATE,
+        what_fits=partial(what_fits, cfg.TRAINING.BATCH_SIZE),
     )
     facts = {"seed": seed, "trained_on": {"classes": list(train.classes), "input_format": "RGB"}, "config": whole_text(cfg)}
     settings = dict(leaves(cfg))
@@ -182,6 +188,16 @@ def train_classifier(
         services=services,
         callbacks=callbacks,
         settings=settings,
+    )
+
+
+def what_fits(batch_size: int, iteration: int, error: OutOfMemory, fits: int) -> str:
+    """The message for a step that had no room; see `Task`."""
+    most = fits or max(2, error.images // 2)
+    told = f"{fits} of the same images fit" if fits else "half of them may fit"
+    return (
+        f"TRAINING.BATCH_SIZE {batch_size} at iteration {iteration}: {error}; {told}: set TRAINING.BATCH_SIZE {most}, or to keep "
+        f"the batch TRAINING.ACCUMULATE {-(-batch_size // most)}; MODEL.CHECKPOINTING True and TRAINING.AMP True need less, too"
     )
 
 
@@ -258,6 +274,8 @@ class ClassifierJudge:
         )
         with autocast:
             results = inference_on_dataset(network, self.sets[0].batches, [self.evaluator])
+        for others in gather_objects(self.unreadable.known):
+            self.unreadable.known |= others
         if not is_main_process():
             return {}
         figures = results[TASK]

@@ -14,7 +14,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.model import build_model, resolve_device
-from resnest_det.configuration.solver import build_optimizer
+from resnest_det.configuration.solver import build_autocast, build_optimizer
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.data.statistics import Statistics
 from resnest_det.engine.launch import share_cpu_threads
@@ -156,7 +156,7 @@ def _step(cfg, model, optimizer, device: torch.device, batch: list[dict]) -> tup
     for _ in range(2 if cuda else 1):
         start = time.perf_counter()
         optimizer.zero_grad()
-        with torch.autocast(device.type, torch.float16 if cuda else torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED):
+        with build_autocast(cfg, device):
             loss = sum(model(batch).values())
         loss.backward()
         optimizer.step()

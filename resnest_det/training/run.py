@@ -20,7 +20,7 @@ from resnest_det.configuration.data import (
 )
 from resnest_det.configuration.model import build_model, check_batch_norm
 from resnest_det.configuration.nodes import leaves, value_of
-from resnest_det.configuration.solver import build_average, build_optimizer, in_iterations, scale_to_world_size
+from resnest_det.configuration.solver import build_average, build_optimizer, build_scaler, in_iterations, scale_to_world_size
 from resnest_det.configuration.standalone import whole_configuration
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.configuration.weights import load_initial_weights
@@ -92,10 +92,13 @@ def train(
     seed = choose_seed(cfg.SEED)
     seed_everything(seed)
     model = build_model(cfg)
-    check_batch_norm(model, cfg.SOLVER.IMS_PER_BATCH // get_world_size())
+    images, parts = cfg.SOLVER.IMS_PER_BATCH // get_world_size(), cfg.SOLVER.ACCUMULATE
+    if parts > images:
+        raise UserError(f"SOLVER.ACCUMULATE {parts} is too large: a process has {images} images of SOLVER.IMS_PER_BATCH")
+    check_batch_norm(model, images // parts, parts)
     optimizer = build_optimizer(cfg, model)
     device = next(model.parameters()).device
-    scaler = torch.amp.GradScaler(device.type, enabled=cfg.SOLVER.AMP.ENABLED and device.type == "cuda")
+    scaler = build_scaler(cfg, device)
 
     trained = Trained(model, build_average(cfg, model), optimizer, scaler)
     checkpointer = checkpointer_of(trained, cfg.OUTPUT_DIR)
@@ -115,6 +118,7 @@ def train(
         judge=evaluation,
         names_of=file_names,
         picture=lambda model, batch: training_picture(model, batch[0], cfg.INPUT.FORMAT, data.train.class_names),
+        accumulate=cfg.SOLVER.ACCUMULATE,
     )
     facts = {"seed": seed, "trained_on": data.trained_on, "config": whole_configuration(cfg, data.trained_on)}
     results = run_to_end(cfg, trained, task, checkpointer, facts, start, resume=resume, services=services, callbacks=callbacks)

@@ -1,6 +1,7 @@
 """What happens in a training run between its steps: averaging, precise norms, checkpoints, evaluation, and stopping in time."""
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from resnest_det.configuration.solver import build_gradient_clipper, build_lr_scheduler
+from resnest_det.configuration.solver import build_autocast, build_gradient_clipper, build_lr_scheduler
 from resnest_det.configuration.tables import best_metric
 from resnest_det.distributed import all_gather_objects, get_world_size, is_main_process, synchronize
 from resnest_det.engine.callbacks import Callbacks
@@ -54,6 +55,8 @@ class Task:
         before_step: called with the number of an iteration and that module before it.
         picture: of the model and a batch, to be shown every VIS_PERIOD iterations.
         accumulate: see `train_loop`.
+        what_fits: called with an iteration that had no room, the error, and how many of its images would have had (0: unknown, or
+            none), says what to set; None speaks of a detector's keys.
     """
 
     batches: Callable[..., Iterator]
@@ -63,6 +66,7 @@ class Task:
     before_step: Callable[[int, nn.Module], None] | None = None
     picture: Callable[[nn.Module, Any], np.ndarray] | None = None
     accumulate: int = 1
+    what_fits: Callable[[int, OutOfMemory, int], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,7 @@ class Run:
             self.evaluate(self.done)
         if self._ended():
             return
-        autocast = torch.autocast(
-            device.type, torch.float16 if device.type == "cuda" else torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED
-        )
+        autocast = build_autocast(cfg, device)
         scheduler = build_lr_scheduler(cfg, self.trained.optimizer, self.start)
         batches = self.task.batches(seed=self.seed, start_iteration=self.start)
         logger.info("Training from iteration %d to %d", self.start, cfg.SOLVER.MAX_ITER)
@@ -293,8 +295,13 @@ class Run:
 
         # With several processes, the others wait for what this one has not sent.
         fits = most_that_fit(step, batch, least=1) if processes == 1 else 0
+        if self.task.what_fits is not None:
+            return self.task.what_fits(self.done + 1, error, fits)
         if fits:
             text += f"{fits} of the same images fit: set SOLVER.IMS_PER_BATCH {fits} and SOLVER.BASE_LR {self._lr_for(fits):.2g}"
+            parts = math.ceil(total / fits)
+            if total // parts > 1:
+                text += f", or SOLVER.ACCUMULATE {parts}"
         else:
             half = max(processes, total // 2)
             text += f"try SOLVER.IMS_PER_BATCH {half}" if processes > 1 and half < total else "not even one of its images fits"

@@ -1,7 +1,7 @@
 """Reading checkpoint files without running anything in them.
 
-Three formats are told apart by their first bytes, whatever the file is called: PyTorch's (zip archive, or the older
-stream of pickles), safetensors, and the plain pickles of numpy arrays in Detectron2's model zoo. A pickle is a little
+Four formats are told apart by their first bytes, whatever the file is called: PyTorch's (zip archive, or the older
+stream of pickles), safetensors, MXNet's, and the plain pickles of numpy arrays in Detectron2's model zoo. A pickle is a little
 program that may call any function; here it may only rebuild tensors, arrays and plain containers.
 """
 
@@ -11,8 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from resnest_det.contents import what_it_is
 from resnest_det.errors import UserError
-from resnest_det.weights import digests
+from resnest_det.weights import digests, mxnet_files
 from resnest_det.weights.pickles import DataUnpickler, Refused, UnusableTensor, plain
 from resnest_det.weights.torch_files import read_archive, read_stream
 
@@ -24,7 +25,7 @@ _ONLY_DATA_ALLOWED = "a checkpoint may hold only tensors, arrays and plain data,
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
-    """Read a `.pth`, `.pt`, `.safetensors` or Detectron2 `.pkl` file on the CPU.
+    """Read a `.pth`, `.pt`, `.safetensors`, Detectron2 `.pkl` or MXNet `.params` file (or the zip archive of one) on the CPU.
 
     Nothing in the file is executed. Numpy arrays of a `.pkl` become tensors. What the file has to tell damage by is compared: the
     checksums of an archive, and the digests that this package writes.
@@ -65,7 +66,10 @@ def _read(path: Path, head: bytes) -> dict:
     crcs: dict[int, int] = {}
     if not head:
         raise UserError(f"checkpoint {path} is empty (0 bytes)")
-    if head.startswith(_ZIP_MAGIC):
+    if head.startswith(mxnet_files.MAGIC) or (head.startswith(_ZIP_MAGIC) and mxnet_files.is_archive(path)):
+        with mxnet_files.open_params(path) as (file, size):
+            checkpoint = mxnet_files.read_params(file, size)
+    elif head.startswith(_ZIP_MAGIC):
         checkpoint = read_archive(path, crcs)
     elif head.startswith(_TORCH_STREAM_MAGIC):
         checkpoint = read_stream(path, crcs)
@@ -77,7 +81,8 @@ def _read(path: Path, head: bytes) -> dict:
             if file.read(1):
                 raise UserError(f"checkpoint {path} is damaged: something follows its last instruction")
     else:
-        raise UserError(f"checkpoint {path} {_what_else(head)}")
+        said = what_it_is(head) or "is not a checkpoint: neither PyTorch, safetensors, MXNet nor a pickle"
+        raise UserError(f"checkpoint {path} {said}")
     checkpoint = plain(checkpoint)
     if not isinstance(checkpoint, dict):
         raise UserError(f"checkpoint {path} holds a {type(checkpoint).__name__}, expected a dictionary of parameters")
@@ -88,15 +93,6 @@ def _read(path: Path, head: bytes) -> dict:
                 f"checkpoint {path} is damaged: {problem} (if it was changed on purpose, save it without {digests.KEY!r})"
             )
     return checkpoint
-
-
-def _what_else(head: bytes) -> str:
-    text = head.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "is a web page, not a checkpoint: its address has moved"
-    if text.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
-    return "is not a checkpoint: neither PyTorch, safetensors nor a pickle"
 
 
 def _first_line(error) -> str:

@@ -1,6 +1,6 @@
 """Finding weights: paths, published names, web addresses and the Hugging Face hub; downloads stay in a cache folder.
 
-Downloads resume where they stopped, are checked against the published hash, and try the next mirror if one fails.
+Downloads resume where they stopped, are checked against the published digest, and try the next mirror if one fails.
 """
 
 import fcntl
@@ -26,7 +26,8 @@ from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
 from resnest_det.errors import UserError, nearest
 from resnest_det.files import open_unlinked
-from resnest_det.weights.published import ALIASES, WEIGHT_FILES, WeightFile, sha256_prefix_in
+from resnest_det.weights import mxnet_files
+from resnest_det.weights.published import ALIASES, GLUON_FILES, SHA1_OF_PARAMS, WEIGHT_FILES, WeightFile, digits_in
 from resnest_det.weights.transfer import Incomplete, Unavailable, download, forget, move_part, open_web, size_of
 
 _DETECTRON2_STORE = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -34,7 +35,7 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # Under the names in their addresses too, where those are of archives.
 _PUBLISHED_FILES = {
     name: file
-    for file in WEIGHT_FILES.values()
+    for file in (*WEIGHT_FILES.values(), *GLUON_FILES.values())
     for name in (file.filename, *(each.rsplit("/", 1)[-1] for each in file.mirrors if each.endswith(".zip")))
 }
 _TIMEOUT = 30  # seconds without a byte
@@ -53,7 +54,8 @@ def resolve_weights(spec: str | os.PathLike) -> str:
 
     Args:
         spec: a path; `https://...` (a name that ends in `-HASH.pth` is checked against that sha256); `resnest://NAME` with a
-            model's or a published detector's name (`resnest://resnest50`); `hf://owner/name` on the Hugging Face hub
+            model's or a published detector's name (`resnest://resnest50`); `gluon://NAME` with one of GluonCV's (`gluon://resnest50`,
+            `gluon://deeplab_resnest50_ade`); `hf://owner/name` on the Hugging Face hub
             (`hf://timm/resnest50d.in1k`, a file in it and a revision may follow: `hf://owner/name@revision/file`);
             `detectron2://PATH` in Detectron2's model zoo.
 
@@ -75,22 +77,26 @@ def resolve_weights(spec: str | os.PathLike) -> str:
         _check_named_hash(path)
         return str(path)
     if scheme == "resnest":
-        return fetch(_published(rest))
+        return fetch(_published(rest, scheme, WEIGHT_FILES))
+    if scheme == "gluon":
+        return fetch(_published(rest, scheme, GLUON_FILES))
     if scheme == "hf":
         return fetch(WeightFile("", (spec,), ""))
     if scheme == "detectron2":
         return fetch(_web_file(_DETECTRON2_STORE + rest))
     if scheme in ("https", "http"):
         return fetch(_web_file(spec))
-    raise UserError(f"weights {spec}: unknown scheme {scheme}://; supported: a path, https://, resnest://, hf://, detectron2://")
+    raise UserError(
+        f"weights {spec}: unknown scheme {scheme}://; supported: a path, https://, resnest://, gluon://, hf://, detectron2://"
+    )
 
 
-def _published(name: str) -> WeightFile:
+def _published(name: str, scheme: str, files: dict[str, WeightFile]) -> WeightFile:
     name = ALIASES.get(name, name)
-    if name not in WEIGHT_FILES:
-        near = nearest(name, [*WEIGHT_FILES, *ALIASES])
-        raise UserError(f"weights resnest://{name}: not published" + (f"; nearest: {', '.join(near)}" if near else ""))
-    return WEIGHT_FILES[name]
+    if name not in files:
+        near = nearest(name, [*files, *ALIASES])
+        raise UserError(f"weights {scheme}://{name}: not published" + (f"; nearest: {', '.join(near)}" if near else ""))
+    return files[name]
 
 
 def _web_file(url: str) -> WeightFile:
@@ -114,14 +120,14 @@ def _web_file(url: str) -> WeightFile:
     url = urllib.parse.urlunsplit((parts.scheme, netloc, path, query, ""))
     filename = name.rsplit("/", 1)[-1]
     published = _PUBLISHED_FILES.get(filename)
-    if published is not None and (published.digest[1] or url in published.mirrors):
+    if published is not None and (published.digits or url in published.mirrors):
         # What is known of the file holds for a link to it too: other mirrors, should this one be dead.
         return replace(published, mirrors=tuple(dict.fromkeys((url, *published.mirrors))))
-    digits = sha256_prefix_in(filename)
+    digits = digits_in(filename)
     if not digits:
         # Model zoos call every file model_final.pth: the whole address keeps them apart, scheme, port and query included.
         filename = f"{host}-{hashlib.sha256(url.encode()).hexdigest()[:16]}/{name}"
-    return WeightFile(filename, (url,), digits)
+    return WeightFile(filename, (url,), digits, _algorithm_of(filename))
 
 
 def fetch(file: WeightFile) -> str:
@@ -138,7 +144,7 @@ def fetch(file: WeightFile) -> str:
             target.parent.mkdir(parents=True, exist_ok=True)
             _check_inside(folder, target.parent)
             if target.is_file():
-                _check_hash(target, *file.digest)
+                _check_hash(target, file.digits, file.algorithm)
                 return str(target)
         for mirror in file.mirrors:
             try:
@@ -175,30 +181,38 @@ def _only_process(target: Path) -> Iterator[None]:
         yield
 
 
-def _check_hash(path: Path, kind: str, prefix: str) -> None:
-    digest = _digest(path, kind) if prefix else ""
-    if not digest.startswith(prefix):
+def _check_hash(path: Path, digits: str, algorithm: str = "sha256") -> None:
+    digest = _digest(path, algorithm) if digits else ""
+    if not digest.startswith(digits):
         raise UserError(
-            f"weights {path} refused: their {kind} begins with {digest[: len(prefix)]}, published is {prefix}; "
+            f"weights {path} refused: their {algorithm} begins with {digest[: len(digits)]}, published is {digits}; "
             "the file is damaged or another one: delete it to have it downloaded again"
         )
 
 
 def _check_named_hash(path: Path) -> None:
-    """Hold a local file against the hash in its name: a published one's, or one that cannot be a date."""
+    """Hold a local file against the digest in its name: a published one's, or one that cannot be a date."""
     published = _PUBLISHED_FILES.get(path.name)
     if published and published.filename != path.name:
         raise UserError(f"weights {path}: the file to give is in this archive: unpack {published.filename}")
-    kind, digits = published.digest if published else ("sha256", sha256_prefix_in(path.name))
-    if path.is_file() and digits and (published or not digits.isdecimal()) and not _digest(path, kind).startswith(digits):
+    digits = published.digits if published else digits_in(path.name)
+    algorithm = published.algorithm if published else _algorithm_of(path.name)
+    if path.is_file() and digits and (published or not digits.isdecimal()) and not _digest(path, algorithm).startswith(digits):
         raise UserError(
-            f"weights {path} refused: their {kind} does not begin with the {digits} of the name: it is damaged, or its name is "
-            "that of another: rename a file that was changed on purpose"
+            f"weights {path} refused: their {algorithm} does not begin with the {digits} of the name: it is damaged, or its name "
+            "is that of another: rename a file that was changed on purpose"
         )
 
 
-def _digest(path: Path, kind: str) -> str:
-    digest = hashlib.new(kind, usedforsecurity=kind != "sha1")
+def _algorithm_of(filename: str) -> str:
+    """Of the digest that a name ends in: Gluon has its own."""
+    return SHA1_OF_PARAMS if filename.endswith((".params", ".zip")) else "sha256"
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    if algorithm == SHA1_OF_PARAMS:
+        return mxnet_files.sha1_of(path)
+    digest = hashlib.new(algorithm, usedforsecurity=algorithm != "sha1")
     with path.open("rb") as stream:
         while block := stream.read(_CHUNK):
             digest.update(block)
@@ -224,13 +238,12 @@ def _from_web(url: str, target: Path, file: WeightFile) -> None:
         ) as error:
             if size_of(part) <= before or attempt == _ATTEMPTS - 1:
                 raise Unavailable(_reason(error)) from None
-    kind, prefix = file.digest
     whole = _unpack(part, target.name) if url.endswith(".zip") and not file.filename.endswith(".zip") else part
-    digest = _digest(whole, kind)
-    if not digest.startswith(prefix):
+    digest = _digest(whole, file.algorithm)
+    if not digest.startswith(file.digits):
         forget(part)
         whole.unlink(missing_ok=True)
-        raise Unavailable(f"wrong file: {kind} {digest[: len(prefix)]}, published {prefix}; not kept")
+        raise Unavailable(f"wrong file: {file.algorithm} {digest[: len(file.digits)]}, published {file.digits}; not kept")
     os.replace(whole, target)
     forget(part)
 
@@ -313,5 +326,5 @@ def _checked_hub_file(path: str) -> str:
     # The hub's cache names a large file by its sha256.
     blob = Path(path).resolve()
     if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        _check_hash(blob, "sha256", blob.name)
+        _check_hash(blob, blob.name)
     return path

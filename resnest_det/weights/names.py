@@ -5,7 +5,10 @@
 | detectron2, this package's own | `stem.conv1_1` | `res3.0.shortcut` | `res3.0.conv1.norm` | `linear` |
 | timm, the authors, torchvision | `conv1.0`, last norm `bn1` | `layer2.0.downsample.1` | `layer2.0.bn1` | `fc` |
 | mmdet | `stem.0` ... `stem.7` | `layer2.0.downsample.1` | `layer2.0.bn1`, group norm `gn1` | `fc`, `head.fc` |
+| gluon, read only | `conv1.0`, last norm `bn1` | `layer2.0.downsample.1` | `layer2.0.bn1`, its weight `gamma` | `fc` |
 | caffe2, read only: plain ResNets of Detectron | `conv1` | `res3_0_branch1` | `res3_0_branch2a_bn` | `fc1000`, `pred` |
+
+Gluon has a second kind of names, see `gluon_names`.
 """
 
 import re
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor
 
 from resnest_det.errors import UserError
+from resnest_det.weights.gluon_names import authors_name, counted_prefix
 
 LAYOUTS = ("detectron2", "timm", "mmdet")
 
@@ -26,6 +30,7 @@ BACKBONE_PREFIXES = ("backbone.bottom_up.", "bottom_up.", "backbone.", "pretrain
 _SIGNS = {
     "detectron2": ("stem.conv1_1.weight", "stem.conv1.weight", "res2.0.conv1.weight"),
     "mmdet": ("stem.0.weight",),
+    "gluon": ("bn1.gamma",),  # before timm's, which its convolutions are called like
     "timm": ("conv1.0.weight", "conv1.weight"),
     "caffe2": ("conv1_w",),
 }
@@ -166,14 +171,15 @@ def find_backbone(names) -> tuple[str, str] | None:
         for layout, signs in _SIGNS.items():
             if any(prefix + sign in names for sign in signs):
                 return layout, prefix
-    return None
+    counted = counted_prefix(names)
+    return None if counted is None else ("gluon", counted)
 
 
 def to_own_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], str, str]:
     """Split a state dict into the backbone and the rest.
 
     Args:
-        state: tensors by name, in any of `LAYOUTS` or in "caffe2"; see `state_dict_of`.
+        state: tensors by name, in any of `LAYOUTS`, in "gluon" or in "caffe2"; see `state_dict_of`.
 
     Returns:
         The backbone and its classification head under this package's names with no prefix; every name in it mapped to
@@ -192,6 +198,8 @@ def to_own_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     layout, prefix = found
     if layout == "caffe2":
         return *_from_caffe2(state), layout, prefix
+    if layout == "gluon":
+        return *_from_gluon(state, prefix), layout, prefix
     plain_stem = f"{prefix}conv1.weight" in state
     strided_shortcut = any(name.startswith(prefix) and name.endswith("downsample.0.weight") for name in state)
     backbone, origin = {}, {}
@@ -227,6 +235,12 @@ def _from_caffe2(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
             if own not in backbone:
                 backbone[own], origin[own] = torch.full_like(backbone[name], value), origin[name]
     return backbone, origin
+
+
+def _from_gluon(state: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    in_file = {authors: name for name in state if (authors := authors_name(name, prefix))}
+    backbone, origin, *_ = to_own_names({authors: state[name] for authors, name in in_file.items()})
+    return backbone, {own: in_file[authors] for own, authors in origin.items()}
 
 
 def _own_name(name: str, layout: str, prefix: str, plain_stem: bool, strided_shortcut: bool) -> str | None:

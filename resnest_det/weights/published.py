@@ -1,6 +1,6 @@
 """What is published of ResNeSt: ImageNet weights, detector and segmentation checkpoints, with their input and accuracy.
 
-Addresses die and move, so every file is known by its name and by digits of its sha256 or sha1, and has several
+Addresses die and move, so every file is known by its name and by the first digits of its digest, and has several
 mirrors where several are known.
 """
 
@@ -15,22 +15,25 @@ _AUTHORS_STORE = "https://s3.us-west-1.wasabisys.com/resnest/"
 _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/"
 
 
+# That of the `.params` file in an archive: Gluon's.
+SHA1_OF_PARAMS = "sha1 of .params"
+
+
 @dataclass(frozen=True)
 class WeightFile:
-    """A published file: its name, its addresses, and the start of its sha256 or its sha1 (hex; "" if unpublished).
+    """A published file; at an address that ends in `.zip` another one lies in an archive, alone.
 
-    At an address that ends in `.zip` it lies in an archive, alone.
+    Attributes:
+        filename: its name.
+        mirrors: its addresses.
+        digits: the start of its digest (hex; "" if unpublished).
+        algorithm: of the digest: "sha256", "sha1", or `SHA1_OF_PARAMS`.
     """
 
     filename: str
     mirrors: tuple[str, ...]
-    sha256_prefix: str
-    sha1: str = ""
-
-    @property
-    def digest(self) -> tuple[str, str]:
-        """The name of the hash that is published of the file, and its first digits."""
-        return ("sha1", self.sha1) if self.sha1 else ("sha256", self.sha256_prefix)
+    digits: str
+    algorithm: str = "sha256"
 
 
 @dataclass(frozen=True)
@@ -142,14 +145,14 @@ _DETECTION_FILES = (
 )
 
 
-def sha256_prefix_in(filename: str) -> str:
-    """The digits of the sha256 at the end of a published file's name, `NAME-0123abcd.pth`, or ""."""
+def digits_in(filename: str) -> str:
+    """The digits of the digest at the end of a published file's name, `NAME-0123abcd.pth`, or ""."""
     digits = re.search(r"-([0-9a-f]{8,64})\.[a-z]+$", filename)
     return digits.group(1) if digits else ""
 
 
 def _detection_file(filename: str) -> WeightFile:
-    return WeightFile(filename, (f"{_AUTHORS_STORE}detectron/{filename}",), sha256_prefix_in(filename))
+    return WeightFile(filename, (f"{_AUTHORS_STORE}detectron/{filename}",), digits_in(filename))
 
 
 # Whole semantic models: their sha1, by the authors' names (PyTorch-Encoding, encoding/models/model_store.py).
@@ -181,12 +184,12 @@ _MMSEG_FILES = {
 
 def _segmentation_file(name: str, sha1: str) -> WeightFile:
     stem = f"{name}-{sha1[:8]}"
-    return WeightFile(f"{stem}.pth", (f"https://s3.us-west-1.wasabisys.com/encoding/models/{stem}.zip",), "", sha1)
+    return WeightFile(f"{stem}.pth", (f"https://s3.us-west-1.wasabisys.com/encoding/models/{stem}.zip",), sha1, "sha1")
 
 
 def _mmseg_file(name: str, version: str) -> WeightFile:
     filename = f"{name}_{version}.pth"
-    return WeightFile(filename, (f"{_MMSEG_STORE}{name}/{filename}",), sha256_prefix_in(filename))
+    return WeightFile(filename, (f"{_MMSEG_STORE}{name}/{filename}",), digits_in(filename))
 
 
 WEIGHT_FILES: dict[str, WeightFile] = {
@@ -195,3 +198,40 @@ WEIGHT_FILES: dict[str, WeightFile] = {
     **{name: _segmentation_file(name, sha1) for name, sha1 in _SEGMENTATION_SHA1.items()},
     **{name: _mmseg_file(name, version) for name, version in _MMSEG_FILES.items()},
 }
+
+# Gluon's, by the `model_store.py` of GluonCV 0.10 and of the authors' package, which alone has the fast variants.
+_GLUON_STORE = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/models/"
+_AUTHORS_GLUON = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step2/"
+_GLUON_DIGESTS = {
+    "resnest14": "7e0b0cae2fd7e9084d1e498b858af1429a6eb1cb",
+    "resnest26": "364590740605b6a2b95f5bb77436d781a817436f",
+    "resnest50": "bcfefe1dd1dd1ef5cfed5563123c1490ea37b42e",
+    "resnest101": "5da943b3230f071525a98639945a6b3b3a45ac95",
+    "resnest200": "0c5d117df664ace220aa6fc2922c094bb079d381",
+    "resnest269": "11ae7f5da2bcdbad05ba7e84f9b74383e717f3e3",
+    "resnest50_fast_1s1x64d": "5e16dbe56f1fba8e1bc2faddd91f874bfbd74193",
+    "resnest50_fast_2s1x64d": "85eb779a5e313d74b5e5390dae02aa8082a0f469",
+    "resnest50_fast_4s1x64d": "3f215532c6d8e07a10df116309993d4479fc3e4b",
+    "resnest50_fast_1s2x40d": "af3514c2ec757a3a9666a75b82f142ed47d55bee",
+    "resnest50_fast_2s2x40d": "2db13245aa4967cf5e8617cb4911880dd41628a4",
+    "resnest50_fast_4s2x40d": "b24d515797832e02da4da9c8a15effd5e44cfb56",
+    "resnest50_fast_1s4x24d": "7318153ddb5e542a20cc6c58192f3c6209cff9ed",
+    "deeplab_resnest50_ade": "a8312db6e30a464151580f2bda83479786455724",
+    "deeplab_resnest101_ade": "6d05c630fb7acb38615f7f4d360fb90f47b25042",
+    "deeplab_resnest200_ade": "9134a6f7d1399b549d5803d8faed3dfc74efc0d8",
+    "deeplab_resnest269_ade": "d45b33dedf4cca13b8147213c5360e30f93685bd",
+    "faster_rcnn_fpn_syncbn_resnest50_coco": "6df46961827647d418b11ffaf616a6a60d9dd16e",
+    "faster_rcnn_fpn_syncbn_resnest101_coco": "baebfa1b7d7f56dd33a7687efea4b014736bd791",
+    "faster_rcnn_fpn_syncbn_resnest269_coco": "b7d778f58921e459a6af200f6a323d6fe67069b9",
+}
+
+
+def _gluon_file(name: str, digest: str) -> WeightFile:
+    filename = f"{name}-{digest[:8]}.zip"
+    by_authors = name in IMAGENET_WEIGHTS and name not in ("resnest14", "resnest26")
+    stores = [_GLUON_STORE] if "_fast_" not in name else []
+    stores += [_AUTHORS_GLUON] if by_authors else []
+    return WeightFile(filename, tuple(store + filename for store in stores), digest, SHA1_OF_PARAMS)
+
+
+GLUON_FILES: dict[str, WeightFile] = {name: _gluon_file(name, digest) for name, digest in _GLUON_DIGESTS.items()}

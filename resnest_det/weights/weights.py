@@ -25,7 +25,7 @@ class Weights:
     Attributes:
         path: the file, for messages.
         state: every tensor by its name in the file, without what `state_dict_of` takes off.
-        layout: "detectron2", "timm", "mmdet" or "caffe2", recognised by the names.
+        layout: "detectron2", "timm", "mmdet", "gluon" or "caffe2", recognised by the names.
         prefix: what stands before the backbone's names in the file.
         backbone: the backbone and its classification head (`linear.`) under this package's names, without a prefix.
         origin: name in `backbone` and `heads` to the name in the file.

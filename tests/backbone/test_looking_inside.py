@@ -227,7 +227,7 @@ def test_a_batch_of_one_trains_where_no_batch_norm_does(prepare):
 def test_norms_over_processes_take_one_image_each(monkeypatch):
     model = create_model("resnest14", num_classes=3)
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
-    monkeypatch.setattr("resnest_det.backbone.resnest.get_world_size", lambda: 2)
+    monkeypatch.setattr("resnest_det.backbone.layers.get_world_size", lambda: 2)
     synced.check_batch(images(1))
     with pytest.raises(UserError, match="a batch of one image"):
         model.check_batch(images(1))

@@ -2,10 +2,11 @@
 
 import pytest
 
+from resnest_det.configuration.classifier import KEYS
 from resnest_det.configuration.defaults import default_config
 from resnest_det.configuration.meanings import DETECTRON2_IGNORES, MEANINGS, OWN_KEYS
 from resnest_det.configuration.nodes import leaves
-from tools.make_configuration_docs import PAGE, page
+from tools.make_configuration_docs import AUTHORS_KEYS, CLASSIFIER_PAGE, PAGE, classifier_page, page
 
 
 def test_every_key_has_a_meaning():
@@ -19,6 +20,11 @@ def test_the_page_is_what_the_code_says():
     assert PAGE.read_text() == page(), "run tools/make_configuration_docs.py"
 
 
+def test_the_page_of_classifiers_is_what_the_code_says():
+    assert set(KEYS) > AUTHORS_KEYS
+    assert CLASSIFIER_PAGE.read_text() == classifier_page(), "run tools/make_configuration_docs.py"
+
+
 def test_the_page_says_who_honours_a_key():
     rows = {}
     for line in PAGE.read_text().splitlines():
@@ -30,7 +36,8 @@ def test_the_page_says_who_honours_a_key():
     assert rows["MODEL.RPN.NMS_THRESH"] == "b d m"
     assert rows["MODEL.FPN.FUSE_TYPE"] == "b d m"  # all but one value are refused
     assert rows["MODEL.RETINANET.NUM_CLASSES"] == "d"
-    assert rows["TEST.FOLD_NORMS"] == "b"
+    assert rows["TEST.FOLD_NORMS"] == rows["TEST.PRECISION"] == "b d"
+    assert rows["SOLVER.ACCUMULATE"] == "b"
 
 
 @pytest.mark.detectron2

@@ -23,7 +23,8 @@ POLYGONS = [[1.0, 1.0, 9.0, 1.0, 5.0, 7.25], [2.0, 2.0, 4.0, 2.0, 4.0, 4.0, 2.0,
 CONTENT = {
     "images": [
         {"id": 9, "height": 10, "width": 20, "file_name": "b.png"},
-        {"id": 4, "height": 12, "width": 8, "file_name": "a.png"}],
+        {"id": 4, "height": 12, "width": 8, "file_name": "a.png"},
+    ],
     "annotations": [
         {"id": 5, "image_id": 9, "category_id": 3, "bbox": [1, 1, 8, 6.5], "segmentation": POLYGONS},
         {"id": 2, "image_id": 4, "category_id": 7, "bbox": [0, 0, 4, 4], "area": 12.5, "iscrowd": 1,
@@ -47,7 +48,7 @@ def parsed(monkeypatch):
     """How often a file was parsed in this process."""
     times = []
     pack = instance_columns._Columns.finish
-    monkeypatch.setattr(instance_columns._Columns, "finish", lambda self: (times.append(self._file), pack(self)))
+    monkeypatch.setattr(instance_columns._Columns, "finish", lambda self, *more: (times.append(self._file), pack(self, *more)))
     return times
 
 

@@ -287,11 +287,10 @@ def shapes(tmp_path):
     panoptic = load_coco_panoptic(
         "panoptic", f"{folder}/annotations/panoptic_train.json", f"{folder}/panoptic_train", f"{folder}/train", instances
     )
-    write_semantic_pngs(panoptic, str(tmp_path / "labels"), 1)
+    write_semantic_pngs(panoptic, str(tmp_path / "shape_labels"), 1)
     classes = tuple(panoptic.metadata.stuff_classes)
-    return panoptic, {
-        "label_root": str(tmp_path / "labels"), "image_root": f"{folder}/train", "classes": classes, "instances_json": instances
-    }  # fmt: skip
+    folders = {"label_root": str(tmp_path / "shape_labels"), "image_root": f"{folder}/train"}
+    return panoptic, {**folders, "classes": classes, "instances_json": instances}
 
 
 def test_label_pngs_beside_an_instance_file_are_the_same_truth_as_a_panoptic_one(shapes):

@@ -136,3 +136,18 @@ def test_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write the shapes dataset to .*file/shapes.*DETECTRON2_DATASETS"):
         shapes.ensure_shapes(tmp_path / "file")
+
+
+def test_images_of_one_shape_each(tmp_path):
+    shapes.write_shape_classes(tmp_path / "a", {"train": 9, "val": 4})
+    shapes.write_shape_classes(tmp_path / "b", {"train": 9, "val": 4})
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.jpg"))
+    assert [str(path) for path in files if path.parts[1] == "circle"] == [
+        "train/circle/00000.jpg",
+        "train/circle/00004.jpg",
+        "train/circle/00008.jpg",
+        "val/circle/00000.jpg",
+    ]
+    assert len(files) == 13 and {path.parts[1] for path in files} == set(shapes.THINGS)
+    assert all((tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes() for path in files)
+    assert (tmp_path / "a" / files[0]).read_bytes() != (tmp_path / "a" / "val" / "circle" / "00000.jpg").read_bytes()

@@ -1,11 +1,13 @@
 """How often a detector makes the host wait for a GPU, counted on a pretended one; and that its answers are the same there."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from resnest_det.configuration.defaults import default_config
 from resnest_det.configuration.model import build_model
-from tests.helpers.cases import make_samples, overrides
+from tests.helpers.cases import CASES, make_samples, overrides
 from tests.helpers.fill import fill
 from tests.helpers.pretended_device import DEVICE, MixedDevices, PretendedDevice
 
@@ -103,10 +105,12 @@ def test_inference_waits_a_few_times(case):
             assert [s["category_id"] for s in image["panoptic_seg"][1]] == [s["category_id"] for s in other["panoptic_seg"][1]]
 
 
-@pytest.mark.parametrize("case", ["semantic_fpn_bn", "semantic_output_stride_8"])
-def test_labelling_pixels_waits_for_nothing(case):
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("semantic")])
+@pytest.mark.parametrize("class_weights", [(), (1.0, 0.5, 2.0, 1.0, 0.0)])
+def test_labelling_pixels_waits_for_nothing(case, class_weights):
     device = PretendedDevice()
     model = device.move(filled(config_of(case)))
+    model.sem_seg_head.loss = replace(model.sem_seg_head.loss, class_weights=class_weights)
     with device:
         sum(model(make_samples(case)).values()).backward()
         with torch.no_grad():

@@ -1,13 +1,22 @@
 """Parameter groups, clipping, schedules and scaling: Detectron2's semantics."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from resnest_det.configuration.defaults import default_config
-from resnest_det.configuration.solver import build_gradient_clipper, build_lr_scheduler, build_optimizer, scale_to_world_size
+from resnest_det.configuration.nodes import with_values
+from resnest_det.configuration.solver import (
+    build_autocast,
+    build_gradient_clipper,
+    build_lr_scheduler,
+    build_optimizer,
+    build_scaler,
+    scale_to_world_size,
+)
 from resnest_det.engine import solver
 from resnest_det.errors import UserError
 
@@ -50,6 +59,38 @@ def test_norm_and_bias_settings_by_parameter():
         "gn.bias": [0.2, 1e-6],
         "head.weight": [0.1, 1e-4],
     }
+
+
+@pytest.mark.parametrize(
+    "keys, device, dtype, enabled, scales",
+    [
+        ({}, "cpu", torch.bfloat16, False, False),
+        ({"ENABLED": True}, "cpu", torch.bfloat16, True, False),
+        ({"ENABLED": True}, "cuda", torch.float16, True, True),
+        ({"ENABLED": True, "PRECISION": "fp16"}, "cuda", torch.float16, True, True),
+        ({"ENABLED": True, "PRECISION": "bf16"}, "cuda", torch.bfloat16, True, False),
+        ({"PRECISION": "fp16"}, "cuda", torch.float16, False, False),
+    ],
+)
+def test_mixed_precision_of_the_keys(keys, device, dtype, enabled, scales, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch, "autocast", lambda kind, dtype, enabled: SimpleNamespace(fast_dtype=dtype, enabled=enabled))
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda kind, enabled: enabled)
+    cfg = with_values(default_config(), {f"SOLVER.AMP.{key}": value for key, value in keys.items()})
+    autocast = build_autocast(cfg, torch.device(device))
+    assert (autocast.fast_dtype, autocast.enabled, build_scaler(cfg, torch.device(device))) == (dtype, enabled, scales)
+
+
+def test_mixed_precision_that_a_device_does_not_have_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    for precision, device, message in (
+        ("fp16", "cpu", "SOLVER.AMP.PRECISION 'fp16' is not supported on cpu; supported: 'bf16'"),
+        ("bf16", "cuda", "SOLVER.AMP.PRECISION 'bf16' is not supported by this GPU; supported: 'fp16'"),
+    ):
+        cfg = with_values(default_config(), {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.PRECISION": precision})
+        with pytest.raises(UserError) as error:
+            build_autocast(cfg, torch.device(device))
+        assert str(error.value) == message
 
 
 def test_biases_follow_the_others_unless_told():

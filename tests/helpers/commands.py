@@ -11,16 +11,24 @@ ROOT = Path(__file__).parents[2]
 
 
 def start_training(
-    *arguments: str, engine: str = "builtin", launcher: Sequence[str] = (), prefix: Sequence[str] = (), **options: Any
+    *arguments: str,
+    engine: str = "builtin",
+    tool: str = "train_net",
+    launcher: Sequence[str] = (),
+    prefix: Sequence[str] = (),
+    **options: Any,
 ) -> subprocess.Popen:
-    """`tools/train_net.py` with `arguments`, its outputs in one pipe.
+    """A training script of tools/ with `arguments`, its outputs in one pipe.
 
     Args:
+        engine: of `train_net`.
+        tool: `train_net` or `train_classifier`.
         launcher: arguments of Python that come before the script.
         prefix: a command that executes the one after it.
         options: of `Popen`; `env` is added to this process's.
     """
-    command = [*prefix, sys.executable, *launcher, str(ROOT / "tools" / "train_net.py"), "--engine", engine, *arguments]
+    chosen = ["--engine", engine] if tool == "train_net" else []
+    command = [*prefix, sys.executable, *launcher, str(ROOT / "tools" / f"{tool}.py"), *chosen, *arguments]
     # In a session of its own, so that whatever is left of it can be ended in the end.
     defaults = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}

@@ -14,7 +14,7 @@ from resnest_det.configuration.model import build_model
 from resnest_det.configuration.weights import load_initial_weights
 from resnest_det.data.catalog import get_dataset
 from resnest_det.evaluation.panoptic import PanopticEvaluator
-from resnest_det.inference.evaluating import ready_for_inference
+from resnest_det.inference.prepared import prepare_for_inference
 
 register_all_modules()
 
@@ -23,7 +23,7 @@ def own_results(cfg, images: int | None = None) -> list[dict]:
     """What the built-in detector gives for the first images of DATASETS.TEST, each with `sample` and `image` (C, H, W)."""
     model = build_model(cfg).eval()
     load_initial_weights(cfg, model, whole=True)
-    model = ready_for_inference(model)
+    model = prepare_for_inference(model, "fp32")
     results = []
     with torch.no_grad():
         for batch in build_test_loader(cfg, get_dataset(cfg.DATASETS.TEST[0])):

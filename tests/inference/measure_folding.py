@@ -9,7 +9,7 @@ from resnest_det.configuration.data import build_test_loader, read_run_data
 from resnest_det.configuration.model import build_model
 from resnest_det.configuration.reading import load_config
 from resnest_det.configuration.weights import load_initial_weights
-from resnest_det.inference.evaluating import ready_for_inference
+from resnest_det.inference.prepared import prepare_for_inference
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     load_initial_weights(cfg, model, whole=True)
-    folded = ready_for_inference(model)
+    folded = prepare_for_inference(model, "fp32")
     boxes, scores, pixels, alone = [], [], [], 0
     with torch.inference_mode():
         for batch in build_test_loader(cfg, read_run_data(cfg, train=False).test[0]):

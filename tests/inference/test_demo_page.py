@@ -1,10 +1,8 @@
 """The page: what it shows, through its programming interface and in a browser."""
 
-import gc
 import json
 import shutil
 import socket
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from PIL import Image
 from resnest_det import Predictor
 from resnest_det.commands.train_net import main as train
 from resnest_det.errors import UserError
+from tests.helpers.page_client import collect_leftovers, free_port, look, opened
 from tests.helpers.tiny_run import write_tiny_run
 
 # Gradio's own imports warn of what they use themselves.
@@ -28,11 +27,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture(scope="module", autouse=True)
 def leftovers():
-    """Gradio does not close all of its sockets and event loops. Where they are found is no error of another test."""
     yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
+    collect_leftovers()
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +41,6 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def predictor(run):
     return Predictor(run, device="cpu", score_threshold=0)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +66,6 @@ def client(page, tmp_path):
 
 def image(run, number=1):
     return str(run.parent / "images" / f"{number}.png")
-
-
-def look(client, path, threshold=0.0, classes=()):
-    """(picture, sentence, rows, content of the JSON) of a picture."""
-    from gradio_client import handle_file
-
-    return opened(client.predict(handle_file(path), threshold, list(classes), api_name="/look"))
-
-
-def opened(answer):
-    picture, sentence, table, download = answer
-    path = download.get("value") if isinstance(download, dict) else download
-    return picture, sentence, table["data"], json.loads(Path(path).read_text()) if path else None
 
 
 def test_what_is_found_is_drawn_counted_listed_and_given_as_json(run, predictor, client):

@@ -1,5 +1,7 @@
 """`Predictor` with models that label pixels."""
 
+import base64
+import io
 import json
 
 import numpy as np
@@ -7,12 +9,15 @@ import pytest
 from PIL import Image
 
 from resnest_det import Predictor
+from resnest_det.commands.export_detector import main as export
 from resnest_det.commands.predict import main as predict
 from resnest_det.commands.train_net import main
 from resnest_det.data.panoptic_png import read_segment_ids
 from resnest_det.errors import UserError
 from tests.helpers.configs import TINY_PANOPTIC, typed
 from tests.helpers.datasets import write_panoptic_shapes
+from tests.helpers.http_load import ask, running
+from tests.helpers.page_client import collect_leftovers, free_port, look
 
 LOW = "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", "0.0", "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", "16"
 
@@ -55,6 +60,63 @@ def test_panoptic_maps_are_those_of_the_evaluation(run, tmp_path):
     assert np.array_equal(ids, result.segment_map.numpy())
     with pytest.raises(UserError, match="--tile joins objects, and this model labels pixels"):
         predict([str(folder), str(images[0]), "--output", str(tmp_path / "tiled"), "--tile", "64x64"])
+
+
+@pytest.fixture(scope="module", params=["checkpoint", "exported"])
+def panoptic(request, run, tmp_path_factory):
+    """A predictor of the run's folder, or of the file that was exported from it."""
+    folder = run[0]
+    if request.param == "checkpoint":
+        return Predictor(folder, device="cpu", score_threshold=0)
+    file = str(tmp_path_factory.mktemp("exported") / "m.pt")
+    model = ["--config-file", str(folder / "config.yaml"), "--weights", str(folder / "model_final.pth")]
+    export([*model, "--format", "torchscript", "--out", file])
+    return Predictor(file, score_threshold=0)
+
+
+@pytest.mark.extras
+def test_the_server_gives_maps(run, panoptic):
+    for package in ("fastapi", "uvicorn", "python_multipart"):
+        pytest.importorskip(package)
+    from resnest_det.inference import server
+
+    expected, limits = panoptic(run[1][0]), server.Limits()
+    app = server.make_app(panoptic, limits)
+    with running(server.make_server(app, limits), server.listen("127.0.0.1", 0)) as port:
+        status, body = ask(port, "/predict", run[1][0].read_bytes())
+    answer = json.loads(body)
+    assert status == 200 and answer["segments"] == expected.segments and expected.segments
+    with Image.open(io.BytesIO(base64.b64decode(answer["panoptic_png"]))) as picture:
+        assert np.array_equal(np.asarray(picture) @ (1, 256, 65536), expected.segment_map.numpy())
+
+
+@pytest.fixture
+def leftovers():
+    yield
+    collect_leftovers()
+
+
+@pytest.mark.extras
+@pytest.mark.usefixtures("leftovers")
+@pytest.mark.filterwarnings("ignore")  # gradio's own imports warn of what they use themselves
+def test_the_page_shows_segments(run, panoptic, tmp_path, monkeypatch):
+    pytest.importorskip("gradio")
+    from gradio_client import Client
+
+    from resnest_det.inference import demo_page
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # is put back afterwards
+    expected = panoptic(run[1][0])
+    page = demo_page.make_page(panoptic, 0.0, 10_000, str(tmp_path))
+    client = Client(demo_page.open_page(page, "127.0.0.1", free_port(), 100_000), verbose=False, download_files=str(tmp_path))
+    picture, sentence, rows, found = look(client, str(run[1][0]))
+    client.close()
+    page.close(verbose=False)
+    assert found["segments"] == expected.segments and len(rows) == len(expected)
+    assert all(each["name"] in sentence for each in expected.segments)
+    with Image.open(picture) as drawn:
+        difference = np.abs(np.asarray(drawn.convert("L"), dtype=float) - np.asarray(expected.draw().convert("L"))).mean()
+        assert drawn.size == (expected.width, expected.height) and difference < 8  # it is a JPEG
 
 
 def test_a_semantic_model_gives_label_maps(run, tmp_path):

@@ -21,13 +21,16 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_
 from detectron2.evaluation import COCOEvaluator  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 
+from resnest_det import Predictor  # noqa: E402
 from resnest_det.commands.train_net import main  # noqa: E402
 from resnest_det.data.catalog import register, register_coco, register_semantic  # noqa: E402
 from resnest_det.data.formats.splits import find_labels  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.inference.evaluating import flatten_results  # noqa: E402
 from resnest_det.integrations.detectron2_data import have_run_length_masks, register_datasets  # noqa: E402
+from resnest_det.integrations.detectron2_train import _facts, load_config  # noqa: E402
 from resnest_det.training.process import run_process  # noqa: E402
+from resnest_det.weights.checkpoint_files import read_checkpoint  # noqa: E402
 from tests.helpers.configs import TINY_PANOPTIC, typed  # noqa: E402
 from tests.helpers.datasets import write_panoptic_shapes  # noqa: E402
 from tests.helpers.labels import voc, write_voc  # noqa: E402
@@ -124,6 +127,28 @@ def test_run_writes_the_same_files_and_resumes(tmp_path):
     figures = read_metrics(out)[-1]
     assert {"bbox/AP", "segm/AP", "bbox_TTA/AP"} <= set(figures) and figures["iteration"] == 4
     assert torch.load(out / "model_final.pth", weights_only=True)["iteration"] == 3
+
+
+def test_a_checkpoint_stands_alone(tmp_path):
+    """It says its configuration and classes, as the built-in detector's; of a model that only Detectron2 builds, the classes."""
+    arguments = write_tiny_run(tmp_path)
+    arguments = [*arguments[:2], "--engine", "detectron2", *arguments[2:]]
+    keys = ["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "TEST.EVAL_PERIOD", "0"]
+    main([*arguments, *keys, "TEST.PRECISE_BN.ENABLED", "False"])
+    predictor = Predictor(tmp_path / "out" / "model_final.pth", device="cpu", score_threshold=0)
+    assert (predictor.classes.things.names, predictor.classes.things.ids) == (("red", "blue"), (1, 2))
+    expected = [entry for entry in detections(tmp_path / "out") if entry["image_id"] == 1]
+    found = predictor(str(tmp_path / "images" / "1.png")).to_coco()
+    assert len(found) > 1
+    assert [entry["score"] for entry in found] == pytest.approx([entry["score"] for entry in expected], abs=1e-3)
+    main([*arguments, "--resume", *keys, "SOLVER.MAX_ITER", "3", "TEST.PRECISE_BN.ENABLED", "False"])
+    again = read_checkpoint(tmp_path / "out" / "model_final.pth")
+    assert (
+        again["iteration"] == 2 and "MAX_ITER: 3" in again["config"] and again["trained_on"]["thing_classes"] == ["red", "blue"]
+    )
+
+    cfg = load_config("detectron2/retinanet_ResNeSt50_FPN", ["DATASETS.TRAIN", f"('tiny_{tmp_path.name}',)"])
+    assert _facts(cfg).keys() == {"trained_on"}
 
 
 @pytest.mark.slow

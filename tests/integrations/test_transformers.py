@@ -1,5 +1,7 @@
 """ResNeSt in transformers: features, folders that are saved and loaded, Auto classes, the pipeline, and bad input."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -140,6 +142,11 @@ def test_other_versions_of_transformers(monkeypatch):
     monkeypatch.delattr("transformers.backbone_utils.BackboneMixin")
     with pytest.raises(UserError, match=r"transformers 5\S+ does not fit: .*BackboneMixin.*; transformers 5.* work: pip"):
         transformers_version.check_transformers()
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers_version, "is_installed", lambda name: True)
+        patch.setitem(sys.modules, "transformers", None)  # as where it refuses another library's version
+        with pytest.raises(UserError, match=r"transformers cannot be imported: .*; transformers 5.* work: pip"):
+            transformers_version.check_transformers()
     monkeypatch.setattr(transformers_version, "is_installed", lambda name: False)
     with pytest.raises(UserError, match=r'not installed; .* work: pip install "resnest_det\[transformers\]"'):
         transformers_version.check_transformers()

@@ -283,7 +283,6 @@ def test_a_trained_model_has_the_weights_of_the_published_file(tmp_path, monkeyp
             "asks for segm_TTA.*MODEL.MASK_ON.*evaluates bbox, bbox_TTA",
         ),
         ("mask_rcnn_ResNeSt50_FPN", ["TEST.EXPECTED_RESULTS", "[['bbox', 40]]"], "task, metric, value, tolerance"),
-        ("semantic_ResNeSt50_FPN", ["TEST.AUG.ENABLED", "True"], "TEST.AUG.ENABLED True .* SemanticSegmentor"),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused(recipe, overrides, message):

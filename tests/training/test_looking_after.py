@@ -10,7 +10,7 @@ from resnest_det.commands.train_net import main
 from resnest_det.configuration.reading import load_config
 from resnest_det.detector.rcnn import GeneralizedRCNN
 from resnest_det.errors import UserError
-from resnest_det.training import steps
+from resnest_det.training import evaluation, steps
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from tests.helpers.tiny_run import losses_of, read_metrics, write_tiny_run
 
@@ -118,7 +118,7 @@ def test_training_ends_when_nothing_gets_better(tiny, tmp_path):
     keys = ["TEST.PATIENCE", "2", "TEST.EVAL_PERIOD", "1", "SOLVER.MAX_ITER", "9", "TEST.PRECISE_BN.ENABLED", "False"]
     with pytest.MonkeyPatch.context() as patch:
         figures = iter([10.0, 30.0, 30.0, 20.0, 20.0, 20.0])
-        patch.setattr(steps.Evaluation, "run", lambda self, model, **more: {"segm": {"AP": next(figures)}})
+        patch.setattr(evaluation.Evaluation, "run", lambda self, model, **more: {"segm": {"AP": next(figures)}})
         main([*tiny, *keys])
         assert [line["segm/AP"] for line in read_metrics(tmp_path / "out") if "segm/AP" in line] == [10, 30, 30, 20, 20]
         assert list(losses_of(tmp_path / "out")) == [0, 1, 2, 3]

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from resnest_det.commands.train_net import main
 from resnest_det.configuration.reading import load_config
 from resnest_det.errors import UserError
-from resnest_det.inference import evaluating
+from resnest_det.inference import prepared
 from resnest_det.weights.checkpoint_files import read_checkpoint
 from tests.helpers.tiny_run import losses_of, read_metrics, write_tiny_run
 
@@ -95,8 +95,8 @@ def test_a_run_from_the_command_line(finished, capsys):
 def test_evaluating_the_model_as_it_is(finished, tmp_path, monkeypatch):
     """TEST.FOLD_NORMS False: no copy is made, for which the figures are the same in so small a model."""
     arguments, folder = finished
-    folded, fold_norms = [], evaluating.fold_norms
-    monkeypatch.setattr(evaluating, "fold_norms", lambda model: folded.append(model) or fold_norms(model))
+    folded, fold_norms = [], prepared.fold_norms
+    monkeypatch.setattr(prepared, "fold_norms", lambda model: folded.append(model) or fold_norms(model))
     detections = []
     for fold in (True, False):
         keys = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / str(fold))]

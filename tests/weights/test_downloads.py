@@ -6,6 +6,7 @@ import io
 import re
 import threading
 import zipfile
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from resnest_det import UserError, resolve_weights
 from resnest_det.backbone.variants import VARIANTS
 from resnest_det.weights import downloads
-from resnest_det.weights.published import ALIASES, WEIGHT_FILES, WeightFile
+from resnest_det.weights.published import ALIASES, GLUON_FILES, SHA1_OF_PARAMS, WEIGHT_FILES, WeightFile
 
 CONTENT = bytes(range(256)) * 20000  # 5 MB: several pieces
 DIGITS = hashlib.sha256(CONTENT).hexdigest()
@@ -248,6 +249,8 @@ def test_local_paths(tmp_path):
         ("resnest://resnest51", "not published; nearest: resnest50"),
         ("resnest://mask_rcnn_ResNeSt_50_FPN_1x", "nearest: mask_rcnn_ResNeSt_50_FPN_syncBN_1x"),
         ("hf://resnest50", "expected hf://owner/name"),
+        ("gluon://resnest51", "weights gluon://resnest51: not published; nearest: resnest50"),
+        ("gluon://deeplab_resnest50", "nearest: deeplab_resnest50_ade"),
         ("s3://bucket/x.pth", "unknown scheme s3://; supported: a path, https://"),
         ("https://", "not the address of a file"),
         ("https://example.org/../../x.pth", "not the address of a file"),
@@ -284,7 +287,7 @@ def in_archive(server, monkeypatch):
     """A semantic model of the authors', which is published in an archive, with the sha1 of what is in it."""
     sha1 = hashlib.sha1(CONTENT, usedforsecurity=False).hexdigest()
     stem = f"deeplab_resnest50_ade-{sha1[:8]}"
-    file = WeightFile(f"{stem}.pth", (f"{server.url}/{stem}.zip",), "", sha1)
+    file = WeightFile(f"{stem}.pth", (f"{server.url}/{stem}.zip",), sha1, "sha1")
     monkeypatch.setitem(WEIGHT_FILES, "deeplab_resnest50_ade", file)
     for name in (f"{stem}.pth", f"{stem}.zip"):
         monkeypatch.setitem(downloads._PUBLISHED_FILES, name, file)
@@ -323,8 +326,8 @@ def test_the_archive_itself_is_no_checkpoint(tmp_path, in_archive):
 
 
 def test_semantic_models_are_published_with_their_sha1():
-    names = [name for name, file in WEIGHT_FILES.items() if file.sha1]
-    assert len(names) == 10 and all(len(WEIGHT_FILES[name].sha1) == 40 for name in names)
+    names = [name for name, file in WEIGHT_FILES.items() if file.algorithm == "sha1"]
+    assert len(names) == 10 and all(len(WEIGHT_FILES[name].digits) == 40 for name in names)
     assert WEIGHT_FILES["deeplab_resnest50_ade"].mirrors == (
         "https://s3.us-west-1.wasabisys.com/encoding/models/deeplab_resnest50_ade-2225f09d.zip",
     )
@@ -334,11 +337,14 @@ def test_catalog_is_complete():
     assert len(VARIANTS) == 13 and len(ALIASES) == 16
     for name in VARIANTS:
         file = WEIGHT_FILES[name]
-        assert re.fullmatch("[0-9a-f]{8}", file.sha256_prefix) and file.filename.endswith(f"-{file.sha256_prefix}.pth")
+        assert re.fullmatch("[0-9a-f]{8}", file.digits) and file.filename.endswith(f"-{file.digits}.pth")
         assert len(file.mirrors) >= 2
     for name, file in WEIGHT_FILES.items():
         assert file.filename.startswith(name) or name in ("resnest14", "resnest26")
-        ends = ("/" + file.filename, "/" + file.filename.replace(".pth", ".zip") if file.sha1 else "/" + file.filename)
+        ends = (
+            "/" + file.filename,
+            "/" + file.filename.replace(".pth", ".zip") if file.algorithm == "sha1" else "/" + file.filename,
+        )
         assert all(url.startswith("hf://timm/") or url.endswith(ends) for url in file.mirrors)
     assert WEIGHT_FILES["resnest50"].mirrors[0] == (
         "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1/resnest50-528c19ca.pth"
@@ -353,3 +359,52 @@ def test_a_host_of_dots_is_no_folder_beside_the_cache(address):
     with pytest.raises(UserError) as error:
         resolve_weights(address)
     assert address in str(error.value) and "mirror" not in str(error.value)
+
+
+def gluon_archive(content: bytes, name: str = "resnest50-x.params") -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(name, content)
+    return archive.getvalue()
+
+
+def test_gluons_archives_are_known_by_the_sha1_of_what_is_in_them(server, cache, monkeypatch):
+    digits = hashlib.sha1(CONTENT).hexdigest()
+    server.files |= {"/a.zip": gluon_archive(CONTENT[:-1]), "/b.zip": b"<html>moved</html>", "/c.zip": gluon_archive(CONTENT)}
+    mirrors = tuple(f"{server.url}/{name}.zip" for name in "abc")
+    monkeypatch.setitem(GLUON_FILES, "resnest50", WeightFile(f"resnest50-{digits[:8]}.zip", mirrors[:2], digits, SHA1_OF_PARAMS))
+    with pytest.raises(
+        UserError, match=rf"a.zip \(wrong file: sha1 of .params [0-9a-f]+, published {digits}; .*b.zip \(wrong file: sha1"
+    ):
+        resolve_weights("gluon://resnest50")
+    monkeypatch.setitem(GLUON_FILES, "resnest50", WeightFile(f"resnest50-{digits[:8]}.zip", mirrors, digits, SHA1_OF_PARAMS))
+    path = resolve_weights("gluon://resnest50d")
+    assert content_of(path) == server.files["/c.zip"] and path == str(cache / f"resnest50-{digits[:8]}.zip")
+    before = len(server.requests)
+    assert resolve_weights("gluon://resnest50") == path and len(server.requests) == before
+    Path(path).write_bytes(gluon_archive(CONTENT[1:]))
+    with pytest.raises(UserError, match="refused: their sha1 of .params begins with"):
+        resolve_weights("gluon://resnest50")
+
+
+def test_gluons_files_that_are_here_already(tmp_path):
+    digits = hashlib.sha1(CONTENT).hexdigest()[:8]
+    (tmp_path / f"mine-{digits}.params").write_bytes(CONTENT)
+    (tmp_path / f"mine-{digits}.zip").write_bytes(gluon_archive(CONTENT))
+    for suffix in ("params", "zip"):
+        path = tmp_path / f"mine-{digits}.{suffix}"
+        assert resolve_weights(path) == str(path)
+        path.rename(tmp_path / f"mine-abcdef12.{suffix}")
+        with pytest.raises(UserError, match="their sha1 of .params does not begin with the abcdef12 of the name"):
+            resolve_weights(tmp_path / f"mine-abcdef12.{suffix}")
+
+
+def test_gluons_catalog():
+    assert len(GLUON_FILES) == 20 and set(VARIANTS) < set(GLUON_FILES)
+    for name, file in GLUON_FILES.items():
+        assert re.fullmatch("[0-9a-f]{40}", file.digits) and file.filename == f"{name}-{file.digits[:8]}.zip"
+        assert all(url.endswith("/" + file.filename) for url in file.mirrors) and len(file.mirrors) in (1, 2)
+    assert GLUON_FILES["resnest50"].mirrors == (
+        "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/models/resnest50-bcfefe1d.zip",
+        "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step2/resnest50-bcfefe1d.zip",
+    )

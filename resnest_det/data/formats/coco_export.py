@@ -23,6 +23,8 @@ from resnest_det.data.formats.pictures import Pictures
 from resnest_det.data.image import upright_size
 from resnest_det.errors import UserError
 
+SIZES = "sizes of images, absent in the labels"
+
 
 class _Source(msgspec.Struct):
     images: str | None = None
@@ -74,7 +76,7 @@ def _mend_entries(raw: dict, files: LabelFiles, pictures: Pictures, notes: Notes
             found = pictures.find(str(image["file_name"]), f"{files.path}: {where}")
             if found is not None:
                 image["height"], image["width"] = upright_size(pictures.path(found))
-                notes.add("mended: sizes of images, absent in the labels", where)
+                notes.add(f"mended: {SIZES}", where)
     annotations = raw.get("annotations")
     annotations = [each for each in annotations if isinstance(each, dict)] if isinstance(annotations, list) else []
     if annotations and all(each.get("id") is None for each in annotations):

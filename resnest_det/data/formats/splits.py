@@ -4,11 +4,13 @@ import logging
 import os
 from collections import Counter
 from dataclasses import replace
+from typing import NamedTuple
 
 from resnest_det.data.formats.boxes_csv import splits_in
 from resnest_det.data.formats.coco_export import image_root_in
 from resnest_det.data.formats.collector import commonest_spellings
-from resnest_det.data.formats.labels import KINDS, LabelFiles, Labels, counts_by_name
+from resnest_det.data.formats.labels import KINDS, LabelFiles, counts_by_name
+from resnest_det.data.formats.packed_labels import counts_of, is_one_file, packed_labels
 from resnest_det.data.formats.pictures import plain, walk
 from resnest_det.data.formats.reading import VAL_FRACTION, read_labels
 from resnest_det.data.formats.recognise import (
@@ -37,7 +39,7 @@ def find_splits(path: str, kind: str | None = None, images: str | None = None, s
     Recognised are train/, val/ or valid/ and test/ folders of any format, at any depth (Roboflow, ultralytics, COCO), the splits
     of a data.yaml, files named by their split (instances_train2017.json), VOC's ImageSets/Main and the column "split" of a CSV.
     Of a single set one image in five becomes "val", with the classes in the same proportions. All splits have the same classes in
-    the same order. Everything is read once here, and what was found is logged.
+    the same order. Everything is read here, and what was found is logged; COCO files are not parsed again to train on them.
 
     Args:
         kind: of `labels.KINDS`; None: recognised.
@@ -69,7 +71,7 @@ def find_splits(path: str, kind: str | None = None, images: str | None = None, s
     found |= test
     if any(files.kind == "panoptic" for files in found.values()):
         return found
-    read = {name: read_labels(files) for name, files in found.items()}
+    read = {name: _look_at(files) for name, files in found.items()}
     classes = _classes(read)
     if single is not None:
         logger.info(
@@ -241,28 +243,49 @@ def _image_sets(folder: str) -> dict[str, str]:
     return {}
 
 
-def _classes(read: dict[str, Labels]) -> tuple[str, ...]:
+class _Looked(NamedTuple):
+    """What the labels of a split have: objects of each class, classes without any among them, and how many images and objects."""
+
+    files: LabelFiles
+    counts: Counter
+    images: int
+    objects: int
+    listed: bool
+
+
+def _look_at(files: LabelFiles) -> _Looked:
+    if is_one_file(files):  # which then need not be parsed again to train on it
+        instances, _ = packed_labels(files)
+        return _Looked(files, counts_of(instances), len(instances.image_ids), len(instances.annotations), listed=True)
+    labels = read_labels(files)
+    content = labels.content
+    return _Looked(files, counts_by_name(content), len(content.images), len(content.annotations), labels.listed)
+
+
+def _classes(read: dict[str, _Looked]) -> tuple[str, ...]:
     """The classes of all splits: listed ones in the order of the first split's list, typed ones sorted."""
-    names = dict.fromkeys(str(category.name) for labels in read.values() for category in labels.content.categories)
-    if all(labels.listed for labels in read.values()):
+    names = dict.fromkeys(name for looked in read.values() for name in looked.counts)
+    if all(looked.listed for looked in read.values()):
         return tuple(names)
     counts = Counter(dict.fromkeys(names, 0))
-    for labels in read.values():
-        counts.update(counts_by_name(labels.content))
+    for looked in read.values():
+        counts.update(looked.counts)
     return tuple(sorted(set(commonest_spellings(counts).values())))
 
 
-def _tell(read: dict[str, Labels], classes: tuple[str, ...]) -> None:
-    for name, labels in read.items():
-        content = labels.content
+def _tell(read: dict[str, _Looked], classes: tuple[str, ...]) -> None:
+    for name, looked in read.items():
         logger.info(
-            "%s: %s labels in %s, %d images, %d objects", name, labels.files.kind, labels.files.path, len(content.images),
-            len(content.annotations),
-        )  # fmt: skip
-        counts = counts_by_name(labels.content)
-        absent = [each for each in classes if not counts[each]]
+            "%s: %s labels in %s, %d images, %d objects",
+            name,
+            looked.files.kind,
+            looked.files.path,
+            looked.images,
+            looked.objects,
+        )
+        absent = [each for each in classes if not looked.counts[each]]
         if absent and len(absent) < len(classes):
             few = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
             logger.warning("%s: has no object of %d of %d classes: %s", name, len(absent), len(classes), few)
-    if not read["train"].content.annotations:
-        raise UserError(f"{read['train'].files.path}: no object in {len(read['train'].content.images)} images to train on")
+    if not read["train"].objects:
+        raise UserError(f"{read['train'].files.path}: no object in {read['train'].images} images to train on")

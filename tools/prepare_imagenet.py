@@ -1,0 +1,7 @@
+#!/usr/bin/env python
+"""`resnest-det prepare-imagenet`, from a checkout; `--help` lists the flags."""
+
+from resnest_det.commands import run
+
+if __name__ == "__main__":
+    run("prepare-imagenet")
