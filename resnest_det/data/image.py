@@ -1,6 +1,5 @@
 """Reading images as COCO's tools do: upright, in a given channel order, of the size the annotations say."""
 
-import functools
 import io
 import os
 import struct
@@ -9,9 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torchvision import io as torchvision_io
 
 from resnest_det.contents import what_it_is
 from resnest_det.errors import UserError
@@ -152,8 +149,8 @@ def read_image(
     Raises:
         UserError: the file is missing, not an image, damaged, or of another size; the message names it.
     """
-    mode = "L" if image_format == "L" else "RGB"
-    pixels = np.asarray(_read_upright(file_name, mode, size, size_is, content, decode=_jpeg_pixels))
+    image = _read_upright(file_name, "L" if image_format == "L" else "RGB", size, size_is, content)
+    pixels = np.asarray(image)
     if image_format == "L":
         return pixels[:, :, None]
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
@@ -186,15 +183,7 @@ def read_picture(
     return image if turn is None else image.transpose(turn)
 
 
-def _read_upright(
-    file_name: str,
-    mode: str,
-    size: tuple[int, int] | None,
-    size_is: str,
-    content: bytes | None,
-    decode: Callable[[Image.Image], np.ndarray | None] = lambda image: None,
-) -> Image.Image | np.ndarray:
-    """An image, or (H, W, 3) uint8 where that is what `decode` makes of an opened file that stands upright."""
+def _read_upright(file_name: str, mode: str, size: tuple[int, int] | None, size_is: str, content: bytes | None) -> Image.Image:
     with _named(file_name), open_image(file_name, content=content) as image:
         if image.format == "TIFF":
             image.load()  # turns it, and says no longer that it has to be turned
@@ -202,46 +191,12 @@ def _read_upright(
         if size is not None:
             _check_size(image, orientation, file_name, size, size_is)
         turn = _UPRIGHT.get(orientation)
-        pixels = decode(image) if mode == "RGB" and turn is None else None
-        if pixels is not None:
-            return pixels
         image = image if turn is None else image.transpose(turn)
         image.load()
         try:
             return to_eight_bits(image, mode)
         except UserError as error:
             raise UserError(f"image {file_name}: {error}") from None
-
-
-def _jpeg_pixels(image: Image.Image) -> np.ndarray | None:
-    """The pixels (H, W, 3) of an opened JPEG of three channels by torchvision's decoder, in two thirds of Pillow's time; or None,
-    also where the file is damaged: Pillow says how."""
-    if image.format != "JPEG" or image.mode != "RGB" or not _decodes_as_pillow():
-        return None
-    image.fp.seek(0)
-    content = torch.from_numpy(np.frombuffer(bytearray(image.fp.read()), dtype=np.uint8))
-    image.fp.seek(0)
-    try:
-        return torchvision_io.decode_jpeg(content, mode=torchvision_io.ImageReadMode.RGB).permute(1, 2, 0).numpy()
-    except RuntimeError:
-        return None
-
-
-@functools.cache
-def _decodes_as_pillow() -> bool:
-    """Whether this torchvision's decoder gives Pillow's pixels: other versions of libjpeg round otherwise."""
-    noise = np.random.default_rng(0).integers(0, 256, (45, 37, 3), dtype=np.uint8)
-    for quality, subsampling in ((50, 0), (90, 2)):
-        file = io.BytesIO()
-        Image.fromarray(noise).save(file, "JPEG", quality=quality, subsampling=subsampling)
-        try:
-            content = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
-            theirs = torchvision_io.decode_jpeg(content, mode=torchvision_io.ImageReadMode.RGB)
-        except RuntimeError:  # built without it
-            return False
-        if not np.array_equal(theirs.permute(1, 2, 0).numpy(), np.asarray(Image.open(file))):
-            return False
-    return True
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from resnest_det.data.image import MAX_PIXELS, check_record_size, read_image, re
 from resnest_det.data.label_png import LabelPng, read_label_png
 from resnest_det.data.panoptic_png import read_segment_ids
 from resnest_det.errors import UserError
-from tests.helpers.datasets import noise
 
 
 def photograph(height=24, width=40):
@@ -320,22 +319,3 @@ def test_what_people_have_in_the_place_of_an_image_is_named(tmp_path, content, s
         with pytest.raises(UserError, match=f"image {path} {said}") as caught:
             read()
         assert "\n" not in str(caught.value)
-
-
-def test_both_decoders_give_the_same_pixels_and_the_same_errors(tmp_path, monkeypatch):
-    photo = np.asarray(Image.fromarray(noise(12, 9)).resize((123, 77), Image.Resampling.BICUBIC))
-    path = tmp_path / "a.jpg"
-    kinds = [dict(quality=q, subsampling=s, progressive=p) for q, s, p in ((10, 0, False), (50, 1, True), (90, 2, False))]
-    for options in (*kinds, dict(keep_rgb=True), dict(mode="CMYK"), dict(mode="L")):
-        Image.fromarray(photo).convert(options.pop("mode", "RGB")).save(path, "JPEG", **options)
-        for image_format in ("RGB", "BGR", "L"):
-            with monkeypatch.context() as patch:
-                patch.setattr("resnest_det.data.image._decodes_as_pillow", lambda: False)
-                expected = read_image(path, image_format)
-            np.testing.assert_array_equal(read_image(path, image_format), expected)
-    Image.fromarray(photo).save(path, "JPEG")
-    whole = path.read_bytes()
-    for content in (whole[:-2], whole[: len(whole) // 2]):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match="cannot be read, it is damaged"):
-            read_image(path, "RGB")

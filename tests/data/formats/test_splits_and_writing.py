@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from hotcoco import COCO
 
-from resnest_det.data.catalog import get_dataset, register
+from resnest_det.data.catalog import get_dataset, load_files, register
 from resnest_det.data.coco import instances_dataset
+from resnest_det.data.formats import packed_labels
 from resnest_det.data.formats.labels import counts_by_name
 from resnest_det.data.formats.reading import read_labels
 from resnest_det.data.formats.splits import find_labels, find_splits
 from resnest_det.data.formats.splitting import split_images
 from resnest_det.data.formats.writing import write_labels
 from resnest_det.errors import UserError
+from tests.helpers.datasets import write_coco
 from tests.helpers.labels import SIZE, boxes, voc, write_coco_export, write_images, write_voc, write_yolo
 
 
@@ -306,3 +308,24 @@ def test_a_loss_of_objects_is_an_error_and_leaves_nothing(tmp_path, monkeypatch)
 
 def test_counts_by_name(tmp_path):
     assert counts_by_name(made(tmp_path).truth) == {"cat": 1, "dog": 1}
+
+
+def test_coco_labels_are_parsed_once_for_their_splits_and_the_run(tmp_path, monkeypatch):
+    # Times of files count at once: a test would have to wait until they are old.
+    monkeypatch.setattr("resnest_det.data.dataset_cache._SETTLED", -(10**12))
+    objects = [{"image_id": 1, "bbox": [1, 1, 8, 6], "category_id": 2}]
+    (tmp_path / "data").mkdir()
+    for name in ("train", "val"):
+        write_coco(tmp_path / "data", [(1, 10, 20), (2, 12, 8)], objects, name=name)
+    read, calls = packed_labels.read_labels, []
+    monkeypatch.setattr(packed_labels, "read_labels", lambda files: calls.append(files.path) or read(files))
+    for _ in range(2):
+        found = find_splits(str(tmp_path / "data"))
+        assert list(found) == ["train", "val"] and found["train"].classes == ("cat", "dog")
+        for name, files in found.items():
+            dataset = load_files(name, files)
+            assert dataset.metadata.thing_classes == ["cat", "dog"] and len(dataset.records[0]["annotations"]) == 1
+    assert sorted(calls) == [str(tmp_path / "data" / f"{name}.json") for name in ("train", "val")]
+    (tmp_path / "data" / "val" / "2.png").rename(tmp_path / "data" / "val" / "3.png")
+    found = find_splits(str(tmp_path / "data"))
+    assert len(calls) == 3 and len(load_files("val", found["val"]).records) == 1, "what is there decides, too"
