@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from resnest_det import UserError, create_model
@@ -222,6 +223,63 @@ def test_a_batch_of_one_trains_where_no_batch_norm_does(prepare):
                 module.eval()
     model(images(1)).sum().backward()
     assert model.linear.weight.grad is not None
+
+
+def with_other_activations(model: nn.Module) -> nn.Module:
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.SiLU())
+    return model
+
+
+def test_activations_are_exchanged_as_in_timm():
+    model, reference = map(with_other_activations, pair("resnest14"))
+    x = images(2, 64).double()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), reference(x), rtol=0, atol=1e-8)
+
+
+def test_what_a_hook_returns_takes_the_place_of_an_output():
+    model = create_model("resnest14", num_classes=4).eval()
+    handle = model.res5[-1].register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+    with torch.no_grad():
+        before = model.linear.bias.normal_().clone()
+        assert torch.equal(model(images(2, 64)), before.expand(2, 4))
+        handle.remove()
+        assert not torch.equal(model(images(2, 64)), before.expand(2, 4))
+
+
+def test_gradients_of_a_functional_call_are_those_of_autograd():
+    model = create_model("resnest14", num_classes=3).eval()
+    x, parameters = images(1, 64), dict(model.named_parameters())
+    gradients = torch.func.grad(lambda values: torch.func.functional_call(model, values, (x,)).square().sum())(parameters)
+    model(x).square().sum().backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
+
+
+def test_parametrised_and_pruned_layers_are_used():
+    model = create_model("resnest14", num_classes=3).eval()
+    x = images(1, 64)
+    with torch.no_grad():
+        expected = model(x)
+        nn.utils.parametrizations.weight_norm(model.res3[0].conv2.conv)
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
+        prune.l1_unstructured(model.res3[0].conv1, "weight", 0.5)
+        assert int((model.res3[0].conv1.weight == 0).sum()) == model.res3[0].conv1.weight.numel() // 2
+        assert not torch.allclose(model(x), expected)
+
+
+def test_a_copy_has_hooks_and_parameters_of_its_own():
+    model = create_model("resnest14", num_classes=3).eval()
+    seen = []
+    model.res2[0].conv2.register_forward_hook(lambda *_: seen.append(1))
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        copied.linear.bias.add_(1)
+        torch.testing.assert_close(copied(images(1, 64)), model(images(1, 64)) + 1)
+    assert len(seen) == 2
 
 
 def test_norms_over_processes_take_one_image_each(monkeypatch):

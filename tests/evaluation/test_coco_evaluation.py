@@ -138,6 +138,48 @@ def test_figures_equal_pycocotools_to_the_last_digit(seed, most_detections, cate
         assert all(np.array_equal(arrays[name], expected[name]) for name in ("precision", "recall"))
 
 
+def _alike(truth, detections):
+    for detection in detections:
+        detection.update(score=0.5, bbox=[10.0, 10.0, 20.0, 20.0])
+
+
+def _crowds(truth, detections):
+    for annotation in truth["annotations"][::2]:
+        annotation["iscrowd"] = 1
+
+
+def _tiny(truth, detections):
+    for entry in (*truth["annotations"], *detections):
+        entry["bbox"] = [side / 4096 for side in entry["bbox"]]
+
+
+def _odd_scores(truth, detections):
+    for index, detection in enumerate(detections):
+        detection["score"] = (-1.5, 0.0, 1e-30, 7.25, 1e9)[index % 5]
+
+
+def _areas_at_the_borders(truth, detections):
+    for index, annotation in enumerate(truth["annotations"]):
+        annotation["area"] = (32**2, 96**2, 32**2 - 1e-9, 96**2 + 1e-9, 1e5**2)[index % 5]
+
+
+def _only_one_image_with_truth(truth, detections):
+    first = truth["annotations"][0]["image_id"]
+    truth["annotations"] = [annotation for annotation in truth["annotations"] if annotation["image_id"] == first]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_alike, _crowds, _tiny, _odd_scores, _areas_at_the_borders, _only_one_image_with_truth],
+    ids=lambda each: each.__name__,
+)
+def test_figures_equal_pycocotools_for_what_counting_stumbles_over(change):
+    truth, detections = random_case(7, most_detections=30)
+    change(truth, detections)
+    ours, theirs = coco_figures(truth, detections, "bbox"), pycocotools_figures(truth, detections, "bbox")
+    assert same(ours, theirs), {k: (ours[k], theirs[k]) for k in theirs if ours[k] != theirs[k]}
+
+
 @pytest.mark.parametrize("first_wrong", [1, 2, 3])
 def test_precision_of_one_equals_pycocotools_where_objects_are_many(first_wrong):
     """More than 200 objects: recall bins no longer tell whether one or two detections were right before the first mistake."""
