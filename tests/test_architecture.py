@@ -11,7 +11,7 @@ PACKAGE = ROOT / "resnest_det"
 
 # From the ground up. Rooms of one floor do not import each other.
 FLOORS = (
-    {"errors", "distributed", "files", "stopping"},
+    {"contents", "errors", "distributed", "files", "stopping"},
     {"data", "weights"},
     {"backbone"},
     {"evaluation", "engine"},

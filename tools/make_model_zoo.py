@@ -21,7 +21,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnest_det.backbone.variants import VARIANTS
-from resnest_det.commands import benchmark
+from resnest_det.commands import benchmark_networks as benchmark
+from resnest_det.commands.benchmark_measuring import peak_memory, seconds_of
 from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.reading import load_config
 from resnest_det.configuration.tables import tasks_of
@@ -118,10 +119,10 @@ def measure(name: str) -> dict[str, float]:
         benchmark.inference_run(prepare_for_inference(model, "fp32"), samples[:1]),
     )
     infer()
-    seconds = benchmark.seconds_of(infer, cpu)
+    seconds = seconds_of(infer, cpu)
     del infer
     steps = []
-    memory = benchmark.peak_memory(lambda: steps.append(benchmark.seconds_of(step, cpu)), cpu)
+    memory = peak_memory(lambda: steps.append(seconds_of(step, cpu)), cpu)
     figures = {"inference_seconds": seconds, "training_seconds": steps[0]}
     if memory is not None:
         figures["training_memory_gib"] = memory / 1024
@@ -157,7 +158,13 @@ def hosts_table() -> str:
     """Hosts and what is built in them, by the names under which it is found there."""
     folders = {host: sorted((ROOT / "configs" / host).glob("[a-z]*")) for host in ("detectron2", "mmdet", "transformers")}
     rows = [["host", "by", "name"], ["---"] * 3]
-    rows += [["[Detectron2](docs/detectron2.md)", "`train_net.py --engine detectron2`", "every recipe above"]]
+    rows += [
+        [
+            "[Detectron2](docs/detectron2.md)",
+            "`train_net.py --engine detectron2`",
+            "every recipe above but `fcn_*` and `deeplabv3_*`",
+        ]
+    ]
     rows += [["", "Detectron2's own heads", _linked(folders["detectron2"])]]
     rows += [["[MMDetection](docs/mmdetection.md)", "its `train.py`", _linked(folders["mmdet"])]]
     builders = [f"`{name}`" for name in sorted(BUILDERS)]

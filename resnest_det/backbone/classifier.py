@@ -403,17 +403,23 @@ def _adapted(weight: Tensor, channels: int) -> Tensor:
     return weight.repeat(1, math.ceil(channels / known), 1, 1)[:, :channels] * (known / channels)
 
 
-def transforms_for(model: nn.Module) -> Callable:
+def transforms_for(model: nn.Module, crop: str = "resize") -> Callable:
     """The torchvision transform from a PIL image to the normalised tensor (3, H, W) that a model's weights expect.
 
-    It is the transform of the published evaluation: resize the short side, crop the centre, normalise. Images of any mode
-    become RGB first, as `to_eight_bits` says; what that refuses is a `UserError` when the transform is used.
+    Images of any mode become RGB first, as `to_eight_bits` says; what that refuses is a `UserError` when the transform is used.
+
+    Args:
+        crop: "resize", timm's evaluation: resize the short side, crop the centre; or "authors", theirs, see `AuthorsCenterCrop`.
 
     Raises:
-        UserError: the model was not made by `create_model`, or does not take three channels.
+        UserError: there is no such crop, the model was not made by `create_model`, or does not take three channels.
     """
     from torchvision import transforms
 
+    from resnest_det.data.class_transforms import TEST_CROPS, AuthorsCenterCrop
+
+    if crop not in TEST_CROPS:
+        raise UserError(f"crop is {crop!r}; supported: {', '.join(map(repr, TEST_CROPS))}")
     if not hasattr(model, "pretrained_cfg"):
         raise UserError(f"a {type(model).__name__} has no pretrained_cfg: transforms_for takes what create_model returns")
     channels = model.stem.conv1_1.in_channels
@@ -421,12 +427,10 @@ def transforms_for(model: nn.Module) -> Callable:
         raise UserError(f"the model takes {channels} channels; the published mean and std are of the 3 of RGB")
     cfg = model.pretrained_cfg
     size = cfg["input_size"][-1]
-    return transforms.Compose(
-        [
-            to_eight_bits,
-            transforms.Resize(math.floor(size / cfg["crop_pct"]), transforms.InterpolationMode(cfg["interpolation"])),
-            transforms.CenterCrop(size),
-            transforms.ToTensor(),
-            transforms.Normalize(torch.tensor(cfg["mean"]), torch.tensor(cfg["std"])),
-        ]
-    )
+    if crop == "authors":
+        centre = [AuthorsCenterCrop(size)]
+    else:
+        interpolation = transforms.InterpolationMode(cfg["interpolation"])
+        centre = [transforms.Resize(math.floor(size / cfg["crop_pct"]), interpolation), transforms.CenterCrop(size)]
+    normalize = transforms.Normalize(torch.tensor(cfg["mean"]), torch.tensor(cfg["std"]))
+    return transforms.Compose([to_eight_bits, *centre, transforms.ToTensor(), normalize])

@@ -133,14 +133,13 @@ def load_into(
     }
     same_detector = weights.is_detector and prefix == weights.prefix
     segments = weights.heads and prefix == "backbone." and any(name.startswith("sem_seg_head.") for name in targets)
-    for name, value in weights.heads.items():
-        if segments:
-            wanted[name] = (value, weights.origin[name])
-        else:
-            report.left[weights.origin[name]] = "not a part of the backbone"
-    has_heads = bool(segments)
+    if segments:
+        wanted |= {name: (value, weights.origin[name]) for name, value in weights.heads.items()}
+    has_heads, placed = bool(segments), {name for _, name in wanted.values()}
     for name, value in weights.rest.items():
-        if any(part in name for part in _NOT_PARAMETERS):
+        if name in placed:
+            continue
+        elif any(part in name for part in _NOT_PARAMETERS):
             report.left[name] = "set by the configuration or counted anew"
         elif same_detector:
             wanted[name] = (value, name)

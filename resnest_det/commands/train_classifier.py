@@ -73,6 +73,8 @@ def main(arguments: Sequence[str]) -> None:
     if folder := run_folder(config_file):
         values = {"OUTPUT_DIR": folder} | ({"MODEL.WEIGHTS": newest_checkpoint(folder)} if args.eval_only else {})
         cfg = with_values(cfg, {key: value for key, value in values.items() if key not in overrides[::2]})
+    if not cfg.DATA.ROOT:
+        raise UserError("DATA.ROOT is empty: say which images to train on, with --train-on DIR")
     cfg = with_device(cfg, args)
     options = RunOptions(args.resume, args.eval_only, config_file, tuple(map(str, overrides)), services, tuple(args.callback))
     launch_by_flags(run_classifier, cfg, options, args=args)

@@ -2,7 +2,8 @@
 
     verify_imagenet.py --data imagenet --model resnest50
 
-DIR holds the 1000 class folders (n01440764, ...), or a folder `val` that holds them.
+DIR holds the 1000 class folders (n01440764, ...), or a folder `val` that holds them. The authors measured their figures with
+`--crop authors`, the centre square of size / (size + 32) of the short side; timm's figures are of the other crop.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from resnest_det import create_model, transforms_for
 from resnest_det.backbone.classifier import IMAGENET_CLASSES
 from resnest_det.backbone.variants import find_variant
+from resnest_det.data.class_transforms import TEST_CROPS
 from resnest_det.data.image import open_image
 from resnest_det.errors import UserError
 
@@ -31,7 +33,7 @@ class ClassFolders(ImageFolder):
             with open_image(path) as image:  # not turned upright, as the published accuracies were measured
                 return self.transform(image), label  # which makes RGB of any mode
         except UserError as error:
-            return UserError(f"image {path}: {error}")
+            return error if path in str(error) else UserError(f"image {path}: {error}")
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
             return UserError(f"image {path} cannot be read: it is damaged or not an image ({type(error).__name__})")
 
@@ -88,6 +90,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--model", default="resnest50", help="see resnest_det.list_models() (default: resnest50)")
     parser.add_argument("--checkpoint", help="weights to use instead of the published ones")
     parser.add_argument("--num-classes", type=int, default=IMAGENET_CLASSES, help="classes of the checkpoint (default: 1000)")
+    parser.add_argument("--crop", choices=TEST_CROPS, default="resize", help="what is seen of an image (default: resize)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument(
         "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read images (default: %(default)s)"
@@ -113,12 +116,13 @@ def main(arguments: list[str]) -> None:
         .eval()
         .to(device)
     )
-    dataset.transform = transforms_for(model)
+    dataset.transform = transforms_for(model, options.crop)
     loader = DataLoader(dataset, options.batch_size, num_workers=options.workers, collate_fn=collate, pin_memory=device == "cuda")
     start = time.perf_counter()
     top1, top5 = accuracy(model, loader, device)
     rate = len(dataset) / (time.perf_counter() - start)
-    print(f"{variant.name}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(dataset)} images, {rate:.1f} images/s")
+    what = f"{len(dataset)} images (crop {options.crop})"
+    print(f"{variant.name}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {what}, {rate:.1f} images/s")
     if not options.checkpoint:
         published = f"top-1 {variant.top1:.2f} %" + (f", top-5 {variant.top5:.2f} %" if variant.top5 else "")
         print(f"published: {published}")

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from resnest_det.contents import what_it_is
 from resnest_det.errors import UserError, shown
 
 logger = logging.getLogger(__name__)
@@ -315,6 +316,8 @@ def _parse(content: bytes, json_file: str) -> dict:
     try:
         raw = json.loads(content.decode(json.detect_encoding(content)))
     except json.JSONDecodeError as error:
+        if said := what_it_is(content[:512]):
+            raise UserError(f"{json_file}: {said}") from None
         raise UserError(
             f"{json_file}: malformed JSON at line {error.lineno}, column {error.colno} (character {error.pos}): {error.msg}"
         ) from error

@@ -172,3 +172,17 @@ PASCAL_CONTEXT = Benchmark(
     colors=tuple(_voc_color(number) for number in range(1, 60)),
     values=(UNLABELLED, *range(59)),
 )
+
+_BY_DATASET = {"ade20k_": ADE20K, "cityscapes_": CITYSCAPES, "pascal_context_": PASCAL_CONTEXT}
+
+
+def benchmark_classes(dataset: str) -> dict:
+    """The classes of a benchmark's dataset by its name, as a checkpoint has them under "trained_on"; {} for any other dataset."""
+    for start, benchmark in _BY_DATASET.items():
+        if dataset.startswith(start):
+            return {
+                "stuff_classes": list(benchmark.names),
+                "stuff_ids": list(range(len(benchmark.names))),
+                "stuff_colors": [list(color) for color in benchmark.colors],
+            }
+    return {}

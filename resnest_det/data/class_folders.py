@@ -110,7 +110,7 @@ def find_split(root: Path, split: str) -> Path | None:
 
 
 def _is_split(folder: Path) -> bool:
-    return any(entry.is_dir() or entry.name in _METADATA for entry in os.scandir(folder))
+    return any(path.is_dir() or path.name in _METADATA for path in folder.iterdir())
 
 
 def check_same_classes(classes: Sequence[str], where: str, others: Sequence[str], there: str) -> None:

@@ -72,8 +72,10 @@ class AuthorsCenterCrop(v2.Transform):
 
 
 def _centre(height: int, width: int, size: int) -> tuple[int, int, int, int]:
-    side = max(1, round(size / (size + 32) * min(height, width)))
-    return round((height - side) / 2), round((width - side) / 2), side, side
+    # Rounded where the authors and Pillow's `crop` round: another order is a pixel off at some sizes.
+    side = max(1, size / (size + 32) * min(height, width))
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return top, left, round(top + side) - top, round(left + side) - left
 
 
 def _uniform(low: float, high: float) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from resnest_det.contents import what_it_is
 from resnest_det.errors import UserError
 
 # Pillow goes by the content of a file, not by its name, and runs other programs for some formats, such as Ghostscript for EPS.
@@ -88,7 +89,7 @@ def open_image(
 
     Raises:
         OSError: the file is missing, not a regular file, or in none of these formats.
-        UserError: its header says more than `MAX_PIXELS` pixels.
+        UserError: its header says more than `MAX_PIXELS` pixels, or that it is something else that is known.
     """
     if content is None and os.path.exists(file_name) and not os.path.isfile(file_name):
         raise OSError("not a regular file")  # opening a pipe would wait for ever
@@ -99,6 +100,9 @@ def open_image(
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise UserError(f"{file_name} has too many pixels; at most {MAX_PIXELS} are read ({error})") from error
         except UnidentifiedImageError:
+            file.seek(0)
+            if said := what_it_is(file.read(512)):
+                raise UserError(f"image {os.fspath(file_name)} {said}") from None
             raise UnidentifiedImageError(f"cannot identify image file {os.fspath(file_name)!r}") from None
         with image:
             yield image

@@ -32,8 +32,9 @@ _SIDES = (80, 88, 96)
 _RADII = (10.0, 24.0)
 # What others leave of an object must be enough to tell it by.
 _LEAST_VISIBLE = 0.6
-# The share of an image that its only shape covers, cut off at the border or not.
-_LEAST_SEEN = 0.08
+# Of an image's only shape: its radius, and how far from the middle it is, both as shares of the image's side.
+_SHARES_OF_SIDE = (0.28, 0.45)
+_OFF_CENTER = 0.12
 
 
 def instances_json(split: str) -> str:
@@ -146,9 +147,9 @@ def write_shape_classes(folder: Path, splits: dict[str, int] = CLASS_SPLITS, sid
             generator = np.random.default_rng([seed, number, image])
             pixels, _ = _draw_background(size, generator)
             category = image % len(THINGS)
-            mask = np.zeros(size, dtype=bool)
-            while mask.sum() < _LEAST_SEEN * side * side:
-                mask = rasterize([_place(category, size, generator)], size).astype(bool)
+            radius = side * generator.uniform(*_SHARES_OF_SIDE)
+            center = side * (0.5 + generator.uniform(-_OFF_CENTER, _OFF_CENTER, 2))
+            mask = rasterize([_shape(category, size, center, radius, generator.uniform(0, 2 * np.pi))], size).astype(bool)
             _paint(pixels, mask, generator)
             pixels += generator.normal(0, 3, pixels.shape)
             picture = Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
@@ -303,6 +304,11 @@ def _place(category: int, size: tuple[int, int], generator: np.random.Generator)
     """A shape's polygon (k, 2) at a random place, size and rotation, clipped at the image's border."""
     radius, rotation = generator.uniform(*_RADII), generator.uniform(0, 2 * np.pi)
     center = [generator.uniform(0.5 * radius, side - 0.5 * radius) for side in size[::-1]]
+    return _shape(category, size, center, radius, rotation)
+
+
+def _shape(category: int, size: tuple[int, int], center, radius: float, rotation: float) -> np.ndarray:
+    """A shape's polygon (k, 2) around `center` (x, y), clipped at the image's border."""
     corners = {"circle": 36, "square": 4, "triangle": 3, "star": 10}[THINGS[category]]
     angles = rotation + 2 * np.pi * np.arange(corners) / corners
     distance = np.full(corners, radius)

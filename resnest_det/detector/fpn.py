@@ -8,6 +8,7 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from resnest_det.backbone.layers import Conv2d, get_norm
+from resnest_det.backbone.recomputation import offer
 from resnest_det.errors import ArgumentError
 
 
@@ -109,9 +110,7 @@ class FPN(nn.Module):
         for level, name in zip(reversed(self.levels), reversed(self.in_features)):
             fused = getattr(self, f"fpn_lateral{level}")(bottom_up[name])
             if top_down is not None:
-                fused += F.interpolate(top_down, scale_factor=2.0, mode="nearest")
-                if self.fuse_type == "avg":
-                    fused /= 2
+                fused = self._fuse(fused, top_down)
             top_down = fused
             pyramid[f"p{level}"] = getattr(self, f"fpn_output{level}")(fused)
         source = self.top_block.in_feature
@@ -119,3 +118,20 @@ class FPN(nn.Module):
         return {f"p{level}": pyramid[f"p{level}"] for level in self.levels} | {
             f"p{level}": feature for level, feature in zip(self.top_levels, above, strict=True)
         }
+
+    def _fuse(self, lateral: Tensor, top_down: Tensor) -> Tensor:
+        """Of a lateral map, which is overwritten where nothing learns from it, and the level above, of half its size."""
+        finer = F.interpolate(top_down, scale_factor=2.0, mode="nearest")
+        if not self.training:
+            lateral += finer
+            return lateral.div_(2) if self.fuse_type == "avg" else lateral
+
+        def compute(lateral: Tensor, top_down: Tensor) -> Tensor:
+            fused = lateral + F.interpolate(top_down, scale_factor=2.0, mode="nearest")
+            return fused / 2 if self.fuse_type == "avg" else fused
+
+        fused = lateral + finer
+        if self.fuse_type == "avg":
+            fused = fused / 2
+        offer(fused, compute, lateral, top_down)
+        return fused

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import RoIAlign
 
+from resnest_det.detector.roi_align import AlignedRegions
 from resnest_det.errors import ArgumentError
 
 # A box of ImageNet's training size belongs on the map with stride 16 (FPN, arXiv:1612.03144, equation 1).
@@ -65,8 +66,17 @@ class RegionPooler(nn.Module):
         chosen = self._by_level(levels)
         # Every level is in the graph, also one without regions: all parameters get a gradient.
         # Half precision would round coordinates to whole pixels and more.
-        pooled = [pooler(feature.float(), regions[own]) for pooler, feature, own in zip(self.level_poolers, features, chosen)]
+        pooled = [
+            self._crop(pooler, feature.float(), regions[own])
+            for pooler, feature, own in zip(self.level_poolers, features, chosen)
+        ]
         return output.index_put((torch.cat(chosen),), torch.cat(pooled).to(output.dtype))
+
+    def _crop(self, pooler: RoIAlign, feature: Tensor, regions: Tensor) -> Tensor:
+        trains = feature.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if feature.device.type == "cpu" and trains:
+            return AlignedRegions.apply(feature, regions, self.output_size, pooler.spatial_scale, pooler.sampling_ratio)
+        return pooler(feature, regions)
 
     def _levels(self, boxes: Tensor) -> Tensor:
         size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()

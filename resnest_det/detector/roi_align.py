@@ -67,7 +67,7 @@ def _band(low: Tensor, high: Tensor, length: int, output_size: int, scale: float
     fractions = positions - below
     first = below[:, :, :1]
     needed = int(torch.where(weights > 0, below - first, 0).max()) + 2
-    offsets = (below - first).clamp(max=needed - 2)
+    offsets = (below - first).clamp(0, needed - 2)
     band = low.new_zeros(*first.shape[:2], needed)
     band.scatter_add_(2, offsets, weights * (1 - fractions)).scatter_add_(2, offsets + 1, weights * fractions)
     # Beyond the last cell there is only what weighs nothing.

@@ -15,6 +15,7 @@ from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import find_config_file, load_config
 from resnest_det.configuration.standalone import CONFIG_NAME, configuration_of, run_folder
 from resnest_det.configuration.tables import tasks_of
+from resnest_det.data.benchmarks import benchmark_classes
 from resnest_det.data.coco_classes import coco_classes
 from resnest_det.engine.checkpoint import BEST_CHECKPOINT, newest_checkpoint
 from resnest_det.errors import UserError, shown
@@ -130,7 +131,8 @@ def _configured(model: str, weights: str | None) -> tuple[CfgNode, str, dict, di
     else:
         cfg = load_config(_recipe(model))
         if weights is None:
-            weights, names = trained_weights(model), coco_classes()
+            weights = trained_weights(model)
+            names = coco_classes() if tasks_of(cfg).objects else benchmark_classes(cfg.DATASETS.TEST[0])
     path = resolve_weights(weights)
     return cfg, path, read_checkpoint(path), names
 

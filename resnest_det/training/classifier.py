@@ -30,7 +30,7 @@ from resnest_det.data.catalog import datasets_root
 from resnest_det.data.class_folders import ClassImages, check_same_classes, read_class_folders
 from resnest_det.data.shapes import ensure_shape_classes
 from resnest_det.data.shards import is_shards, read_shards
-from resnest_det.distributed import get_rank, is_main_process, synchronize
+from resnest_det.distributed import gather_objects, get_rank, is_main_process, synchronize
 from resnest_det.drawing.plots import plot_class_confusion
 from resnest_det.engine.averaging import load_averaged
 from resnest_det.engine.callbacks import callback_named
@@ -92,8 +92,6 @@ def read_images(cfg: CfgNode) -> tuple[ClassImages, ClassImages]:
     Raises:
         UserError: see `read_class_folders` and `read_shards`.
     """
-    if not cfg.DATA.ROOT:
-        raise UserError("DATA.ROOT is empty: say which images to train on, with --train-on DIR")
     root = cfg.DATA.ROOT
     if root == GENERATED and not os.path.exists(root):
         root = str(ensure_shape_classes(datasets_root()))
@@ -276,6 +274,8 @@ class ClassifierJudge:
         )
         with autocast:
             results = inference_on_dataset(network, self.sets[0].batches, [self.evaluator])
+        for others in gather_objects(self.unreadable.known):
+            self.unreadable.known |= others
         if not is_main_process():
             return {}
         figures = results[TASK]

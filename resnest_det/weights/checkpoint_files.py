@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from resnest_det.contents import what_it_is
 from resnest_det.errors import UserError
 from resnest_det.weights import digests, mxnet_files
 from resnest_det.weights.pickles import DataUnpickler, Refused, UnusableTensor, plain
@@ -80,7 +81,8 @@ def _read(path: Path, head: bytes) -> dict:
             if file.read(1):
                 raise UserError(f"checkpoint {path} is damaged: something follows its last instruction")
     else:
-        raise UserError(f"checkpoint {path} {_what_else(head)}")
+        said = what_it_is(head) or "is not a checkpoint: neither PyTorch, safetensors, MXNet nor a pickle"
+        raise UserError(f"checkpoint {path} {said}")
     checkpoint = plain(checkpoint)
     if not isinstance(checkpoint, dict):
         raise UserError(f"checkpoint {path} holds a {type(checkpoint).__name__}, expected a dictionary of parameters")
@@ -91,15 +93,6 @@ def _read(path: Path, head: bytes) -> dict:
                 f"checkpoint {path} is damaged: {problem} (if it was changed on purpose, save it without {digests.KEY!r})"
             )
     return checkpoint
-
-
-def _what_else(head: bytes) -> str:
-    text = head.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "is a web page, not a checkpoint: its address has moved"
-    if text.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
-    return "is not a checkpoint: neither PyTorch, safetensors, MXNet nor a pickle"
 
 
 def _first_line(error) -> str:

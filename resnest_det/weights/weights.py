@@ -48,8 +48,8 @@ class Weights:
 
     @property
     def rest(self) -> dict[str, Tensor]:
-        """The tensors outside the backbone, its classification head and `heads`, by their names in the file."""
-        used = set(self.origin.values())
+        """The tensors outside the backbone and its classification head, by their names in the file."""
+        used = {self.origin[name] for name in self.backbone if name in self.origin}
         return {name: value for name, value in self.state.items() if name not in used}
 
     @property

@@ -248,6 +248,30 @@ def test_input_transform_only_for_named_models_of_rgb():
         transforms_for(gray)
     with pytest.raises(UserError, match="has no pretrained_cfg"):
         transforms_for(torch.nn.Linear(1, 1))
+    with pytest.raises(UserError, match="crop is 'center'; supported: 'resize', 'authors'"):
+        transforms_for(create_model("resnest14"), "center")
+
+
+@pytest.mark.parametrize("name, size", [("resnest14", 224), ("resnest101", 256), ("resnest269", 416)])
+def test_the_authors_crop_is_theirs_to_the_pixel(name, size):
+    # ECenterCrop of their scripts/torch/verify.py in numbers: 0.875 of the short side at 224, and so on, by Pillow's own crop.
+    with torch.device("meta"):
+        transform = transforms_for(create_model(name), "authors").transforms[1]
+    generator = np.random.default_rng(0)
+    for width, height in [
+        (500, 375),
+        (375, 500),
+        (501, 333),
+        (256, 256),
+        (60, 41),
+        (7, 9),
+        *generator.integers(30, 700, (20, 2)),
+    ]:
+        image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        side = size / (size + 32) * min(width, height)
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        expected = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(np.asarray(transform(image)), np.asarray(expected), f"{width}x{height}")
 
 
 def test_pretrained_cfg():

@@ -189,8 +189,8 @@ def test_classify_image_that_cannot_be_read(tmp_path):
         run("classify", tmp_path / "x.jpg")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_verify_imagenet(tmp_path, capsys, checkpoint, workers):
+@pytest.mark.parametrize("workers, crop", [(0, "authors"), (2, "resize")])
+def test_verify_imagenet(tmp_path, capsys, checkpoint, workers, crop):
     class_folders(tmp_path / "data" / "val")
     run(
         "verify_imagenet",
@@ -206,15 +206,20 @@ def test_verify_imagenet(tmp_path, capsys, checkpoint, workers):
         4,
         "--workers",
         workers,
+        "--crop",
+        crop,
     )
     model = create_model("resnest14", num_classes=3, checkpoint_path=checkpoint).eval()
-    transform, right = transforms_for(model), 0
+    transform, right = transforms_for(model, crop), 0
     for label, folder in enumerate(sorted((tmp_path / "data" / "val").iterdir())):
         for path in folder.iterdir():
             with torch.no_grad():
                 right += int(model(transform(Image.open(path).convert("RGB"))[None]).argmax() == label)
     captured = capsys.readouterr()
-    assert f"resnest14: top-1 {100 * right / 9:.2f} %, top-5 100.00 % of 9 images" in captured.out and "images/s" in captured.out
+    assert (
+        f"resnest14: top-1 {100 * right / 9:.2f} %, top-5 100.00 % of 9 images (crop {crop})" in captured.out
+        and "images/s" in captured.out
+    )
     assert "9/9" in captured.err
 
 
@@ -256,7 +261,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, resnest_det_command):
     done = resnest_det_command("convert", tmp_path / "x.pth", tmp_path / "y.pth", "--to", "timm")
     assert done.status == 2 and done.stdout == ""
     assert done.stderr.splitlines()[-1] == (
-        f"error: checkpoint {tmp_path}/x.pth is a web page, not a checkpoint: its address has moved"
+        f"error: checkpoint {tmp_path}/x.pth is a web page, not the file itself: its address has moved, or wants a login"
     )
     assert "Traceback" not in done.stderr
 

@@ -357,3 +357,18 @@ def test_panoptic_files_are_held_to_the_same_rules(tmp_path, change, expected):
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=f"panoptic.json: .*{expected}"):
         load_coco_panoptic("made", path, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer, .*`git lfs pull`"),
+        (b"<!DOCTYPE html><html>", "is a web page"),
+    ],
+)
+def test_what_people_have_in_the_place_of_annotations_is_named(tmp_path, content, said):
+    path = tmp_path / "instances_train.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{path}: {said}") as caught:
+        load_coco_instances("mine", str(path), str(tmp_path))
+    assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from resnest_det.data.image import MAX_PIXELS, check_record_size, read_image, read_record_image
+from resnest_det.data.image import MAX_PIXELS, check_record_size, read_image, read_record_image, upright_size
 from resnest_det.data.label_png import LabelPng, read_label_png
 from resnest_det.data.panoptic_png import read_segment_ids
 from resnest_det.errors import UserError
@@ -290,3 +290,32 @@ def test_panoptic_size_is_refused_before_anything_is_decoded(tmp_path, monkeypat
     monkeypatch.setattr(Image.Image, "tobytes", lambda *arguments: pytest.fail("decoded"))
     with pytest.raises(UserError, match=r"panoptic PNG .*a\.png is 13377 x 13377 pixels .*, but its image is 40 x 24 by its ann"):
         read_segment_ids(str(tmp_path / "a.png"), (24, 40))
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+DRAWING = b'<?xml version="1.0"?>\n<!-- made by hand -->\n<svg xmlns="http://www.w3.org/2000/svg"/>'
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (LFS, "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "is HEIC, as phones save pictures: convert it to JPEG"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(99), "is HEIC"),
+        (b"\n <!DOCTYPE HTML PUBLIC>\n<html><body>Sign in", "is a web page"),
+        (b"<!doctype html><html><body>Sign in", "is a web page, not the file itself: its address has moved, or wants a login"),
+        (b"\xef\xbb\xbf<HTML><head>", "is a web page"),
+        (DRAWING, r"is a drawing \(SVG\): save it as PNG"),
+        (b"%PDF-1.7\n", "is a PDF: save its pages as PNG"),
+        (bytes(128) + b"DICM" + bytes(99), "is DICOM: save it as PNG of 16 bits"),
+        (b"PK\x03\x04" + bytes(99), "is a zip archive: unpack it"),
+        (b"\x93NUMPY\x01\0v\0{}", "is a numpy array"),
+    ],
+)
+def test_what_people_have_in_the_place_of_an_image_is_named(tmp_path, content, said):
+    path = tmp_path / "x.jpg"
+    path.write_bytes(content)
+    for read in (lambda: read_image(str(path), "RGB"), lambda: upright_size(str(path)), lambda: upright_size(str(path), content)):
+        with pytest.raises(UserError, match=f"image {path} {said}") as caught:
+            read()
+        assert "\n" not in str(caught.value)

@@ -17,9 +17,10 @@ from resnest_det.detector.pooling_pyramid import AsppSettings
 from resnest_det.errors import UserError
 from resnest_det.weights.segmentor_names import segmentor_heads
 from resnest_det.weights.weights import weights_of
-from tests.helpers.segmentation_cases import CLASSES, OF_KIND, authors_config, our_logits, sampled
+from tests.helpers.segmentation_cases import CLASSES, MMSEG_KINDS, OF_KIND, authors_config, mmseg_config, our_logits, sampled
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+CONFIGS = {"authors": authors_config, "mmseg": mmseg_config}
 SMALL = {"MODEL.RESNETS.WIDTH_PER_GROUP": 16, "MODEL.RESNETS.RES2_OUT_CHANNELS": 32}
 
 
@@ -40,12 +41,12 @@ def batch(sizes=((37, 61), (50, 42)), classes: int = CLASSES) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("kind", OF_KIND)
-def test_logits_equal_the_authors(kind):
+@pytest.mark.parametrize("family, kind", [("authors", kind) for kind in OF_KIND] + [("mmseg", kind) for kind in MMSEG_KINDS])
+def test_logits_equal_the_familys(family, kind):
     """Their own classes gave the numbers; also at sizes that the stride does not divide."""
-    ours = our_logits(kind, 14)
-    with np.load(GOLDEN / "authors_segmentation.npz") as expected:
-        names = [name for name in expected.files if name.startswith(kind) and not name.endswith("largest")]
+    ours = our_logits(kind, CONFIGS[family](kind, 14))
+    with np.load(GOLDEN / f"{family}_segmentation.npz") as expected:
+        names = [name for name in expected.files if name.startswith(f"{kind}/") and not name.endswith("largest")]
         assert set(names) == set(ours)
         for name in names:
             difference = np.abs(sampled(ours[name]) - expected[name]).max()
@@ -53,17 +54,24 @@ def test_logits_equal_the_authors(kind):
 
 
 @pytest.mark.parametrize(
-    "model", ["fcn_resnest50", "deeplab_resnest50", "deeplab_resnest101", "deeplab_resnest200", "deeplab_resnest269"]
+    "family, model",
+    [
+        ("authors", f"{kind}_resnest{depth}")
+        for kind, depth in (("fcn", 50), *(("deeplab", depth) for depth in (50, 101, 200, 269)))
+    ]
+    + [("mmseg", f"{kind}_resnest101") for kind in MMSEG_KINDS],
 )
-def test_every_parameter_of_the_authors_files_has_its_place(model):
-    listed = json.loads(gzip.decompress((GOLDEN / "authors_segmentation_parameters.json.gz").read_bytes()))[model]
+def test_every_parameter_of_the_familys_files_has_its_place(family, model):
+    listed = json.loads(gzip.decompress((GOLDEN / f"{family}_segmentation_parameters.json.gz").read_bytes()))[model]
+    kind, depth = model.split("_resnest")
     with torch.device("meta"):
-        theirs = {name: torch.empty(shape) for name, shape in listed.items() if not name.startswith("pretrained.fc")}
-        ours = assemble_model(authors_config(model.split("_")[0], int(model.rpartition("resnest")[2]))).state_dict()
+        theirs = {name: torch.empty(shape) for name, shape in listed.items()}
+        ours = assemble_model(CONFIGS[family](kind, int(depth))).state_dict()
     weights = weights_of(theirs, model)
-    found = {f"backbone.{name}": value for name, value in weights.backbone.items()} | weights.heads
-    assert {name: tuple(value.shape) for name, value in found.items()} == {name: tuple(v.shape) for name, v in ours.items()}
-    assert weights.family == "authors" and not weights.rest
+    backbone = {f"backbone.{name}": value for name, value in weights.backbone.items() if not name.startswith("linear.")}
+    found = {name: tuple(value.shape) for name, value in (backbone | weights.heads).items()}
+    assert found == {name: tuple(value.shape) for name, value in ours.items()}
+    assert weights.family == family and set(weights.rest) == {weights.origin[name] for name in weights.heads}
 
 
 def test_a_file_without_known_heads_has_none():

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests.helpers.segmentation_cases import CLASSES, SAMPLES, SIZES, authors_config, authors_image, build_filled, sampled
+from tests.helpers.segmentation_cases import CLASSES, SAMPLES, SIZES, authors_config, build_filled, network_input, sampled
 
 FOLDER = Path(__file__).parent
 GOLDEN = FOLDER / "authors_segmentation.npz"
@@ -89,7 +89,7 @@ def logits_of(models: types.SimpleNamespace, kind: str, depth: int) -> dict[str,
             value.copy_(ours[name])
         found = {}
         for size in SIZES:
-            for name, logits in zip(("logits", "auxiliary"), theirs(authors_image(size)[None])):
+            for name, logits in zip(("logits", "auxiliary"), theirs(network_input(size)[None])):
                 found[f"{kind}/{size[0]}x{size[1]}/{name}"] = logits[0].numpy()
     return found
 
@@ -113,7 +113,7 @@ def main(checkout: str, what: str) -> None:
 
     for kind, depths in DEPTHS.items():
         for depth in (depth for depth in depths if depth <= 101):
-            theirs, ours = logits_of(models, kind, depth), our_logits(kind, depth)
+            theirs, ours = logits_of(models, kind, depth), our_logits(kind, authors_config(kind, depth))
             for name, values in theirs.items():
                 difference = np.abs(ours[name] - values).max() / np.abs(values).max()
                 print(f"{kind} ResNeSt-{depth} {name}: {difference:.1e} of the largest")

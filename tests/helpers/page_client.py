@@ -1,8 +1,17 @@
 """The page of `resnest-det demo` through its programming interface."""
 
+import gc
 import json
 import socket
+import warnings
 from pathlib import Path
+
+
+def collect_leftovers() -> None:
+    """Gradio does not close all of its sockets and event loops. Where they are found is no error of another test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 def free_port() -> int:

@@ -48,26 +48,51 @@ def authors_config(kind: str, depth: int, **more):
     return load_config("semantic_ResNeSt50_FPN", [item for pair in values.items() for item in pair])
 
 
+MMSEG_KINDS = {
+    "fcn": {"NAME": "FCNHead"},
+    "pspnet": {"NAME": "PSPHead"},
+    "deeplabv3": {"NAME": "DeepLabV3Head", "ASPP_CHANNELS": 512, "ASPP_DILATIONS": [12, 24, 36], "ASPP_DROPOUT": 0.0},
+    "deeplabv3plus": {
+        "NAME": "DeepLabV3PlusHead",
+        "IN_FEATURES": ["res2", "res5"],
+        "COMMON_STRIDE": 4,
+        "ASPP_CHANNELS": 512,
+        "ASPP_DILATIONS": [12, 24, 36],
+        "ASPP_DROPOUT": 0.0,
+        "USE_DEPTHWISE_SEPARABLE_CONV": True,
+    },
+}
+
+
+def mmseg_config(kind: str, depth: int):
+    """Ours for MMSegmentation's model of a kind in `MMSEG_KINDS`, as its configs/resnest have it."""
+    head = {"STYLE": "mmseg", "CONVS_DIM": 512, "ALIGN_CORNERS": False, "DROPOUT": 0.1} | MMSEG_KINDS[kind]
+    backbone = {"DILATION_STYLE": "mmseg", "OUT_FEATURES": ["res2", "res4", "res5"]}
+    keys = {f"SEM_SEG_HEAD.{key}": value for key, value in head.items()} | {f"RESNETS.{key}": v for key, v in backbone.items()}
+    return authors_config("fcn", depth, **{f"MODEL.{key}": value for key, value in keys.items()})
+
+
 def build_filled(cfg) -> nn.Module:
     model = build_model(cfg).eval()
     fill(model)
     return model
 
 
-def authors_image(size: tuple[int, int]) -> torch.Tensor:
-    """(3, H, W) float32, as it is after their normalisation."""
+def network_input(size: tuple[int, int]) -> torch.Tensor:
+    """(3, H, W) float32, as an image is after its normalisation."""
     return torch.from_numpy(2 * uniform("image", (3, *size)))
 
 
-def our_logits(kind: str, depth: int) -> dict[str, np.ndarray]:
-    """What `tests.golden.authors_segmentation.logits_of` has, of our model."""
-    model = build_filled(authors_config(kind, depth))
+def our_logits(kind: str, cfg) -> dict[str, np.ndarray]:
+    """Logits and auxiliary logits of our filled model, of an image of each size; names begin with `kind`."""
+    model = build_filled(cfg)
     found = {}
     with torch.no_grad():
         for size in SIZES:
-            features = model.backbone(model.preprocess([{"image": authors_image(size)}])[0])
-            found[f"{kind}/{size[0]}x{size[1]}/logits"] = model([{"image": authors_image(size)}])[0]["sem_seg"].numpy()
-            auxiliary = nn.functional.interpolate(model.auxiliary_head(features), size, mode="bilinear", align_corners=True)
+            sample = {"image": network_input(size)}
+            features, head = model.backbone(model.preprocess([sample])[0]), model.auxiliary_head
+            auxiliary = nn.functional.interpolate(head(features), size, mode="bilinear", align_corners=head.align_corners)
+            found[f"{kind}/{size[0]}x{size[1]}/logits"] = model([sample])[0]["sem_seg"].numpy()
             found[f"{kind}/{size[0]}x{size[1]}/auxiliary"] = auxiliary[0].numpy()
     return found
 

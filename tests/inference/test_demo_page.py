@@ -1,10 +1,8 @@
 """The page: what it shows, through its programming interface and in a browser."""
 
-import gc
 import json
 import shutil
 import socket
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from PIL import Image
 from resnest_det import Predictor
 from resnest_det.commands.train_net import main as train
 from resnest_det.errors import UserError
-from tests.helpers.page_client import free_port, look, opened
+from tests.helpers.page_client import collect_leftovers, free_port, look, opened
 from tests.helpers.tiny_run import write_tiny_run
 
 # Gradio's own imports warn of what they use themselves.
@@ -29,11 +27,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture(scope="module", autouse=True)
 def leftovers():
-    """Gradio does not close all of its sockets and event loops. Where they are found is no error of another test."""
     yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
+    collect_leftovers()
 
 
 @pytest.fixture(scope="module")

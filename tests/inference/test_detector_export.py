@@ -54,9 +54,11 @@ FORMATS = [
     ("torchscript", "mask_radix4_predicted_boxes"),
     ("torchscript", "panoptic_cascade_bn"),
     ("torchscript", "semantic_output_stride_8"),
+    ("torchscript", "semantic_deeplab_v3_plus"),
     ("exported", "faster_frozenbn"),
     pytest.param("openvino", "panoptic_gn", marks=pytest.mark.extras),
     pytest.param("onnx", "cascade_mask_gn_ciou", marks=pytest.mark.extras),
+    pytest.param("onnx", "semantic_deeplab_v3", marks=pytest.mark.extras),
 ]
 
 
@@ -130,10 +132,18 @@ def build_builtin_deformable():
         del CASES["deformable"]
 
 
-def test_deformable_convolution_in_torchscript(tmp_path):
-    samples = make_samples("mask_bn")
-    export_detector(build_builtin_deformable(), tmp_path / "m.pt", "torchscript", SETTINGS, samples)
-    assert json.loads(json.dumps(ExportedDetector(tmp_path / "m.pt").settings))["outputs"][0] == "boxes"
+@pytest.mark.parametrize(
+    "file_format",
+    [
+        "torchscript",
+        pytest.param("exported", marks=pytest.mark.slow),
+        pytest.param("onnx", marks=[pytest.mark.slow, pytest.mark.extras]),
+    ],
+)
+def test_deformable_convolution(tmp_path, file_format):
+    path = tmp_path / NAMES[file_format]
+    export_detector(build_builtin_deformable(), path, file_format, SETTINGS, make_samples("mask_bn"))
+    assert json.loads(json.dumps(ExportedDetector(path).settings))["outputs"][0] == "boxes"
 
 
 def test_a_file_with_other_results_is_refused_and_what_was_there_stays(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from resnest_det.errors import UserError
 from tests.helpers.configs import TINY_PANOPTIC, typed
 from tests.helpers.datasets import write_panoptic_shapes
 from tests.helpers.http_load import ask, running
-from tests.helpers.page_client import free_port, look
+from tests.helpers.page_client import collect_leftovers, free_port, look
 
 LOW = "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", "0.0", "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", "16"
 
@@ -90,7 +90,14 @@ def test_the_server_gives_maps(run, panoptic):
         assert np.array_equal(np.asarray(picture) @ (1, 256, 65536), expected.segment_map.numpy())
 
 
+@pytest.fixture
+def leftovers():
+    yield
+    collect_leftovers()
+
+
 @pytest.mark.extras
+@pytest.mark.usefixtures("leftovers")
 @pytest.mark.filterwarnings("ignore")  # gradio's own imports warn of what they use themselves
 def test_the_page_shows_segments(run, panoptic, tmp_path, monkeypatch):
     pytest.importorskip("gradio")

@@ -14,6 +14,7 @@ from PIL import Image
 from resnest_det import Predictor
 from resnest_det.commands.train_net import main
 from resnest_det.configuration.reading import load_config
+from resnest_det.data.benchmarks import benchmark_classes
 from resnest_det.data.coco_classes import coco_classes
 from resnest_det.detector.postprocess import CompactMasks
 from resnest_det.errors import UserError
@@ -158,6 +159,23 @@ def test_published_detectors_have_the_classes_of_coco():
     assert list(classes.stuff.ids) == sorted(set(classes.stuff.ids)) and classes.things.ids[-1] == 90
     objects = classes_of(load_config("mask_rcnn_ResNeSt50_FPN"), coco_classes(), "published")
     assert objects.things == classes.things and not objects.stuff.names
+
+
+@pytest.mark.parametrize(
+    "recipe, count, first, last",
+    [
+        ("deeplabv3_ResNeSt50_ade20k", 150, "wall", "flag"),
+        ("fcn_ResNeSt50_pascal_context", 59, None, None),
+        ("deeplabv3plus_ResNeSt50_cityscapes", 19, "road", "bicycle"),
+    ],
+)
+def test_published_semantic_models_have_the_classes_of_their_benchmark(recipe, count, first, last):
+    cfg = load_config(recipe)
+    classes = classes_of(cfg, benchmark_classes(cfg.DATASETS.TEST[0]), "published")
+    assert len(classes.stuff.names) == len(set(classes.stuff.names)) == count and not classes.things.names
+    if first:
+        assert classes.stuff.names[0].startswith(first) and classes.stuff.names[-1] == last
+    assert benchmark_classes("coco_2017_val") == {}
 
 
 @pytest.mark.parametrize(

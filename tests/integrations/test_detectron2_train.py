@@ -193,6 +193,53 @@ def test_panoptic_shapes(tmp_path, monkeypatch):
     assert {"sem_seg_file_name", "pan_seg_file_name", "segments_info", "annotations"} <= set(record)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("trained_by", ["builtin", "detectron2"])
+def test_deeplab_has_the_same_figures_in_both_hosts(tmp_path, trained_by):
+    for part, count in (("train", 6), ("val", 3)):
+        for folder in ("images", "labels"):
+            (tmp_path / part / folder).mkdir(parents=True)
+        for i in range(count):
+            random = np.random.default_rng(i + 10 * count)
+            labels = random.integers(0, 3, (4, 6)).repeat(16, axis=0).repeat(16, axis=1).astype(np.uint8)
+            Image.fromarray(labels).save(tmp_path / part / "labels" / f"{i}.png")
+            pixels = (80 * labels[..., None] + random.integers(0, 60, (64, 96, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / part / "images" / f"{i}.png")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    arguments = ["--config-file", "deeplabv3plus_ResNeSt14_shapes"]
+    for part in ("train", "val"):
+        folders = f"{tmp_path / part / 'labels'},{tmp_path / part / 'images'},{tmp_path / 'classes.txt'}"
+        arguments += ["--register-semantic", f"{tmp_path.name}_{part}={folders}"]
+    keys = {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3,
+        "MODEL.RESNETS.NORM": "GN",
+        "MODEL.SEM_SEG_HEAD.NORM": "GN",
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 32,
+        "DATASETS.TRAIN": (f"{tmp_path.name}_train",),
+        "DATASETS.TEST": (f"{tmp_path.name}_val",),
+        "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.MIN_SIZE_TRAIN": (64,),
+        "INPUT.MIN_SIZE_TEST": 64,
+        "INPUT.CROP.SIZE": [64, 64],
+        "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 0.8,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_ITER": 8,
+        "SOLVER.WARMUP_ITERS": 0,
+        "TEST.PRECISE_BN.ENABLED": False,
+        "TEST.EVAL_PERIOD": 0,
+    }
+    out = {engine: ["OUTPUT_DIR", str(tmp_path / engine)] for engine in ("builtin", "detectron2")}
+    results_of(arguments, trained_by, [*typed(keys), *out[trained_by]])
+    weights = ["MODEL.WEIGHTS", str(tmp_path / trained_by / "model_final.pth")]
+    figures = [
+        results_of([*arguments[:2], "--eval-only", *arguments[2:]], engine, [*typed(keys), *weights, *out[engine]])
+        for engine in out
+    ]
+    for name in ("sem_seg/mIoU", "sem_seg/pACC", "sem_seg/fwIoU"):
+        assert figures[0][name] == pytest.approx(figures[1][name], abs=1e-9) and figures[0][name] > 10, name
+
+
 @pytest.fixture
 def label_pngs(tmp_path):
     """The name of a registered dataset of one image, whose labels are indices of a palette, 9 for none; and what they are."""

@@ -89,6 +89,29 @@ def test_images_without_objects_train_no_boxes(kind):
     assert model.backbone.body.stem.conv1_1.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("kind", TWO_STAGE + ONE_STAGE)
+def test_targets_that_cannot_be_trained_on_are_refused(kind):
+    """None at all, boxes that are no tensor or of another shape, and boxes without width: as torchvision refuses them."""
+    model, images = detector(kind, num_classes=3), [torch.rand(3, 64, 64)] * 2
+    without_width = torch.tensor([[1.0, 3, 1, 4], [2, 4, 3, 4]])
+    for boxes in (None, 0.0, torch.rand(4), torch.rand(1, 5), without_width):
+        targets = None if boxes is None else [{"boxes": boxes, "labels": torch.ones(2, dtype=torch.int64)}] * 2
+        with pytest.raises(AssertionError, match="(?i)targets|boxes"):
+            model(images, targets)
+
+
+@pytest.mark.parametrize("name", sorted(host.BUILDERS))
+def test_each_builder_has_the_backbone_of_its_name(name):
+    with torch.device("meta"):
+        model = get_model(name, weights_backbone=None)
+        plain = create_model(name.split("_")[1], features_only=True)
+    body = getattr(model.backbone, "body", model.backbone)
+    assert {key: value.shape for key, value in body.state_dict().items()} == {
+        key: value.shape for key, value in plain.state_dict().items()
+    }
+    assert type(model).__name__.lower().startswith(name.split("_")[0])
+
+
 @pytest.mark.parametrize("layers", range(6))
 def test_only_the_layers_asked_for_are_trained(layers, resnest14_file):
     model = get_model("fasterrcnn_resnest14_fpn", weights_backbone=resnest14_file, trainable_backbone_layers=layers)

@@ -1,6 +1,6 @@
 """A small ResNeSt on scikit-learn's digits, split as its own example splits them, beside what that example publishes.
 
-    python tests/training/measure_digits.py [--out FOLDER]
+    python -m tests.training.measure_digits [--out FOLDER]
 
 https://scikit-learn.org/stable/auto_examples/classification/plot_digits_classification.html: a support vector machine, trained on
 the first half of the 1,797 images and measured on the second, has an accuracy of 97 %.

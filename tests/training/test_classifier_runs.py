@@ -148,6 +148,28 @@ def test_a_step_without_room_says_what_would_have(tmp_path, monkeypatch):
     main(["--config-file", config, "TRAINING.ACCUMULATE", "2", "TRAINING.EPOCHS", "1", "OUTPUT_DIR", str(tmp_path / "parts")])
 
 
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        ([], "DATA.ROOT is empty: say which images to train on"),
+        (["--train-on", "no/such/folder", "OUTPUT_DIR", "{out}"], "no/such/folder: no such folder of images"),
+        (["--train-on", "a", "DATA.ROOT", "b"], "--train-on and DATA.ROOT are both given"),
+        (["--pretrained", "--train-on", "a", "MODEL.WEIGHTS", "b"], "--pretrained and MODEL.WEIGHTS are both given"),
+        (["--train-on", "a", "MODEL.NAME", "resnest50", "--resume"], "--resume stands among the config keys"),
+        (["--config-file", "resnest51", "--train-on", "a"], "there is no config file resnest51"),
+        (["--config-file", "mask_rcnn_ResNeSt50_FPN", "--train-on", "a"], "unknown config key"),
+        (["--train-on", "a", "--track", "sheets"], "--track: 'sheets' is none of"),
+        (["--train-on", "a", "--num-gpus", "64"], "--num-gpus 64: this machine has|this machine has no GPU"),
+        (["--train-on", "a", "--num-processes", "2", "MODEL.DEVICE", "cuda"], "runs on cpu, but MODEL.DEVICE is 'cuda'"),
+        (["--train-on", "a", "--num-machines", "2"], "--dist-url auto works on one machine only"),
+        (["--train-on", "a", "OUTPUT_DIR"], "OUTPUT_DIR"),
+    ],
+)
+def test_a_wrong_line_is_told_before_anything_begins(arguments, told, tmp_path):
+    with pytest.raises(UserError, match=told):
+        main([word.replace("{out}", str(tmp_path / "out")) for word in arguments])
+
+
 def test_resuming_on_other_classes_is_refused(run, tmp_path):
     config, out = run
     other = tiny_classifier(tmp_path)

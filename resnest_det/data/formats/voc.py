@@ -1,6 +1,7 @@
 """Pascal VOC: one XML file an image (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf, section 3).
 
-Also as Roboflow writes it, whose objects may have a `polygon` with x1, y1, x2, y2, ...
+Also as Roboflow writes it, whose objects may have a `polygon` with x1, y1, x2, y2, ..., and as LabelMe's web tool did, whose
+polygons have points `pt` and whose objects may be `deleted`.
 """
 
 import os
@@ -39,6 +40,9 @@ def read_voc(files: LabelFiles, pictures: Pictures, notes: Notes) -> Labels:
         image = image_of(collector, pictures, name, _size(tree, path), path, where, like=os.path.basename(path))
         if image is not None:
             for element in tree.all("object"):
+                if element.value("deleted") == "1":
+                    notes.add("left out: objects that LabelMe's tool keeps as deleted", f"{where}, line {element.line}")
+                    continue
                 _add(collector, image, element, f"{where}, line {element.line}", path, first_pixel)
     return collector.labels()
 
@@ -53,8 +57,8 @@ def xml_files(path: str) -> list[str]:
 def _size(tree: Element, path: str) -> tuple[int, int] | None:
     """(height, width), or None where it is absent or 0, as some tools write it."""
     sides = []
-    for side in ("height", "width"):
-        element = tree.first("size", side)
+    for side, rows in (("height", "nrows"), ("width", "ncols")):
+        element = tree.first("size", side) or tree.first("imagesize", rows)
         text = "" if element is None else element.text.strip()
         sides.append(number(text, f"{path}: line {element.line}: {side}") if text else 0.0)
     if min(sides) <= 0:
@@ -63,8 +67,11 @@ def _size(tree: Element, path: str) -> tuple[int, int] | None:
 
 
 def _first_pixel(trees: list[Element]) -> int:
-    """1 where coordinates are those of VOC itself, pixels counted from 1; otherwise 0: lines between pixels, as tools write."""
-    if not any("voc" in tree.value("source", "database").lower() for tree in trees):
+    """1 where coordinates are those of VOC itself, pixels counted from 1; otherwise 0: lines between pixels, as tools write.
+
+    The numbers alone don't tell: LabelImg writes lines between pixels, and 1 for what touches the left or upper border.
+    """
+    if not any(_names_voc(tree) for tree in trees):
         return 0
     for tree in trees:
         for element in tree.all("object"):
@@ -72,6 +79,12 @@ def _first_pixel(trees: list[Element]) -> int:
                 if re.fullmatch(r"\+?0*(\.0*)?|-.*", element.value("bndbox", corner)):
                     return 0
     return 1
+
+
+def _names_voc(tree: Element) -> bool:
+    sources = [tree.value("source", child) for child in ("database", "annotation")]
+    # The devkit's folders; LabelImg puts the name of whatever folder the images are in there.
+    return any("voc" in text.lower() for text in sources) or bool(re.fullmatch(r"VOC20(0[5-9]|1[0-2])", tree.value("folder")))
 
 
 def _add(collector: Collector, image: Image, element: Element, place: str, path: str, first_pixel: int) -> None:
@@ -103,6 +116,15 @@ def _add(collector: Collector, image: Image, element: Element, place: str, path:
 
 
 def _polygon(element: Element, path: str) -> Iterator[float]:
+    points = list(element.all("pt"))
+    for point in points:
+        for axis in "xy":
+            child = point.first(axis)
+            if child is None:
+                raise UserError(f"{path}: line {point.line}: a <pt> without <{axis}>")
+            yield number(child.text.strip(), f"{path}: line {child.line}: {axis}")
+    if points:
+        return
     numbers = {child.tag: child for child in element.children}
     for index in range(1, len(numbers) // 2 + 1):
         for axis in "xy":

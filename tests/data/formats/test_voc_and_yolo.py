@@ -35,6 +35,44 @@ def test_files_of_voc_itself_count_pixels_from_one(tmp_path):
     assert ("a.jpg", "dog", 10, 5, 20, 20) in boxes(read(tmp_path / "zero"))
 
 
+def test_what_names_voc(tmp_path):
+    # LabelImg's own files: lines between pixels, 1 for what touches the border, and any folder's name.
+    for folder, first in (("VOC2012", 1), ("VOC2007", 1), ("VOC2031", 0), ("my VOC2012", 0), ("JPEGImages", 0)):
+        text = voc(("cat", 1, 1, 60, 40)).replace("<filename>", f"<folder>{folder}</folder><filename>")
+        write_voc(tmp_path / folder, {"a": text})
+        assert boxes(read(tmp_path / folder)) == [("a.jpg", "cat", 1 - first, 1 - first, 59 + first, 39 + first)], folder
+    text = voc(("cat", 1, 1, 60, 40)).replace("</database>", "</database><annotation>PASCAL VOC2009</annotation>")
+    write_voc(tmp_path / "by annotation", {"a": text})
+    assert boxes(read(tmp_path / "by annotation")) == [("a.jpg", "cat", 0, 0, 60, 40)]
+
+
+def test_files_of_labelmes_web_tool(tmp_path):
+    def outlined(name, points, deleted=0):
+        written = "".join(f"<pt><x>{x}</x><y>{y}</y></pt>" for x, y in points)
+        outline = f"<polygon><username>me</username>{written}</polygon>"
+        return f"<object><name>{name}</name><deleted>{deleted}</deleted>{outline}</object>\n"
+
+    text = "<annotation>\n<filename>a.jpg</filename><folder>f</folder><source><sourceImage>LabelMe</sourceImage></source>\n"
+    triangle = [(2, 3), (9, 3), (9.5, 8)]
+    text += outlined("cat", triangle) + outlined("dog", triangle, deleted=1)
+    text += "<imagesize><nrows>40</nrows><ncols>60</ncols></imagesize></annotation>"
+    write_voc(tmp_path / "good", {"a": text})
+    labels = read(tmp_path / "good")
+    (annotation,) = labels.content.annotations
+    assert annotation.segmentation == [[2, 3, 9, 3, 9.5, 8]] and annotation.bbox == (2, 3, 7.5, 5)
+    assert "left out 1 objects that LabelMe's tool keeps as deleted" in notes(labels)
+    for index, (old, new, message) in enumerate(
+        [
+            ("<x>9</x>", "", r"line 3: a <pt> without <x>"),
+            ("<x>9</x>", "<x>nine</x>", r"line 3: x must be a finite number, not 'nine'"),
+            ("<nrows>40", "<nrows>400", "400"),
+        ]
+    ):
+        write_voc(tmp_path / f"bad {index}", {"a": text.replace(old, new, 1)})
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / f"bad {index}")
+
+
 def test_voc_corners_that_are_exchanged_or_outside(tmp_path):
     good = [("cat", 1, 1, 5 + index, 5) for index in range(5)]
     wrong = [
