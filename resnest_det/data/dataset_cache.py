@@ -43,11 +43,18 @@ class _Stamp(msgspec.Struct):
 
 
 def cache_folder() -> Path:
-    """RESNEST_DET_CACHE/datasets, or the folder resnest_det/datasets of XDG_CACHE_HOME or ~/.cache."""
+    """RESNEST_DET_CACHE/datasets, or the folder resnest_det/datasets of XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        OSError: there is no home directory to find it by.
+    """
     own = os.environ.get("RESNEST_DET_CACHE")
-    if own:
-        return Path(own).expanduser() / "datasets"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnest_det" / "datasets"
+    try:
+        if own:
+            return Path(own).expanduser() / "datasets"
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnest_det" / "datasets"
+    except RuntimeError as error:
+        raise OSError(f"{error} Set RESNEST_DET_CACHE to a folder") from None
 
 
 def packed_once(json_file: str, kind: str, pack: Callable[[bytes, Writer], None]) -> Packed:
@@ -66,11 +73,17 @@ def packed_once(json_file: str, kind: str, pack: Callable[[bytes, Writer], None]
         return _from_cache(json_file, kind, pack)
     except OSError as error:
         logger.warning(
-            "%s: kept in memory, and read again next time: the cache %s cannot be used: %s",
-            json_file, cache_folder(), error.strerror or error,
-        )  # fmt: skip
+            "%s: kept in memory, and read again next time: the cache cannot be used: %s", json_file, _what_is_wrong(error)
+        )
     content, stamp = _read(json_file)
     return packed_in_memory(lambda out: pack(content, out), {"sha256": stamp.sha256})
+
+
+def _what_is_wrong(error: OSError) -> str:
+    try:
+        return f"{cache_folder()}: {error.strerror or error}"
+    except OSError as without:
+        return str(without)
 
 
 def packed_in_memory(pack: Callable[[Writer], None], about: Mapping[str, Any] = MappingProxyType({})) -> Packed:

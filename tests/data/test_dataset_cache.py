@@ -168,12 +168,14 @@ def test_other_rules_make_other_packed_files(folder, tmp_path, monkeypatch, pars
     assert len(parsed) == 2
 
 
-@pytest.mark.parametrize("obstacle", ["a file in its place", "read-only", "full"])
+@pytest.mark.parametrize("obstacle", ["a file in its place", "read-only", "full", "no home"])
 def test_without_a_cache_files_are_read_into_memory_and_one_line_says_so(folder, tmp_path, monkeypatch, caplog, obstacle):
     if obstacle == "a file in its place":
         folder.parent.write_text("")
     elif obstacle == "read-only":
         monkeypatch.setenv("RESNEST_DET_CACHE", "/proc")
+    elif obstacle == "no home":
+        monkeypatch.setenv("RESNEST_DET_CACHE", "~nobody-of-this-name/cache")
     else:
 
         @contextlib.contextmanager
@@ -186,7 +188,8 @@ def test_without_a_cache_files_are_read_into_memory_and_one_line_says_so(folder,
     with caplog.at_level(logging.WARNING):
         dataset = read(path)
     lines = [record.message for record in caplog.records if "kept in memory" in record.message]
-    assert len(lines) == 1 and str(path) in lines[0] and str(dataset_cache.cache_folder()) in lines[0]
+    where = "RESNEST_DET_CACHE" if obstacle == "no home" else str(dataset_cache.cache_folder())
+    assert len(lines) == 1 and str(path) in lines[0] and where in lines[0]
     assert len(dataset.records[1]["annotations"]) == 2
     assert list(pickle.loads(pickle.dumps(dataset.records))) == list(dataset.records)
 
