@@ -232,7 +232,7 @@ def of_detector(cfg: CfgNode, samples: list[dict], device: torch.device) -> Task
 def of_step(cfg: CfgNode, samples: list[dict], device: torch.device) -> Task:
     """A training step: forward, backward and an update with learning rate 0."""
     models, skipped = _models(cfg, samples)
-    check_batch_norm(models[OURS][0], len(samples))
+    check_batch_norm(models[OURS][0].train(), len(samples))
     runs = {name: training_run(each, inputs) for name, (each, inputs) in models.items()}
     reference = next((name for name in runs if name.startswith("detectron2")), OURS)
     height, width = samples[0]["image"].shape[1:]

@@ -116,7 +116,7 @@ def test_classify_with_classes_of_ones_own(tmp_path, capsys, checkpoint):
     [
         (["--num-classes", 3], "--num-classes needs a --checkpoint"),
         (["--num-classes", 0, "--checkpoint", "x.pth"], "--num-classes is 0, expected at least 1"),
-        (["--num-classes", 3, "--checkpoint", "x.pth", "--names", "{names}"], "names.txt has 2 names, expected 3"),
+        (["--num-classes", 3, "--checkpoint", "{checkpoint}", "--names", "{names}"], "names.txt has 2 names, expected 3"),
         (["--names", "{names}"], "names.txt has 2 names, expected 1000"),
         (["--names", "gone.txt"], "--names gone.txt cannot be read: No such file"),
         (["--names", "{binary}"], "--names .*binary.txt cannot be read: it is no UTF-8 text"),
@@ -125,7 +125,8 @@ def test_classify_with_classes_of_ones_own(tmp_path, capsys, checkpoint):
 def test_classify_refuses_before_it_reads(tmp_path, extra, reason):
     (tmp_path / "names.txt").write_text("oak\nash\n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x80")
-    paths = {"{names}": tmp_path / "names.txt", "{binary}": tmp_path / "binary.txt"}
+    torch.save({"fc.weight": torch.zeros(3, 4)}, tmp_path / "x.pth")
+    paths = {"{checkpoint}": tmp_path / "x.pth"} | {"{names}": tmp_path / "names.txt", "{binary}": tmp_path / "binary.txt"}
     with pytest.raises(UserError, match=reason):
         run("classify", tmp_path / "none.png", *(paths.get(each, each) for each in extra))
 

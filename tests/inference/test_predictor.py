@@ -252,7 +252,7 @@ def test_an_address(run, predictor):
         assert predictor(f"{address}/1.png").to_coco() == predictor(image(run)).to_coco()
         with pytest.raises(UserError, match="absent.png cannot be fetched: HTTP 404"):
             predictor(f"{address}/absent.png")
-        with pytest.raises(UserError, match=f"image {address}/page.png cannot be read, it is damaged or not an image"):
+        with pytest.raises(UserError, match=f"image {address}/page.png is a web page, not the file itself"):
             predictor(f"{address}/page.png")
     finally:
         server.shutdown()

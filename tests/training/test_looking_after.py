@@ -163,7 +163,7 @@ def test_out_of_memory_names_what_fits(tiny, tmp_path, monkeypatch):
     with pytest.raises(
         UserError,
         match="SOLVER.IMS_PER_BATCH 4 at iteration 0: out of memory in a step of 4 images: CUDA out of memory. .*; 2 of the "
-        "same images fit: set SOLVER.IMS_PER_BATCH 2 and SOLVER.BASE_LR 0.01, a smaller INPUT.MIN_SIZE_TRAIN",
+        "same images fit: set SOLVER.IMS_PER_BATCH 2 and SOLVER.BASE_LR 0.01, or SOLVER.ACCUMULATE 2, a smaller",
     ):
         main([*tiny, *NO_EVALUATION])
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ def finished(tmp_path_factory):
     """A finished run: its arguments and its folder, not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
     arguments = write_tiny_run(folder)
+    time.sleep(2.1)  # a file that was just written may change again unseen, and is looked at each time
     _watching.append(True)
     main([*arguments, "VIS_PERIOD", "4"])
     _watching.clear()
