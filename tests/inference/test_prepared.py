@@ -114,18 +114,22 @@ def test_without_a_compiler_nothing_is_compiled_and_a_line_says_so(monkeypatch, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", RELATIVE)
-def test_a_compiled_network_takes_all_sizes_without_a_break(precision, any_precision):
+def test_a_compiled_network_takes_all_sizes_without_a_break(monkeypatch):
+    """The compiler's graphs are run by torch: to make code of them takes minutes."""
+    compile = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile(self, backend="eager", **options))
+    monkeypatch.setattr(prepared, "can_compile", lambda device: True)
     model = small_backbone()
-    ready = prepare_for_inference(model, precision, compile=True)
+    ready = prepare_for_inference(model, "fp32", compile=True)
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     model.eval()
-    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=False):
+    with torch.no_grad():
         for size in [(2, 3, 64, 64), (2, 3, 96, 64), (3, 3, 64, 128)]:
             x = torch.rand(size)
-            assert_close(ready(x), model(x), precision)
-    # fullgraph=True makes a break an error; one graph of any size serves all.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+            assert_close(ready(x), model(x), "fp32")
+    # fullgraph=True makes a break an error; beside square images, for which torch makes one, one graph of any size serves all.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
 @pytest.mark.parametrize(
