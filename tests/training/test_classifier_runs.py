@@ -1,5 +1,6 @@
 """A classifier is trained, interrupted, resumed, evaluated and used; one process is as two."""
 
+import functools
 import logging
 import shutil
 
@@ -101,7 +102,9 @@ def test_accumulated_parts_have_the_gradients_of_the_whole(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_network_has_the_losses_of_a_plain_one(tmp_path):
+def test_a_compiled_network_has_the_losses_of_a_plain_one(tmp_path, monkeypatch):
+    """The compiler's graphs are run by torch: to make code of them takes minutes."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     config = tiny_classifier(tmp_path)
     keys = ["MODEL.DROP_BLOCK", "0.1", "DATA.CROP_SIZE", "96", "TRAINING.EPOCHS", "1", "DATA.MIXUP", "0.2"]
     main(["--config-file", config, *keys, "OUTPUT_DIR", str(tmp_path / "plain")])
