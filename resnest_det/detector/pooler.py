@@ -56,8 +56,8 @@ class RegionPooler(nn.Module):
     def pool(self, features: Sequence[Tensor], regions: Tensor) -> Tensor:
         """(R, C, output_size, output_size) of `regions` (R, 5): each the index of its image, and its box in input pixels."""
         levels = self._levels(regions[:, 1:])
-        output = features[0].new_zeros(regions.shape[0], features[0].shape[1], self.output_size, self.output_size)
         if regions.device.type != "cpu" and len(regions) <= FEW_REGIONS:
+            output = features[0].new_zeros(len(regions), features[0].shape[1], self.output_size, self.output_size)
             # All on every level, but outside of the map where it isn't theirs: cheaper than waiting to hear how many are.
             outside = torch.cat((regions[:, :1], torch.full_like(regions[:, 1:], OUTSIDE)), dim=1)
             for level, (pooler, feature) in enumerate(zip(self.level_poolers, features)):
@@ -70,7 +70,8 @@ class RegionPooler(nn.Module):
             self._crop(pooler, feature.float(), regions[own])
             for pooler, feature, own in zip(self.level_poolers, features, chosen)
         ]
-        return output.index_put((torch.cat(chosen),), torch.cat(pooled).to(output.dtype))
+        # Of a permutation, its inverse; OpenVINO has no rule for putting rows where they belong.
+        return torch.cat(pooled).to(features[0].dtype).index_select(0, torch.cat(chosen).argsort())
 
     def _crop(self, pooler: RoIAlign, feature: Tensor, regions: Tensor) -> Tensor:
         trains = feature.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
