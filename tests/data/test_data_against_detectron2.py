@@ -90,7 +90,7 @@ def compare(paths, detectron2_records, augmentation, mask_format):
         Crop: lambda t: T.CropTransform(t.x0, t.y0, t.size[1], t.size[0]),
     }
     records = load_coco_instances(NAME, *paths).records
-    for seed, (record, theirs_record) in enumerate(zip(records * 3, detectron2_records * 3)):
+    for seed, (record, theirs_record) in enumerate(zip([*records] * 3, detectron2_records * 3)):
         generator = np.random.default_rng(seed)
         generator.integers(2**63)
         transforms = augmentation.draw(record["height"], record["width"], generator)

@@ -385,7 +385,7 @@ def test_bad_input_is_one_line_that_names_it(tmp_path, flags, keys, message):
 
 
 def test_other_classes_begin_anew_and_are_not_resumed(trained, tmp_path, capsys):
-    """Three where the checkpoint, of either engine, has two; then two of other names, which only the built-in one saves."""
+    """Three where the checkpoint, of either engine, has two; then two of other names."""
     engine, arguments, folder, _ = trained
     content = json.loads((folder.parent / "tiny.json").read_text())
     quick = ["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "TEST.EVAL_PERIOD", "0", "MODEL.DEVICE", "cpu"]
@@ -405,7 +405,7 @@ def test_other_classes_begin_anew_and_are_not_resumed(trained, tmp_path, capsys)
         capsys.readouterr()
         tune(output=tmp_path / str(len(names)), weights=weights)
         anew = "freshly initialised for other classes (2 classes in the file" in capsys.readouterr().out
-        assert anew == (len(names) == 3 or engine == "builtin")
+        assert anew
         if len(names) == 3:
             with pytest.raises(UserError, match="; 2 classes in the file, 3 in the model"):
                 tune("--eval-only", output=tmp_path / "evaluated", weights=weights)
