@@ -124,10 +124,12 @@ def test_terminated_and_resumed_gives_the_same_losses_and_nobody_else_enters_mea
     output = ["OUTPUT_DIR", str(tmp_path / "out")]
     process = start_training(*arguments, *output, "SOLVER.CHECKPOINT_PERIOD", "100")
     _wait_for_iterations(process, tmp_path / "out", 2)
+    process.send_signal(signal.SIGSTOP)  # or it might be at its end before the others are refused
     for flags in [], ["--eval-only", "--resume"]:
         with pytest.raises(UserError, match=rf"another run is going on in OUTPUT_DIR .*held by pid {process.pid} on .* since 2"):
             main([*arguments[:2], *flags, *output])
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and "Traceback" not in text and text.splitlines()[-1] == "terminated"
     assert not list((tmp_path / "out").glob("*.lock"))
