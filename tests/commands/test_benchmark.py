@@ -53,6 +53,7 @@ def test_what_is_around_the_networks_is_timed_and_compared(what, items, tmp_path
 
 @pytest.mark.extras
 def test_the_plot(tmp_path):
+    pytest.importorskip("matplotlib")
     main([*SMALL, "--what", "evaluate", "--plot", str(tmp_path / "plots" / "figures.svg")])
     text = (tmp_path / "plots" / "figures.svg").read_text()
     assert "<svg" in text
