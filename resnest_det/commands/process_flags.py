@@ -15,8 +15,10 @@ from resnest_det.engine.writers import SERVICES, check_services
 from resnest_det.errors import UserError, naming
 
 
-def add_process_flags(parser: argparse.ArgumentParser) -> None:
-    """How many processes there are, and where."""
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """How a run begins, and on how many processes, and where."""
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR, if there is one")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or with --resume the last checkpoint")
     parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs to use on each machine, one process each; 0 for the CPU")
     parser.add_argument("--num-processes", type=int, metavar="N", help="processes on each machine, on the CPU")
     parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="number of machines")
@@ -24,8 +26,8 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dist-url", default="auto", metavar="tcp://HOST:PORT", help="address of machine 0")
 
 
-def add_listener_flags(parser: argparse.ArgumentParser) -> None:
-    """Services and code of one's own that a run's figures go to."""
+def add_last_flags(parser: argparse.ArgumentParser) -> None:
+    """Services and code of one's own that a run's figures go to, and config keys behind all flags."""
     parser.add_argument(
         "--track", action="append", default=[], metavar="SERVICE", help=f"send the curves there too: {', '.join(SERVICES)}"
     )
@@ -36,6 +38,8 @@ def add_listener_flags(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE:NAME",
         help="a subclass of resnest_det.engine.callbacks.Callback of your own, made without arguments",
     )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, after all flags")
 
 
 def processes_of(args: argparse.Namespace) -> int:
@@ -95,7 +99,7 @@ def check_overrides(words: Sequence[str]) -> None:
 
 
 def launch_by_flags(function: Callable, *arguments: object, args: argparse.Namespace) -> None:
-    """`launch` on the processes and machines of `add_process_flags`."""
+    """`launch` on the processes and machines of `add_run_flags`."""
     with naming({name: f"--{name.replace('_', '-')}" for name in ("num_machines", "machine_rank", "dist_url")}):
         launch(
             function,

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 
 from resnest_det.commands.process_flags import (
-    add_listener_flags,
-    add_process_flags,
+    add_last_flags,
+    add_run_flags,
     check_overrides,
     checked_services,
     launch_by_flags,
@@ -47,12 +47,8 @@ def argument_parser() -> argparse.ArgumentParser:
         "--pretrained", action="store_true", help="begin from the published ImageNet weights; a head of other classes begins anew"
     )
     parser.add_argument("--strict", action="store_true", help="stop at an image that cannot be read (DATA.STRICT)")
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR, if there is one")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or with --resume the last checkpoint")
-    add_process_flags(parser)
-    add_listener_flags(parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, after all flags")
+    add_run_flags(parser)
+    add_last_flags(parser)
     return parser
 
 

@@ -9,8 +9,8 @@ from fvcore.common.config import CfgNode
 
 from resnest_det.commands.own_data import add_data_flags, settings_of
 from resnest_det.commands.process_flags import (
-    add_listener_flags,
-    add_process_flags,
+    add_last_flags,
+    add_run_flags,
     check_overrides,
     checked_services,
     launch_by_flags,
@@ -48,9 +48,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config-file", metavar="FILE", help="a YAML file, or the name of a bundled recipe")
     add_data_flags(parser)
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR, if there is one")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or with --resume the last checkpoint")
-    add_process_flags(parser)
+    add_run_flags(parser)
     parser.add_argument(
         "--engine",
         choices=("auto", "detectron2", "builtin"),
@@ -58,9 +56,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help="detector and trainer to use; auto uses Detectron2 if it is installed",
     )
     add_register_flags(parser)
-    add_listener_flags(parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, after all flags")
+    add_last_flags(parser)
     return parser
 
 
