@@ -162,33 +162,38 @@ def of_reading(folder: Path, images: int) -> Task:
     return Task(title, runs, "pycocotools", lambda found, expected: abs(found - expected), items=images)
 
 
+def by_this_package(truth: dict, found: list[dict]) -> list[float]:
+    """The twelve figures of boxes and the twelve of masks, of the truth as a dict and of COCO results."""
+    figures = figures_of_tasks(truth, found, _TASKS)
+    return [figures[task][name] for task in _TASKS for name in FIGURES]
+
+
+def by_pycocotools(truth: dict, found: list[dict]) -> list[float]:
+    """The same by pycocotools."""
+    stats = []
+    with contextlib.redirect_stdout(io.StringIO()):
+        index = COCO()
+        index.dataset = truth
+        index.createIndex()
+        for task in _TASKS:
+            # With a box in the results, pycocotools takes the area of it for masks as well.
+            results = found if task == "bbox" else [{k: v for k, v in each.items() if k != "bbox"} for each in found]
+            counting = COCOeval(index, index.loadRes(results), task)
+            counting.evaluate()
+            counting.accumulate()
+            counting.summarize()
+            stats += [100 * value for value in counting.stats.tolist()]
+    return stats
+
+
 def of_evaluation(images: int, detections: int) -> Task:
     """The twelve figures of boxes and of masks."""
     truth = generated_truth(images)
     found = generated_detections(truth, detections)
 
-    def ours() -> list[float]:
-        figures = figures_of_tasks(truth, found, _TASKS)
-        return [figures[task][name] for task in _TASKS for name in FIGURES]
-
-    def theirs() -> list[float]:
-        stats = []
-        with contextlib.redirect_stdout(io.StringIO()):
-            index = COCO()
-            index.dataset = truth
-            index.createIndex()
-            for task in _TASKS:
-                # With a box in the results, pycocotools takes the area of it for masks as well.
-                results = [{k: v for k, v in each.items() if k != "bbox" or task == "bbox"} for each in found]
-                counting = COCOeval(index, index.loadRes(results), task)
-                counting.evaluate()
-                counting.accumulate()
-                counting.summarize()
-                stats += [100 * value for value in counting.stats.tolist()]
-        return stats
-
     def far(values: list[float], expected: list[float]) -> float:
         return float(np.max(np.abs(np.subtract(values, expected)), initial=0, where=~np.isnan(values)))
 
     title = f"AP of boxes and masks, {images} images, {detections} detections in each"
-    return Task(title, {"pycocotools": theirs, OURS: ours}, "pycocotools", far, items=images)
+    runs = {"pycocotools": lambda: by_pycocotools(truth, found), OURS: lambda: by_this_package(truth, found)}
+    return Task(title, runs, "pycocotools", far, items=images)

@@ -7,21 +7,16 @@ boxes and the twelve of masks, which have to be equal to the last bit. They take
 """
 
 import argparse
-import contextlib
-import io
 import os
 import statistics
 import time
 
 import numpy as np
 import pycocotools.mask as mask_util
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from resnest_det.commands import keep_freed_memory
-from resnest_det.evaluation.average_precision import FIGURES, figures_of_tasks
+from resnest_det.commands.benchmark_data import by_pycocotools, by_this_package
 
-TASKS = ("bbox", "segm")
 HEIGHT, WIDTH, CATEGORIES = 480, 640, 80
 
 
@@ -71,28 +66,6 @@ def generate(images: int, detections: int) -> tuple[dict, list[dict]]:
         "annotations": truth,
     }
     return content, found
-
-
-def by_this_package(truth: dict, found: list[dict]) -> list[float]:
-    figures = figures_of_tasks(truth, found, TASKS)
-    return [figures[task][name] for task in TASKS for name in FIGURES]
-
-
-def by_pycocotools(truth: dict, found: list[dict]) -> list[float]:
-    stats = []
-    with contextlib.redirect_stdout(io.StringIO()):
-        index = COCO()
-        index.dataset = truth
-        index.createIndex()
-        for task in TASKS:
-            # With a box in the results, pycocotools takes the area of it for masks as well.
-            results = found if task == "bbox" else [{k: v for k, v in each.items() if k != "bbox"} for each in found]
-            counting = COCOeval(index, index.loadRes(results), task)
-            counting.evaluate()
-            counting.accumulate()
-            counting.summarize()
-            stats += [100 * value for value in counting.stats.tolist()]
-    return stats
 
 
 def main():
