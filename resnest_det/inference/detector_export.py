@@ -203,6 +203,7 @@ def _quantized(model, samples: Sequence[Mapping]):
     def inputs_of(sample: Mapping) -> list:
         return [sample["image"][None].numpy(), torch.tensor([sample["height"], sample["width"]]).numpy()]
 
+    nncf.set_log_level(logging.WARNING)  # else there is a line for each operation that stays as it is, hundreds of them
     return nncf.quantize(
         model,
         nncf.Dataset(samples, inputs_of),
