@@ -40,14 +40,18 @@ def recomputing(x: Tensor) -> Iterator[None]:
         _local.plan = outer
 
 
+# torch 2.6 does not tell which hooks are set; there everything is kept, as autograd does by itself.
+_top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+
+
 def _can_be_hooked(x: Tensor) -> bool:
-    of_autograd = torch._C._autograd
     return (
         type(x) in (Tensor, nn.Parameter)
         and x.device.type != "meta"
         and not torch.jit.is_tracing()
-        and of_autograd._saved_tensors_hooks_is_enabled()
-        and of_autograd._top_saved_tensors_default_hooks(False) is None
+        and torch._C._autograd._saved_tensors_hooks_is_enabled()
+        and _top_hooks is not None
+        and _top_hooks(False) is None
     )
 
 
@@ -55,7 +59,7 @@ def _plan() -> "_Plan | None":
     """That of the innermost `recomputing`, unless other hooks have been set inside it, as checkpointing does."""
     if torch.compiler.is_compiling() or (plan := getattr(_local, "plan", None)) is None:
         return None
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    hooks = _top_hooks(False)
     return plan if torch.is_grad_enabled() and hooks is not None and hooks[0] == plan.pack else None
 
 
