@@ -100,10 +100,12 @@ def average_precisions(matched: MatchedDetections, weights: np.ndarray, area: st
     fits = (matched.object_area >= low) & (matched.object_area <= high)
     inside = (matched.area >= low) & (matched.area <= high)
     result = np.full((len(weights), len(THRESHOLDS), matched.classes), np.nan)
+    # A row for each image: sums over detections are then sums of whole rows.
+    by_image = np.ascontiguousarray(weights.T, dtype=np.int32)
     for label in range(matched.classes):
-        present = weights[:, matched.object_image[(matched.object_label == label) & fits]].sum(axis=1)
+        present = by_image[matched.object_image[(matched.object_label == label) & fits]].sum(axis=0)
         own = np.flatnonzero(matched.label == label)
-        weight = weights[:, matched.image[own]]  # (draws, detections of the class)
+        weight = by_image[matched.image[own]]  # (detections of the class, draws)
         totals: dict[bytes, np.ndarray] = {}  # what counts is mostly the same at all overlaps
         for row, match in enumerate(matched.match[:, own]):
             right = match >= 0
@@ -111,8 +113,9 @@ def average_precisions(matched: MatchedDetections, weights: np.ndarray, area: st
             counts = right | ((match == -1) & inside[own])
             total = totals.get(counts.tobytes())
             if total is None:
-                total = totals[counts.tobytes()] = np.cumsum(weight * counts, axis=1)
-            result[:, row, label] = _average(np.cumsum(weight[:, right], axis=1), total[:, right], present)
+                total = totals[counts.tobytes()] = np.cumsum(weight[counts], axis=0, dtype=np.int32)
+            found = np.cumsum(weight[right], axis=0, dtype=np.int32)
+            result[:, row, label] = _average(found, total[right[counts]], present)
     return result
 
 
@@ -120,18 +123,20 @@ def _average(found: np.ndarray, total: np.ndarray, present: np.ndarray) -> np.nd
     """COCO's average of the precisions at 101 recalls, for each draw.
 
     Args:
-        found, total: (draws, n) right and all detections up to each of the n right ones.
+        found, total: (n, draws) right and all detections up to each of the n right ones.
         present: (draws,) objects.
     """
-    average = np.where(present > 0, 0.0, np.nan)
-    if not found.shape[1]:
-        return average
+    if not len(found):
+        return np.where(present > 0, 0.0, np.nan)
     # Of several detections with the same recall, and of those after them, the best precision counts.
-    precision = np.maximum.accumulate((found / np.maximum(total, 1))[:, ::-1], axis=1)[:, ::-1]
-    for draw in np.flatnonzero(present > 0):
-        at = np.searchsorted(found[draw].astype(np.float64) / present[draw], _RECALLS)
-        average[draw] = precision[draw, at[at < precision.shape[1]]].sum() / len(_RECALLS)
-    return average
+    precision = np.maximum.accumulate((found / np.maximum(total, 1))[::-1], axis=0)[::-1]
+    recall = found / np.maximum(present, 1)
+    # How many of the 101 recalls are reached; the quotient's rounding is mended by looking at the next.
+    reached = (recall * (len(_RECALLS) - 1)).astype(np.int32)
+    reached += 1 - (_RECALLS[reached] > recall)
+    reached += np.append(_RECALLS, np.inf)[reached] <= recall
+    gained = np.diff(reached, axis=0, prepend=0)
+    return np.where(present > 0, (precision * gained).sum(axis=0) / len(_RECALLS), np.nan)
 
 
 def mean_of_counted(values: np.ndarray) -> np.ndarray:
