@@ -3,12 +3,12 @@
     python -m tests.training.measure_first_schedule WORK start  # first: a detector for the others to begin with
     python -m tests.training.measure_first_schedule WORK SET [SETTING ...] [--coco FOLDER] [--seed 1]
 
-SET is shapes, tiny, huge, rare or coco; WORK gets the data, the runs and results.jsonl. Without SETTING all of HAND run after the
-default; a run that is in results.jsonl is not run again. `coco` takes COCO's images from the folder --coco.
+SET is shapes, tiny, huge, rare or coco; WORK gets the data, the runs and results.jsonl. Without SETTING all of HAND run after
+the default; a run that is in results.jsonl is not run again. `coco` takes COCO's images from the folder --coco.
 
-A setting changes the default's config.yaml. Its cost is pixels: a step that has twice as many gets half the steps, with warm-up and
-evaluations in proportion; CPU seconds, which are printed beside, say how well that holds. A run's figure is the box AP of its best
-evaluation, as `model_best.pth` is kept.
+A setting changes the default's config.yaml. Its cost is pixels: a step that has twice as many gets half the steps, with warm-up
+and evaluations in proportion; CPU seconds, which are printed beside, say how well that holds. A run's figure is the box AP of
+its best evaluation, as `model_best.pth` is kept.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tests.helpers.tiny_run import read_metrics
 MODEL = "mask_rcnn_ResNeSt14_FPN_shapes"
 FROM_NOTHING = ("shapes",)  # the others begin with the detector of `start`, as users do with a published one
 OTHERS = ("disc", "box", "wedge", "spark")  # so that the layers of its classes begin anew
-# name: images of train and val, scenes in a row, pixels of a scene (0: its own), classes of THINGS by name, share of images with a star.
+# name: images of train and val, scenes in a row, pixels of a scene (0: its own), names of THINGS, share of images with a star
 SETS = {
     "shapes": ({"train": 40, "val": 100}, 1, 0, THINGS, None),
     "tiny": ({"train": 30, "val": 50}, 4, 24, OTHERS, None),
