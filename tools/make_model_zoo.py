@@ -17,13 +17,14 @@ from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import FrozenBatchNorm2d
 
 from resnest_det.backbone.variants import VARIANTS
 from resnest_det.commands import benchmark_networks as benchmark
 from resnest_det.commands.benchmark_measuring import peak_memory, seconds_of
-from resnest_det.configuration.model import assemble_model
+from resnest_det.configuration.model import assemble_model, shapes_only
 from resnest_det.configuration.reading import load_config
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.files import atomic_write
@@ -79,10 +80,12 @@ def recipes() -> list[str]:
 
 def count(cfg: CfgNode, size: tuple[int, int]) -> tuple[int, int]:
     """Learned values, and multiply-adds for an image of `size` (height, width), from shapes alone."""
-    with torch.device("meta"), torch.no_grad():
+    with shapes_only(), torch.no_grad():
         model = assemble_model(cfg).eval()
-        with FlopCounterMode(display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _deform_conv_flops}) as counter:
-            features = model.backbone(torch.empty(1, len(cfg.MODEL.PIXEL_MEAN), *size))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        _drop_norms(model)
+        features, flops = _features(cfg, model, size)
+        with FlopCounterMode(display=False) as counter:
             if hasattr(model, "sem_seg_head"):
                 model.sem_seg_head(features)
             if hasattr(model, "roi_heads"):
@@ -95,7 +98,29 @@ def count(cfg: CfgNode, size: tuple[int, int]) -> tuple[int, int]:
                 if heads.mask_head is not None:
                     detections = torch.empty(cfg.TEST.DETECTIONS_PER_IMAGE, channels, *[heads.mask_pooler.output_size] * 2)
                     heads.mask_head(detections, torch.zeros(len(detections), dtype=torch.int64))
-    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
+    return parameters, (flops + counter.get_total_flops()) // 2
+
+
+_known: dict[str, tuple[dict[str, Tensor], int]] = {}
+
+
+def _features(cfg: CfgNode, model: nn.Module, size: tuple[int, int]) -> tuple[dict[str, Tensor], int]:
+    """The backbone's maps, without values, and its floating-point operations; recipes share backbones, each is counted once."""
+    channels = len(cfg.MODEL.PIXEL_MEAN)
+    key = repr((cfg.MODEL.BACKBONE, cfg.MODEL.RESNETS, cfg.MODEL.FPN, channels, size))
+    if key not in _known:
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _deform_conv_flops}) as counter:
+            features = model.backbone(torch.empty(1, channels, *size))
+        _known[key] = features, counter.get_total_flops()
+    return _known[key]
+
+
+def _drop_norms(model: nn.Module) -> None:
+    """Without shapes of their own or multiply-adds that are counted, they take half of the counter's time."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, (nn.BatchNorm2d, nn.GroupNorm, FrozenBatchNorm2d)):
+                setattr(module, name, nn.Identity())
 
 
 def _deform_conv_flops(images, weight, *others, out_shape, **more) -> int:

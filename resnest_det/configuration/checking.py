@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable
 
-import torch
 from fvcore.common.config import CfgNode
 
 from resnest_det.backbone.layers import NORMS
 from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, DILATION_STYLES, STAGES
 from resnest_det.configuration.data import build_augmentation
 from resnest_det.configuration.defaults import default_config
-from resnest_det.configuration.model import assemble_model, build_pixel_views
+from resnest_det.configuration.model import assemble_model, build_pixel_views, shapes_only
 from resnest_det.configuration.nodes import leaves
 from resnest_det.configuration.semantic import HARDEST, HEAD_STYLES, HEADS, SOME_READ
 from resnest_det.configuration.solver import (
@@ -26,6 +25,7 @@ from resnest_det.errors import UserError, shown
 CHOICES = {
     "VERSION": (2,),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
+    "SOLVER.OPTIMIZER": ("SGD", "ADAMW"),
     "SOLVER.AMP.PRECISION": ("", "bf16", "fp16"),
     "TEST.PRECISION": ("auto", "fp32", "bf16", "fp16"),
     "MODEL.META_ARCHITECTURE": tuple(ARCHITECTURES),
@@ -350,7 +350,7 @@ def check_buildable(cfg: CfgNode) -> None:
         UserError: a class refuses its arguments; the message names the key.
     """
     try:
-        with torch.device("meta"):
+        with shapes_only():
             model = assemble_model(cfg)
             build_optimizer(cfg, model)
             build_average(cfg, model)

@@ -1,10 +1,12 @@
 """The border between configuration and detector: a configuration becomes the plain arguments of the model's parts."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from resnest_det.backbone.layers import normed_alone
 from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, STEM_WIDTH, ResNeSt
@@ -44,8 +46,33 @@ def build_model(cfg: CfgNode) -> nn.Module:
     return assemble_model(cfg).to(resolve_device(cfg.MODEL.DEVICE))
 
 
+class _Unfilled(TorchFunctionMode):
+    """Tensors are not given their first values."""
+
+    FILLING = {
+        *(Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_),
+        *(nn.init.normal_, nn.init.uniform_, nn.init.constant_, nn.init.kaiming_uniform_),
+    }
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in self.FILLING:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """What is built inside is on the meta device: shapes without values, in no memory and little time.
+
+    `torch.device("meta")` alone takes twice as long, most of it for random values that nothing will hold.
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
 def assemble_model(cfg: CfgNode) -> nn.Module:
-    """`build_model` wherever torch builds at the moment; under `torch.device("meta")` that takes no memory and little time."""
+    """`build_model` wherever torch builds at the moment, see also `shapes_only`."""
     tasks, backbone = tasks_of(cfg), build_backbone(cfg)
     parts = dict(backbone=backbone, pixel_mean=cfg.MODEL.PIXEL_MEAN, pixel_std=cfg.MODEL.PIXEL_STD)
     if tasks.objects:

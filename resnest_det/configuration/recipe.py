@@ -9,11 +9,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.anchor_fit import boxes_as_shown
-from resnest_det.configuration.model import assemble_model
+from resnest_det.configuration.model import assemble_model, shapes_only
 from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.data.statistics import Statistics
@@ -260,7 +259,7 @@ def _choose_norms(plan: Plan, each: int, processes: int, pretrained: Pretrained)
 def _can_be_built(cfg: CfgNode, norm: str) -> bool:
     values = {f"MODEL.{part}.NORM": norm for part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD")}
     try:
-        with torch.device("meta"):
+        with shapes_only():
             assemble_model(with_values(cfg, values))
     except UserError:
         return False

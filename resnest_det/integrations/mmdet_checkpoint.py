@@ -19,7 +19,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from resnest_det.backbone.loading import load_into
-from resnest_det.configuration.model import assemble_model
+from resnest_det.configuration.model import assemble_model, shapes_only
 from resnest_det.errors import UserError
 from resnest_det.weights.downloads import resolve_weights
 from resnest_det.weights.names import find_backbone, from_own_names, to_own_names
@@ -89,7 +89,7 @@ def read_from_mmdet(cfg: CfgNode, path: str) -> dict[str, Tensor]:
 
 
 def _check_fits(cfg: CfgNode, state: dict[str, Tensor], path: str) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         report = load_into(assemble_model(cfg), weights_of(state, path))
     report.require_whole("only a whole detector can be translated")
 

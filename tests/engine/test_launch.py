@@ -13,17 +13,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from resnest_det.backbone.layers import get_norm
 from resnest_det.distributed import all_gather_objects, get_rank
 from resnest_det.engine import launch as launch_module
 from resnest_det.engine.launch import claim_gpu, join_process_group, launch
-from resnest_det.engine.loop import check_finite, reduce_losses
 from resnest_det.errors import UserError
 
 CPU = torch.device("cpu")
 
 
 def _together(folder):
+    # Here, since every process that is started imports this module, and the others need little of it.
+    from resnest_det.engine.loop import check_finite, reduce_losses
+
     join_process_group(CPU)
     _sync_batch_norm()
     rank = get_rank()
@@ -34,6 +35,8 @@ def _together(folder):
 
 
 def _sync_batch_norm():
+    from resnest_det.backbone.layers import get_norm
+
     rank = get_rank()
     torch.manual_seed(0)
     x, weights = torch.randn(4, 3, 5, 5, dtype=torch.float64), torch.randn(4, 3, 5, 5, dtype=torch.float64)

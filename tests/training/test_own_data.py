@@ -100,6 +100,7 @@ def test_auto_batch_takes_what_fits_and_everything_in_proportion(folder, tmp_pat
     model, photos = folder
     keys = ["SOLVER.IMS_PER_BATCH", "6", "SOLVER.MAX_ITER", "2", "SOLVER.BASE_LR", "0.01", "SOLVER.WARMUP_ITERS", "1"]
     keys += ["TEST.PRECISE_BN.ENABLED", "False", "DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0", "SOLVER.STEPS", "(1,)"]
+    keys += ["INPUT.MIN_SIZE_TRAIN", "(64,)"]
     main(["--data", photos, "--config-file", model, "--auto-batch", *keys, "OUTPUT_DIR", str(tmp_path / "out")])
     written = load_config(tmp_path / "out" / "config.yaml").SOLVER
     assert (written.IMS_PER_BATCH, written.BASE_LR, written.MAX_ITER, written.STEPS) == (3, 0.005, 4, (2,))
