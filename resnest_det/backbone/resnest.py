@@ -19,7 +19,7 @@ from torchvision.ops import DropBlock2d, StochasticDepth
 from resnest_det.backbone.layers import Conv2d, Norm, freeze, get_norm, normed_alone
 from resnest_det.backbone.recomputation import offer, recomputing
 from resnest_det.backbone.split_attention import Deformable, SplitAttentionConv2d, make_conv
-from resnest_det.errors import UserError, shown
+from resnest_det.errors import ArgumentError, UserError, shown
 
 BLOCKS_PER_STAGE = {
     14: (1, 1, 1, 1),
@@ -336,6 +336,14 @@ class ResNeSt(nn.Module):
     ):
         super().__init__()
         known = ("stem", *STAGES)
+        if len(blocks) != len(STAGES):
+            raise ArgumentError("blocks", f"is {shown(blocks)}; it must have a number for each of {', '.join(STAGES)}")
+        whole_numbers = dict(stem_width=stem_width, in_channels=in_channels, bottleneck_channels=bottleneck_channels)
+        whole_numbers |= dict(bottleneck_width=bottleneck_width, res2_out_channels=res2_out_channels, radix=radix, groups=groups)
+        for name, value in [*(("blocks", count) for count in blocks), *whole_numbers.items(), ("freeze_at", freeze_at)]:
+            signed = name in ("radix", "groups", "freeze_at")  # what is said of those comes below
+            if not isinstance(value, int) or isinstance(value, bool) or not (signed or value > 0):
+                raise ArgumentError(name, f"is {shown(value)}; it must be a whole number{'' if signed else ', at least 1'}")
         for stage in (*out_features, *checkpoint_stages):
             if stage not in known:
                 raise UserError(f"the backbone has no feature {stage!r}; it has {', '.join(known)}")
@@ -351,6 +359,8 @@ class ResNeSt(nn.Module):
             raise UserError(f"a multi-grid of {shown(tuple(multi_grid))} is not possible: factors are at least 1")
         if radix < 0 or groups < 1:
             raise UserError(f"radix {radix} with {groups} groups is not possible: radix is at least 0, groups at least 1")
+        if not 0 <= drop_path_rate <= 1:
+            raise ArgumentError("drop_path_rate", f"is {drop_path_rate!r}; it must be from 0 to 1")
         if not 0 <= freeze_at <= len(known):
             raise UserError(f"cannot freeze {freeze_at} of the backbone's stages; it has {len(known)}, the stem included")
         base_width = int(bottleneck_channels * bottleneck_width / 64)

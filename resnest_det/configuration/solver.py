@@ -43,8 +43,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV, **how)
     except ValueError as error:
         raise UserError(
-            f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER}, BASE_LR {cfg.SOLVER.BASE_LR}, MOMENTUM {cfg.SOLVER.MOMENTUM}, NESTEROV {cfg.SOLVER.NESTEROV}, "
-            f"WEIGHT_DECAY {cfg.SOLVER.WEIGHT_DECAY}: {error}"
+            f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER}, BASE_LR {cfg.SOLVER.BASE_LR}, MOMENTUM {cfg.SOLVER.MOMENTUM}, "
+            f"NESTEROV {cfg.SOLVER.NESTEROV}, WEIGHT_DECAY {cfg.SOLVER.WEIGHT_DECAY}: {error}"
         ) from None
 
 

@@ -25,7 +25,11 @@ except ImportError as error:
 _KEPT = 3600  # seconds until what visitors gave is forgotten
 _LONGEST_QUEUE = 32
 _HEADERS = ["class", "score", "x0", "y0", "x1", "y1"]
-_CSS = ".gradio-container { max-width: 1400px !important }"
+# On a phone what is found is below the picture, and should be seen without scrolling far.
+_CSS = """
+.gradio-container { max-width: 1400px !important }
+@media (max-width: 640px) { #picture, #found { height: 300px !important } }
+"""
 
 
 class _Looked(NamedTuple):
@@ -96,7 +100,12 @@ def make_page(predictor: Predictor, threshold: float, most_pixels: int, folder: 
                 )
             with gradio.Column():
                 drawn = gradio.Image(
-                    label="What is found", interactive=False, format="jpeg", height=480, buttons=["download", "fullscreen"]
+                    label="What is found",
+                    interactive=False,
+                    format="jpeg",
+                    height=480,
+                    elem_id="found",
+                    buttons=["download", "fullscreen"],
                 )
                 sentence = gradio.Markdown(elem_id="sentence")
                 download = gradio.DownloadButton("Download JSON", interactive=False, elem_id="download")

@@ -195,6 +195,7 @@ def _write_openvino(
 def _quantized(model, samples: Sequence[Mapping]):
     if not samples:
         raise UserError("int8 needs images to measure its ranges on")
+    os.environ.setdefault("NNCF_CI", "1")  # else it reports its use to its makers, with a process for each event
     try:
         import nncf
     except ImportError:
@@ -203,6 +204,7 @@ def _quantized(model, samples: Sequence[Mapping]):
     def inputs_of(sample: Mapping) -> list:
         return [sample["image"][None].numpy(), torch.tensor([sample["height"], sample["width"]]).numpy()]
 
+    nncf.set_log_level(logging.WARNING)  # else there is a line for each operation that stays as it is, hundreds of them
     return nncf.quantize(
         model,
         nncf.Dataset(samples, inputs_of),

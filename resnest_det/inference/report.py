@@ -56,6 +56,11 @@ th:first-child, td:first-child { text-align: left; } img { max-width: 100%; heig
 .cards div { border: 1px solid var(--edge); border-radius: .5rem; padding: .5rem 1rem; }
 .cards b { font-size: 1.5rem; display: block; } figure { margin: 1rem 0; } pre { overflow-x: auto; font-size: .8rem; }
 small, figcaption { opacity: .75; }
+@media (max-width: 40rem) {
+  table { font-size: .9rem; }
+  th, td { padding: .25rem .4rem; } ul { padding-left: 1.2rem; }
+  .wide { overflow-x: auto; } .wide img { max-width: 40rem; } .wide figcaption { position: sticky; left: 0; max-width: 90vw; }
+}
 """
 
 
@@ -96,7 +101,10 @@ def write_report(
     for each in evaluated:
         parts += _evaluation(each, trained_on, metrics, score_threshold, worst)
     if metrics is not None:
-        parts += ["<h2>Training</h2>", _plot(lambda file: plot_runs([metrics], file), "loss, learning rate, evaluations")]
+        parts += [
+            "<h2>Training</h2>",
+            _plot(lambda file: plot_runs([metrics], file), "loss, learning rate, evaluations", wide=True),
+        ]
     if trained_on is not None:
         parts += ["<h2>Training images</h2>", *_data(trained_on)]
     if configuration:
@@ -142,9 +150,9 @@ def _evaluation(
         parts.append(f"<h3>{_TASKS[task].capitalize()} by class</h3>")
         parts.append(_classes(figures[task], matched[task], sizes[task][""][1], names, evaluated.statistics))
     parts.append(f"<h3>By size</h3>{_sizes(figures, sizes)}")
-    parts.append(_plot(lambda file: plot_precision_recall(counting, names, file), "precision and recall"))
+    parts.append(_plot(lambda file: plot_precision_recall(counting, names, file), "precision and recall", wide=True))
+    parts.append(_plot(lambda file: plot_sizes(figures, file), "AP and AR by size", wide=True))
     plots: dict[str, Callable[[str], None]] = {
-        "AP and AR by size": lambda file: plot_sizes(figures, file),
         f"confusion at scores of {score_threshold:g} and more": lambda file: plot_confusion(
             counting, names, score_threshold, file
         ),
@@ -216,20 +224,22 @@ def _range(ends: Estimate) -> str:
     return "–" if np.isnan(ends.low) else f"{max(0, ends.low):.1f} to {min(100, ends.high):.1f}"
 
 
-def _plot(draw: Callable[[str], None], caption: str) -> str:
+def _plot(draw: Callable[[str], None], caption: str, wide: bool = False) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, "plot.png"))
         draw(file)
-        return _figure("image/png", Path(file).read_bytes(), caption)
+        return _figure("image/png", Path(file).read_bytes(), caption, wide)
 
 
 def _picture(picture: Image.Image, caption: str) -> str:
     picture.thumbnail((_WIDEST_PICTURE, _WIDEST_PICTURE))
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=85)
-    return _figure("image/jpeg", content.getvalue(), caption)
+    return _figure("image/jpeg", content.getvalue(), caption, wide=True)
 
 
-def _figure(kind: str, content: bytes, caption: str) -> str:
+def _figure(kind: str, content: bytes, caption: str, wide: bool) -> str:
+    """A picture and what it shows. One that is `wide`, of several parts side by side, is not made small on phones, but moved."""
     data, caption = base64.b64encode(content).decode(), escape(caption)
-    return f'<figure><img src="data:{kind};base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    kept = ' class="wide"' if wide else ""
+    return f'<figure{kept}><img src="data:{kind};base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'

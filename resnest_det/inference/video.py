@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -38,10 +39,10 @@ def _av():
 
 
 class VideoSource:
-    """The frames of a video file or of a camera.
+    """The frames of a video file or of a camera, turned upright as the file says: phones write them as the sensor lies.
 
     Attributes:
-        width, height: in pixels. rate: frames a second. frames: how many, 0 where nobody knows.
+        width, height: in pixels, of a frame that is upright. rate: frames a second. frames: how many, 0 where nobody knows.
 
     Raises:
         UserError: it cannot be opened or decoded, there is no such camera, or PyAV is not installed.
@@ -63,27 +64,30 @@ class VideoSource:
                 raise UserError(f"there is no camera {source} here, or another program has it: {_reason(error)}") from None
             raise UserError(f"video {source} cannot be read: {_reason(error)}") from None
         self._stream.thread_type = "AUTO"
-        self.width, self.height = self._stream.codec_context.width, self._stream.codec_context.height
+        self._decoded = self._container.decode(self._stream)
+        try:
+            self._first = next(self._decoded)  # which way up is said with the frames
+        except StopIteration:
+            self.close()
+            raise UserError(f"video {source} has no frame that can be decoded") from None
+        except self._errors as error:
+            self.close()
+            raise UserError(f"video {source} cannot be decoded: {_reason(error)}") from None
+        # In quarters, counterclockwise; older versions of PyAV do not say it.
+        self._turns = round(getattr(self._first, "rotation", 0) / 90)
+        self.height, self.width = self._upright(self._first).shape[:2]
         self.rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self.time_base = self._stream.time_base
         self.frames = self._stream.frames
 
     def __iter__(self) -> Iterator[tuple[int | None, np.ndarray]]:
-        """(time stamp in units of `time_base`, (H, W, 3) uint8 RGB) of each frame.
+        """(time stamp in units of `time_base`, (H, W, 3) uint8 RGB) of each frame; damage after the first ends it."""
+        with contextlib.suppress(*self._errors):
+            for frame in itertools.chain([self._first], self._decoded):
+                yield frame.pts, self._upright(frame)
 
-        Raises:
-            UserError: the file is damaged before its first frame; later damage ends it.
-        """
-        count = 0
-        try:
-            for frame in self._container.decode(self._stream):
-                count += 1
-                yield frame.pts, frame.to_ndarray(format="rgb24")
-        except self._errors as error:
-            if not count:
-                raise UserError(f"video {self.name} cannot be decoded: {_reason(error)}") from None
-        if not count:
-            raise UserError(f"video {self.name} has no frame that can be decoded")
+    def _upright(self, frame) -> np.ndarray:
+        return np.rot90(frame.to_ndarray(format="rgb24"), self._turns)
 
     def close(self) -> None:
         """Give file or camera back."""

@@ -184,10 +184,7 @@ def schedule_config(cfg: CfgNode) -> dict:
         train_cfg=dict(
             type="IterBasedTrainLoop", max_iters=solver.MAX_ITER, val_interval=cfg.TEST.EVAL_PERIOD or solver.MAX_ITER
         ),
-        optim_wrapper=dict(
-            type="AmpOptimWrapper" if solver.AMP.ENABLED else "OptimWrapper",
-            optimizer=_optimizer(solver),
-        ),
+        optim_wrapper=dict(type="AmpOptimWrapper" if solver.AMP.ENABLED else "OptimWrapper", optimizer=_optimizer(solver)),
         param_scheduler=_learning_rate(cfg),
         auto_scale_lr=dict(enable=False, base_batch_size=solver.IMS_PER_BATCH),
     )

@@ -7,8 +7,9 @@
 those of a detector trained here.
 """
 
+import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from resnest_det.integrations.torchvision_version import check_torchvision
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn  # noqa: E402
 from torchvision.models import list_models  # noqa: E402
 from torchvision.models._api import register_model  # noqa: E402
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet  # noqa: E402
+from torchvision.models.detection.transform import GeneralizedRCNNTransform  # noqa: E402
 from torchvision.models.segmentation import FCN, DeepLabV3  # noqa: E402
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead  # noqa: E402
 from torchvision.models.segmentation.fcn import FCNHead  # noqa: E402
@@ -27,7 +29,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyrami
 from resnest_det.backbone.loading import load_weights  # noqa: E402
 from resnest_det.backbone.resnest import STAGES, ResNeSt  # noqa: E402
 from resnest_det.backbone.variants import find_variant  # noqa: E402
-from resnest_det.errors import UserError  # noqa: E402
+from resnest_det.errors import UserError, nearest, shown  # noqa: E402
 from resnest_det.weights.checkpoint_files import read_checkpoint  # noqa: E402
 from resnest_det.weights.downloads import resolve_weights  # noqa: E402
 from resnest_det.weights.weights import check_numbers, errors_naming  # noqa: E402
@@ -110,8 +112,9 @@ def resnest_fpn_backbone(
     Raises:
         UserError: an unknown variant, weights that cannot be had or are of another one, or layers that there are not.
     """
-    layers = [1, 2, 3, 4] if returned_layers is None else list(returned_layers)
-    if not layers or sorted(set(layers)) != layers or not set(layers) <= {1, 2, 3, 4}:
+    layers = [1, 2, 3, 4] if returned_layers is None else returned_layers
+    whole = isinstance(layers, (list, tuple)) and all(type(layer) is int for layer in layers)
+    if not whole or not layers or sorted(set(layers) & {1, 2, 3, 4}) != list(layers):
         raise UserError(f"returned_layers is {returned_layers!r}, expected some of 1, 2, 3, 4, in this order")
     names = {STAGES[layer - 1]: str(index) for index, layer in enumerate(layers)}
     body = _body(name, weights, norm_layer, names)
@@ -138,25 +141,47 @@ def freeze_all_but(body: ResNeSt, trainable_layers: int, argument: str = "traina
     Raises:
         UserError: it is not 0 to 5.
     """
-    if isinstance(trainable_layers, bool) or trainable_layers not in range(6):
-        raise UserError(f"{argument} is {trainable_layers!r}, expected a whole number from 0 (all frozen) to 5 (all trained)")
+    _check_trainable_layers(trainable_layers, argument)
     for part in ("stem", *STAGES)[: 5 - trainable_layers]:
         if part in body.parts:
             getattr(body, part).requires_grad_(False)
+
+
+def _check_trainable_layers(layers: int, argument: str) -> None:
+    if type(layers) is not int or layers not in range(6):
+        raise UserError(f"{argument} is {shown(layers)}, expected a whole number from 0 (all frozen) to 5 (all trained)")
+
+
+def _check_call(num_classes: int, arguments: dict, known: Collection[str]) -> None:
+    """torchvision's classes swallow arguments that they do not know."""
+    if type(num_classes) is not int or num_classes < 1:
+        raise UserError(f"num_classes is {shown(num_classes)}, expected a whole number from 1 on, the background counted")
+    for name in arguments:
+        if name not in known and not name.startswith("_"):
+            near = nearest(name, known)
+            raise UserError(f"the model has no argument {name!r}" + (f"; nearest: {', '.join(near)}" if near else ""))
 
 
 def _body(name: str, weights: str | None, norm_layer: NormLayer, names: dict[str, str], **arguments) -> NamedFeatures:
     variant = find_variant(name)
     body = NamedFeatures(names=names, norm=norm_layer, **variant.network, **arguments)
     if weights is not None:
-        published = isinstance(weights, str) and weights.rpartition("_Weights.")[2] in PUBLISHED
-        load_weights(body, resolve_weights(f"resnest://{variant.name}" if published else weights))
+        if isinstance(weights, str) and _is_published(weights):
+            weights = f"resnest://{variant.name}"
+        load_weights(body, resolve_weights(weights))
     return body
+
+
+def _is_published(weights: str) -> bool:
+    return weights.rpartition("_Weights.")[2] in PUBLISHED
 
 
 def _detector_builder(kind: str, variant: str) -> Callable[..., nn.Module]:
     detector = DETECTORS[kind]
     one_stage = kind in ("retinanet", "fcos")
+    classes = (*detector.__mro__[: detector.__mro__.index(nn.Module)], GeneralizedRCNNTransform)
+    known = {name for each in classes for name in inspect.signature(each.__init__).parameters} - {"self", "kwargs"}
+    known |= {"progress", "weights", "weights_backbone", "trainable_backbone_layers"}
 
     def build(
         *,
@@ -168,6 +193,8 @@ def _detector_builder(kind: str, variant: str) -> Callable[..., nn.Module]:
     ) -> nn.Module:
         weights_backbone = weights_backbone if weights is None else None
         trained = weights is not None or weights_backbone is not None
+        if trainable_backbone_layers is not None:
+            _check_trainable_layers(trainable_backbone_layers, "trainable_backbone_layers")
         if not trained and trainable_backbone_layers not in (None, 5):
             warnings.warn("trainable_backbone_layers has no effect without weights: all layers are trained", stacklevel=2)
             trainable_backbone_layers = 5
@@ -183,6 +210,7 @@ def _detector_builder(kind: str, variant: str) -> Callable[..., nn.Module]:
         freeze_all_but(backbone.body, layers, "trainable_backbone_layers")
         if num_classes is None:
             num_classes = 2 if kind == "keypointrcnn" else 91
+        _check_call(num_classes, kwargs, known)
         if kind == "keypointrcnn":
             kwargs.setdefault("num_keypoints", 17)
         return _with_weights(detector(backbone, num_classes, **kwargs), weights)
@@ -197,7 +225,7 @@ def _detector_builder(kind: str, variant: str) -> Callable[..., nn.Module]:
             num_classes: with the background; COCO's 91 by default, 2 of a keypoint detector.
             weights_backbone: see `resnest_fpn_backbone`.
             trainable_backbone_layers: see there; 3 by default with weights, else all 5.
-            kwargs: of torchvision's class.
+            kwargs: of torchvision's class and its transform; `progress` is not used.
         """,
     )
 
@@ -213,6 +241,7 @@ def _segmentation_builder(kind: str, variant: str) -> Callable[..., nn.Module]:
         weights_backbone: str | None = "DEFAULT",
         **kwargs,
     ) -> nn.Module:
+        _check_call(num_classes, kwargs, ("progress",))
         backbone = dilated_resnest(variant, weights=weights_backbone if weights is None else None, aux=bool(aux_loss))
         channels = backbone.out_feature_channels
         aux = FCNHead(channels["res4"], num_classes) if aux_loss else None
@@ -228,7 +257,7 @@ def _segmentation_builder(kind: str, variant: str) -> Callable[..., nn.Module]:
             num_classes: with the background.
             aux_loss: whether there is an auxiliary head over res4.
             weights_backbone: see `resnest_fpn_backbone`.
-            kwargs: not used, as in torchvision.
+            kwargs: `progress`, which is not used.
         """,
     )
 
@@ -236,6 +265,8 @@ def _segmentation_builder(kind: str, variant: str) -> Callable[..., nn.Module]:
 def _with_weights(model: nn.Module, weights: str | None) -> nn.Module:
     if weights is None:
         return model
+    if isinstance(weights, str) and _is_published(weights):
+        raise UserError(f"weights {weights}: nobody has published a whole model; give a file that the reference training wrote")
     path = resolve_weights(weights)
     checkpoint = read_checkpoint(path)
     state = checkpoint.get("model", checkpoint)  # the reference training's key

@@ -3,6 +3,7 @@
 import importlib
 
 from resnest_det.errors import UserError
+from resnest_det.integrations.installed import with_version
 
 # What the integration takes from torchvision; some of it lies below the documented interface, and may move.
 _USED = {
@@ -31,7 +32,7 @@ def check_torchvision() -> None:
     try:
         import torchvision
     except (ImportError, RuntimeError) as error:  # operators of another torch are a RuntimeError
-        raise UserError(f"torchvision cannot be imported: {error}; {_HINT}") from None
+        raise UserError(f"{with_version('torchvision')} cannot be imported: {error}; {_HINT}") from None
     version = torchvision.__version__
     try:
         for module, names in _USED.items():

@@ -33,7 +33,7 @@ from resnest_det.backbone.layers import NORMS  # noqa: E402
 from resnest_det.backbone.loading import LoadReport, load_weights  # noqa: E402
 from resnest_det.backbone.resnest import STAGES, ResNeSt  # noqa: E402
 from resnest_det.backbone.variants import find_variant  # noqa: E402
-from resnest_det.errors import UserError  # noqa: E402
+from resnest_det.errors import UserError, naming, shown  # noqa: E402
 from resnest_det.weights.downloads import resolve_weights  # noqa: E402
 from resnest_det.weights.published import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 
@@ -84,6 +84,14 @@ class ResNeStConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__init__(**kwargs)
         if norm not in NORMS:
             raise UserError(f"norm is {norm!r}; supported: {', '.join(map(repr, NORMS))}")
+        for argument, value, kind in (
+            ("depths", depths, int),
+            ("out_features", out_features, str),
+            ("out_indices", out_indices, int),
+        ):
+            if value is not None and not (isinstance(value, (list, tuple)) and all(type(each) is kind for each in value)):
+                what = "names of stages" if kind is str else "whole numbers"
+                raise UserError(f"{argument} is {shown(value)}, expected a list of {what}")
         self.depths = list(depths)
         self.stem_width, self.radix, self.groups, self.bottleneck_width = stem_width, radix, groups, bottleneck_width
         self.avd_first, self.bottleneck_channels, self.res2_out_channels = avd_first, bottleneck_channels, res2_out_channels
@@ -145,6 +153,11 @@ class ResNeStPreTrainedModel(PreTrainedModel):
             if getattr(module, "num_batches_tracked", None) is not None:
                 init.zeros_(module.num_batches_tracked)
 
+    @staticmethod
+    def _network(config: ResNeStConfig, *stages: str) -> ResNeSt:
+        with naming({"blocks": "depths", "in_channels": "num_channels"}):
+            return ResNeSt(out_features=stages, **config.network())
+
     @classmethod
     def from_variant(cls, name: str, weights: str | None = None, **kwargs):
         """A model of the family by its name.
@@ -182,8 +195,7 @@ class ResNeStBackbone(BackboneMixin, ResNeStPreTrainedModel):
 
     def __init__(self, config: ResNeStConfig):
         super().__init__(config)
-        stages = [FEATURES[name] for name in config.out_features]
-        self.resnest = ResNeSt(out_features=tuple(stages), **config.network())
+        self.resnest = self._network(config, *(FEATURES[name] for name in config.out_features))
         channels = [config.res2_out_channels * 2**stage for stage in range(len(STAGES))]
         self.num_features = [self.resnest.stem.out_channels, *channels]
         self.post_init()
@@ -226,7 +238,11 @@ class ResNeStForImageClassification(ResNeStPreTrainedModel):
 
     def __init__(self, config: ResNeStConfig):
         super().__init__(config)
-        self.resnest = ResNeSt(out_features=("res5",), **config.network())
+        self.resnest = self._network(config, "res5")
+        if config.num_labels < 1:
+            raise UserError(f"num_labels is {config.num_labels}, expected at least 1")
+        if not 0 <= config.drop_rate <= 1:
+            raise UserError(f"drop_rate is {config.drop_rate!r}, expected 0 to 1")
         self.classifier = nn.Linear(self.resnest.out_feature_channels["res5"], config.num_labels)
         self.post_init()
 

@@ -3,7 +3,7 @@
 import importlib
 
 from resnest_det.errors import UserError
-from resnest_det.integrations.installed import is_installed
+from resnest_det.integrations.installed import is_installed, with_version
 
 _USED = {
     "transformers": ("AutoBackbone", "AutoConfig", "AutoImageProcessor", "PreTrainedModel", "Trainer"),
@@ -26,7 +26,8 @@ def check_transformers() -> None:
     try:
         import transformers
     except (ImportError, RuntimeError) as error:  # it refuses versions of what it needs, with several lines
-        raise UserError(f"transformers cannot be imported: {' '.join(str(error).split())}; {_HINT}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{with_version('transformers')} cannot be imported: {reason}; {_HINT}") from None
     try:
         for module, names in _USED.items():
             found = importlib.import_module(module)

@@ -24,7 +24,7 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
-from resnest_det.errors import UserError, nearest
+from resnest_det.errors import UserError, nearest, shown
 from resnest_det.files import open_unlinked
 from resnest_det.weights import mxnet_files
 from resnest_det.weights.published import ALIASES, GLUON_FILES, SHA1_OF_PARAMS, WEIGHT_FILES, WeightFile, digits_in
@@ -63,6 +63,8 @@ def resolve_weights(spec: str | os.PathLike) -> str:
         UserError: unknown name, nothing at the path, a wrong hash, or no mirror answers; then the message lists the
             addresses, the file's name and the folder to put it into.
     """
+    if not spec or not isinstance(spec, (str, os.PathLike)):
+        raise UserError(f"weights {shown(spec)}: expected a path or an address such as resnest://resnest50")
     spec = os.fspath(spec)
     scheme, separator, rest = spec.partition("://")
     if not separator:

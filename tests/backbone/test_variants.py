@@ -12,6 +12,7 @@ from PIL import Image
 import resnest_det
 from resnest_det import UserError, create_model, list_models, transforms_for
 from resnest_det.backbone import classifier
+from resnest_det.backbone.resnest import ResNeSt
 from resnest_det.backbone.variants import VARIANTS
 from resnest_det.weights.names import from_own_names
 from resnest_det.weights.published import ALIASES
@@ -113,6 +114,22 @@ def test_norms(norm, kind):
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
     if kind:
         assert isinstance(model.stem.conv1_1.norm, kind)
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (dict(blocks=(1, 1, 1)), "blocks is .1, 1, 1.; it must have a number for each of res2, res3, res4, res5"),
+        (dict(blocks=(1, 0, 1, 1)), "blocks is 0; it must be a whole number, at least 1"),
+        (dict(in_channels="3"), "in_channels is .3.; it must be a whole number, at least 1"),
+        (dict(freeze_at="2"), "freeze_at is .2.; it must be a whole number"),
+        (dict(radix=True), "radix is True; it must be a whole number"),
+        (dict(drop_path_rate=2.0), "drop_path_rate is 2.0; it must be from 0 to 1"),
+    ],
+)
+def test_shapes_that_no_network_has(arguments, reason):
+    with torch.device("meta"), pytest.raises(UserError, match=reason):
+        ResNeSt(**arguments)
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,32 @@ def test_a_video_keeps_its_size_and_rate(run, tmp_path, capsys):
 
 
 @pytest.mark.extras
+@pytest.mark.parametrize("turn", [90, -90, 180])
+def test_a_phones_video_is_turned_upright(run, tmp_path, turn):
+    """A phone writes frames as its sensor lies, and in the file by how much they are to be turned, counterclockwise."""
+    av = pytest.importorskip("av")
+    upright = np.zeros((80, 64, 3), dtype=np.uint8)
+    upright[:20, :, 0] = upright[:, :16, 1] = 200  # other colors at the top and at the left
+    lying = np.ascontiguousarray(np.rot90(upright, -turn // 90))
+    with av.open(str(tmp_path / "phone.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=12, options={"crf": "10"})
+        if not hasattr(stream, "set_display_rotation"):
+            pytest.skip("this PyAV writes no rotation")
+        stream.height, stream.width = lying.shape[:2]
+        stream.set_display_rotation(turn)
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(lying, format="rgb24")))
+        container.mux(stream.encode(None))
+    out = tmp_path / "found.mp4"
+    main([str(run), "--input", str(tmp_path / "phone.mp4"), "--output", str(out), "--confidence-threshold", "1"])
+    with av.open(str(out)) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == 3 and frames[0].rotation == 0
+    pixels = frames[0].to_ndarray(format="rgb24").astype(int)
+    assert pixels.shape == upright.shape and np.abs(pixels - upright).mean() < 8
+
+
+@pytest.mark.extras
 def test_videos_and_cameras_that_cannot_be_read(run, tmp_path):
     pytest.importorskip("av")
     (tmp_path / "bad.mp4").write_text("no video")

@@ -14,6 +14,7 @@ from resnest_det.engine.metrics import Metrics
 from resnest_det.errors import UserError
 from resnest_det.evaluation.bootstrap import Estimate
 from resnest_det.inference.advice import advice
+from tests.helpers.browser import DESKTOP, PHONE, opened_tab, overflow
 from tests.helpers.datasets import write_coco
 
 
@@ -62,6 +63,21 @@ def test_a_report_stands_alone(tmp_path, dataset, capsys):
     assert "<h1>Run &lt;run&gt;</h1>" in page and "<script" not in page
     assert page.count('src="data:image/') == page.count("<img ") >= 7 and "http" not in page.split("Configuration")[0]
     assert "best threshold" in page and ">1.png: 1 missed" not in page and "12.png: 1 missed, 1 false" in page
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_a_report_fits_a_window_and_its_pictures_stay_readable(tmp_path, dataset, size):
+    pytest.importorskip("matplotlib")
+    report.main([write_run(tmp_path / "a_run_with_a_long_name", dataset, range(1, 9))])
+    with opened_tab(size) as tab:
+        tab.goto((tmp_path / "a_run_with_a_long_name" / "report.html").as_uri())
+        assert overflow(tab) <= 0
+        images = tab.locator("img").evaluate_all("all => all.map(each => [each.width, each.naturalWidth])")
+        pairs = tab.locator(".wide img").evaluate_all("all => all.map(each => each.width)")
+    assert len(images) >= 7 and all(shown and natural for shown, natural in images)
+    # Two pictures side by side have the width of a phone each, or more.
+    assert len(pairs) >= 6 and min(pairs) >= 600
 
 
 def test_folders_that_are_no_runs_are_named(tmp_path, dataset):

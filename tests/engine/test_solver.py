@@ -236,7 +236,8 @@ def test_adamw_takes_a_step_of_torch_with_the_groups_of_sgd():
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     cfg = _config(OPTIMIZER="ADAMW", BASE_LR=0.1, WEIGHT_DECAY=0.5, WEIGHT_DECAY_BIAS=0.0, MOMENTUM=0.8)
     optimizer = build_optimizer(cfg, model)
-    assert {(group["betas"], group["weight_decay"]) for group in optimizer.param_groups} == {((0.8, 0.999), 0.5), ((0.8, 0.999), 0.0)}
+    settings = {(group["betas"], group["weight_decay"]) for group in optimizer.param_groups}
+    assert settings == {((0.8, 0.999), 0.5), ((0.8, 0.999), 0.0)}
     (model(torch.ones(1, 2)).sum() * 3).backward()
     optimizer.step()
     torch.testing.assert_close(model.weight.detach(), before["weight"] * (1 - 0.1 * 0.5) - 0.1)

@@ -1,8 +1,8 @@
 """The page: what it shows, through its programming interface and in a browser."""
 
 import json
-import shutil
 import socket
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from PIL import Image
 from resnest_det import Predictor
 from resnest_det.commands.train_net import main as train
 from resnest_det.errors import UserError
+from tests.helpers.browser import DESKTOP, PHONE, opened_tab, overflow
 from tests.helpers.page_client import collect_leftovers, free_port, look, opened
 from tests.helpers.tiny_run import write_tiny_run
 
@@ -22,7 +23,6 @@ pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("gradio")
 
 QUICK = ["TEST.PRECISE_BN.ENABLED", "False", "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)"]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -138,23 +138,57 @@ def test_a_port_in_use_is_one_line(predictor, tmp_path, monkeypatch):
         open_page(page, "127.0.0.1", taken.getsockname()[1], 100_000)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_in_a_browser_and_nothing_comes_from_elsewhere(run, predictor, page):
-    playwright = pytest.importorskip("playwright.sync_api")
-    expected = predictor(image(run))
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tab, asked = browser.new_page(), []
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_in_a_browser_and_nothing_comes_from_elsewhere(run, predictor, page, size):
+    """What a visitor does: a picture, the slider, a class, the JSON of what is left."""
+    expected = predictor(image(run)).to_json() | {"file_name": "1.png"}
+    scores, names = [each["score"] for each in expected["detections"]], [each["name"] for each in expected["detections"]]
+    with opened_tab(size) as tab:
+        asked = []
         tab.on("request", lambda request: asked.append(request.url))
+
+        def says(text: str) -> None:
+            tab.wait_for_function("text => document.querySelector('#sentence')?.innerText.includes(text)", arg=text)
+
+        def downloaded() -> dict:
+            with tab.expect_download() as download:
+                tab.click("#download")
+            return json.loads(Path(download.value.path()).read_text())
+
         tab.goto(page)
         tab.wait_for_selector("#picture input[type=file]", state="attached")
         tab.set_input_files("#picture input[type=file]", image(run))
-        tab.wait_for_function("document.querySelector('#sentence')?.innerText.includes('80 x 64 pixels')")
-        with tab.expect_download() as download:
-            tab.click("#download")
-        assert json.loads(Path(download.value.path()).read_text()) == expected.to_json() | {"file_name": "1.png"}
-        tab.fill("#threshold input[type=number]", "1")
-        tab.press("#threshold input[type=number]", "Tab")
-        tab.wait_for_function("document.querySelector('#sentence').innerText.startsWith('nothing')")
-        browser.close()
+        says("80 x 64 pixels")
+        assert downloaded() == expected
+        first = f"{names[0]} {round(scores[0], 3)}"
+        tab.wait_for_function(
+            "text => document.querySelector('#table').innerText.replace(/\\s+/g, ' ').includes(text)", arg=first
+        )
+        shown = tab.locator("#found img").evaluate("each => [each.naturalWidth, each.naturalHeight]")
+        assert shown == [80, 64] and overflow(tab) <= 0
+
+        middle = round(sorted(scores)[len(scores) // 2], 2)
+        slider = tab.locator("#threshold input[type=range]")
+        slider.focus()
+        slider.press("End")
+        says("nothing in 80 x 64")
+        assert downloaded()["detections"] == []
+        slider.press("Home")
+        for _ in range(round(middle * 100)):
+            slider.press("ArrowRight")
+        left = [each for each in expected["detections"] if each["score"] >= middle]
+        says(_counted(left))
+        assert downloaded()["detections"] == left
+
+        slider.press("Home")
+        tab.click("#classes input")
+        tab.get_by_role("option", name="blue").click()
+        blue = [each for each in expected["detections"] if each["name"] == "blue"]
+        says(_counted(blue) or "nothing")
+        assert downloaded()["detections"] == blue and overflow(tab) <= 0
     assert asked and [url for url in asked if not url.startswith((page, "data:", "blob:"))] == []
+
+
+def _counted(detections: list[dict]) -> str:
+    """How the sentence begins."""
+    return ", ".join(f"{count} {name}" for name, count in Counter(each["name"] for each in detections).most_common())

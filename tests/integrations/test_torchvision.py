@@ -188,11 +188,45 @@ def test_a_trained_detector_is_loaded(tmp_path):
         (dict(returned_layers=[4, 5]), "returned_layers is .4, 5."),
         (dict(returned_layers=[]), "returned_layers"),
         (dict(returned_layers=[2, 1]), "in this order"),
+        (dict(returned_layers=3), "returned_layers is 3, expected some of 1, 2, 3, 4"),
+        (dict(returned_layers=[2, "3"]), "returned_layers is .2, '3'., expected"),
+        (dict(returned_layers=[2.0, 3.0]), "returned_layers is .2.0, 3.0., expected"),
+        (dict(trainable_layers=3.0), "trainable_layers is 3.0, expected a whole number"),
+        (
+            dict(weights=torchvision.models.ResNet50_Weights.DEFAULT),
+            "weights ResNet50_Weights.IMAGENET1K_V2: expected a path or an",
+        ),
     ],
 )
 def test_impossible_arguments_are_named(arguments, message):
     with pytest.raises(UserError, match=message):
         host.resnest_fpn_backbone(**{"name": "resnest14", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        (
+            "fasterrcnn_resnest14_fpn",
+            dict(trainable_backbone_layers=9),
+            "trainable_backbone_layers is 9, expected a whole number",
+        ),
+        ("maskrcnn_resnest14_fpn", dict(min_szie=300), "the model has no argument 'min_szie'; nearest: min_size"),
+        ("fcos_resnest14_fpn", dict(classes=5), "the model has no argument 'classes'; nearest: num_classes"),
+        ("retinanet_resnest14_fpn", dict(num_classes="5"), "num_classes is '5', expected a whole number from 1 on"),
+        ("deeplabv3_resnest50", dict(num_classes=0), "num_classes is 0, expected"),
+        ("fcn_resnest50", dict(aux=True), "the model has no argument 'aux'"),
+        ("fcn_resnest50", dict(weights="DEFAULT"), "weights DEFAULT: nobody has published a whole model; give a file"),
+    ],
+)
+def test_impossible_arguments_of_a_model_are_named(name, arguments, message):
+    with torch.device("meta"), pytest.raises(UserError, match=message):
+        get_model(name, **{"weights_backbone": None, **arguments})
+
+
+def test_torchvisions_own_arguments_are_taken():
+    model = detector("maskrcnn", progress=False, box_score_thresh=0.3, image_mean=[0.5] * 3, size_divisible=64, _skip_resize=True)
+    assert (model.roi_heads.score_thresh, model.transform.size_divisible, model.transform._skip_resize) == (0.3, 64, True)
 
 
 def test_weights_of_another_depth_are_refused(resnest14_file):

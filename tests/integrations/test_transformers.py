@@ -125,6 +125,22 @@ def test_the_processor_is_that_of_the_published_evaluation(name):
         (lambda: host.ResNeStConfig(out_features=["stage5"]), "stage5.*; supported: some of stem, stage1"),
         (lambda: host.ResNeStConfig(out_indices=[5]), "5.*; supported: .* 0 to 4"),
         (lambda: host.ResNeStConfig(norm="LN"), "norm is 'LN'; supported: '', 'BN'"),
+        (lambda: host.ResNeStConfig(out_features="stage4"), "out_features is 'stage4', expected a list of names of stages"),
+        (lambda: host.ResNeStConfig(out_indices=["1"]), "out_indices is .'1'., expected a list of whole numbers"),
+        (lambda: host.ResNeStConfig(depths=3), "depths is 3, expected a list of whole numbers"),
+        (
+            lambda: host.ResNeStBackbone(host.ResNeStConfig(depths=[1, 1])),
+            r"depths is \(1, 1\); it must have a number for each of",
+        ),
+        (
+            lambda: host.ResNeStBackbone(host.ResNeStConfig(num_channels=0)),
+            "num_channels is 0; it must be a whole number, at least 1",
+        ),
+        (
+            lambda: host.ResNeStForImageClassification.from_variant("resnest14", num_labels=0),
+            "num_labels is 0, expected at least 1",
+        ),
+        (lambda: host.ResNeStForImageClassification(host.ResNeStConfig(drop_rate=1.5)), "drop_rate is 1.5, expected 0 to 1"),
     ],
 )
 def test_impossible_arguments_are_named(make, message):
@@ -145,7 +161,7 @@ def test_other_versions_of_transformers(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(transformers_version, "is_installed", lambda name: True)
         patch.setitem(sys.modules, "transformers", None)  # as where it refuses another library's version
-        with pytest.raises(UserError, match=r"transformers cannot be imported: .*; transformers 5.* work: pip"):
+        with pytest.raises(UserError, match=r"transformers 5\S+ cannot be imported: .*; transformers 5.* work: pip"):
             transformers_version.check_transformers()
     monkeypatch.setattr(transformers_version, "is_installed", lambda name: False)
     with pytest.raises(UserError, match=r'not installed; .* work: pip install "resnest_det\[transformers\]"'):

@@ -1,6 +1,8 @@
 """The recipes of configs/transformers: each builds, takes a step, is saved and loaded, and its results are evaluated here."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ pytest.importorskip("scipy")
 from torchvision.ops import FrozenBatchNorm2d  # noqa: E402
 
 from resnest_det.commands import train_transformers  # noqa: E402
-from resnest_det.data.catalog import get_dataset, register_coco, register_panoptic  # noqa: E402
+from resnest_det.data.catalog import dataset_names, get_dataset, register_coco, register_panoptic  # noqa: E402
 from resnest_det.data.shapes import STUFF, THINGS, write_shapes  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.integrations import transformers_data as data  # noqa: E402
@@ -73,6 +75,13 @@ def shrink(name: str, folder) -> None:
 
 def test_all_recipes_are_tested():
     assert recipes.recipe_names() == sorted(TINY)
+
+
+def test_the_pages_lines_name_recipes_and_datasets_that_there_are():
+    page = (Path(__file__).parents[2] / "docs" / "transformers.md").read_text()
+    assert set(re.findall(r"--recipe (\S+)", page)) <= set(recipes.recipe_names())
+    named = re.findall(r"--(?:train|val) (\S+)", page)
+    assert len(named) == 6 and set(named) <= set(dataset_names())
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
