@@ -34,14 +34,18 @@ def figures_of_tasks(
     Returns:
         for each task the names in `FIGURES` and `AP-<category>` for each category, in percent; nan where there is no truth.
     """
-    results = {}
-    for task, counting in counted(ground_truth, detections, tasks, max_detections).items():
-        counting.summary_lines()
-        means = counting.get_results(per_class=True)
-        results[task] = {name: _percent(means[name]) for name in FIGURES}
-        for number, category in enumerate(sorted(ground_truth["categories"], key=itemgetter("id")), start=1):
-            results[task][f"AP-{category['name']}"] = _percent(means.get(f"AP/{number}", -1))
-    return results
+    countings = counted(ground_truth, detections, tasks, max_detections)
+    return {task: figures_of(counting, ground_truth) for task, counting in countings.items()}
+
+
+def figures_of(counting: hotcoco.COCOeval, ground_truth: dict) -> dict[str, float]:
+    """The figures of a task that `counted` has counted, see `figures_of_tasks`."""
+    counting.summary_lines()
+    means = counting.get_results(per_class=True)
+    figures = {name: _percent(means[name]) for name in FIGURES}
+    for number, category in enumerate(sorted(ground_truth["categories"], key=itemgetter("id")), start=1):
+        figures[f"AP-{category['name']}"] = _percent(means.get(f"AP/{number}", -1))
+    return figures
 
 
 def _percent(mean: float) -> float:

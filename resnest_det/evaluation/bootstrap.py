@@ -5,10 +5,12 @@ An Introduction to the Bootstrap, chapters 10 and 13). Two detectors are compare
 images are falls out of their difference.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from hotcoco import COCOeval
 
 from resnest_det.evaluation.average_precision import counted
 
@@ -48,18 +50,21 @@ def matched_detections(ground_truth: dict, detections: list[dict], task: str = "
     Args:
         ground_truth, detections, task: see `resnest_det.evaluation.average_precision.figures_of_tasks`.
     """
-    counting = counted(ground_truth, detections, (task,), 100)[task]
+    return matched_by(counted(ground_truth, detections, (task,), 100)[task], ground_truth, detections)
+
+
+def matched_by(counting: COCOeval, ground_truth: dict, detections: list[dict]) -> MatchedDetections:
+    """`matched_detections` of what has been counted already, by `resnest_det.evaluation.average_precision.counted`."""
     image_of = {each: number for number, each in enumerate(sorted({image["id"] for image in ground_truth["images"]}))}
     class_of = {each: number for number, each in enumerate(sorted({entry["id"] for entry in ground_truth["categories"]}))}
     objects = [each for each in ground_truth["annotations"] if each["image_id"] in image_of]
     match = np.full((len(THRESHOLDS), len(detections)), -2, dtype=np.int64)
     for row, threshold in zip(match, THRESHOLDS):
         said = counting.image_diagnostics(iou_thr=float(threshold))
-        false = [number - 1 for number, status in said["dt_status"].items() if status == "fp"]
-        row[false] = -1
-        for number, partner in said["dt_match"].items():
-            if row[number - 1] == -2:
-                row[number - 1] = partner - 1
+        # Those that count have a status, and the right ones among them a partner.
+        row[_numbers(said["dt_status"])] = -1
+        partners = said["dt_match"]
+        row[_numbers(partners)] = _numbers(partners.values())
     scores = np.array([each["score"] for each in detections])
     order = np.argsort(-scores, kind="stable")
     sides = np.array([each["bbox"][2:] for each in detections], dtype=float).reshape(-1, 2)
@@ -77,6 +82,10 @@ def matched_detections(ground_truth: dict, detections: list[dict], task: str = "
     )
 
 
+def _numbers(counted_from_one: Collection[int]) -> np.ndarray:
+    return np.fromiter(counted_from_one, dtype=np.int64, count=len(counted_from_one)) - 1
+
+
 def draw_images(images: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """How often each image counts, (1 + draws, images): once in the first row, which gives the AP itself; then as it is drawn."""
     generator = np.random.default_rng(seed)
@@ -90,7 +99,7 @@ def average_precisions(matched: MatchedDetections, weights: np.ndarray, area: st
     Detections of the right class that match an object of another size do not count, and neither do false ones of another size.
 
     Args:
-        weights: (draws, images).
+        weights: (draws, images), whole numbers.
         area: a key of `AREAS`.
 
     Returns:
@@ -100,10 +109,14 @@ def average_precisions(matched: MatchedDetections, weights: np.ndarray, area: st
     fits = (matched.object_area >= low) & (matched.object_area <= high)
     inside = (matched.area >= low) & (matched.area <= high)
     result = np.full((len(weights), len(THRESHOLDS), matched.classes), np.nan)
+    # A row for each image: sums over detections are then sums of whole rows.
+    by_image = np.ascontiguousarray(weights.T, dtype=np.int32)
     for label in range(matched.classes):
-        present = weights[:, matched.object_image[(matched.object_label == label) & fits]].sum(axis=1)
+        present = by_image[matched.object_image[(matched.object_label == label) & fits]].sum(axis=0)
         own = np.flatnonzero(matched.label == label)
-        weight = weights[:, matched.image[own]]  # (draws, detections of the class)
+        right_somewhere = np.flatnonzero((matched.match[:, own] >= 0).any(axis=0))
+        own = own[: right_somewhere[-1] + 1] if len(right_somewhere) else own[:0]  # none after the last changes AP
+        weight = by_image[matched.image[own]]  # (detections of the class, draws)
         totals: dict[bytes, np.ndarray] = {}  # what counts is mostly the same at all overlaps
         for row, match in enumerate(matched.match[:, own]):
             right = match >= 0
@@ -111,8 +124,9 @@ def average_precisions(matched: MatchedDetections, weights: np.ndarray, area: st
             counts = right | ((match == -1) & inside[own])
             total = totals.get(counts.tobytes())
             if total is None:
-                total = totals[counts.tobytes()] = np.cumsum(weight * counts, axis=1)
-            result[:, row, label] = _average(np.cumsum(weight[:, right], axis=1), total[:, right], present)
+                total = totals[counts.tobytes()] = np.cumsum(weight[counts], axis=0, dtype=np.int32)
+            found = np.cumsum(weight[right], axis=0, dtype=np.int32)
+            result[:, row, label] = _average(found, total[right[counts]], present)
     return result
 
 
@@ -120,18 +134,20 @@ def _average(found: np.ndarray, total: np.ndarray, present: np.ndarray) -> np.nd
     """COCO's average of the precisions at 101 recalls, for each draw.
 
     Args:
-        found, total: (draws, n) right and all detections up to each of the n right ones.
+        found, total: (n, draws) right and all detections up to each of the n right ones.
         present: (draws,) objects.
     """
-    average = np.where(present > 0, 0.0, np.nan)
-    if not found.shape[1]:
-        return average
+    if not len(found):
+        return np.where(present > 0, 0.0, np.nan)
     # Of several detections with the same recall, and of those after them, the best precision counts.
-    precision = np.maximum.accumulate((found / np.maximum(total, 1))[:, ::-1], axis=1)[:, ::-1]
-    for draw in np.flatnonzero(present > 0):
-        at = np.searchsorted(found[draw].astype(np.float64) / present[draw], _RECALLS)
-        average[draw] = precision[draw, at[at < precision.shape[1]]].sum() / len(_RECALLS)
-    return average
+    precision = np.maximum.accumulate((found / np.maximum(total, 1))[::-1], axis=0)[::-1]
+    recall = found / np.maximum(present, 1)
+    # How many of the 101 recalls are reached; the quotient's rounding is mended by looking at the next.
+    reached = (recall * (len(_RECALLS) - 1)).astype(np.int32)
+    reached += 1 - (_RECALLS[reached] > recall)
+    reached += np.append(_RECALLS, np.inf)[reached] <= recall
+    gained = np.diff(reached, axis=0, prepend=0)
+    return np.where(present > 0, (precision * gained).sum(axis=0) / len(_RECALLS), np.nan)
 
 
 def mean_of_counted(values: np.ndarray) -> np.ndarray:

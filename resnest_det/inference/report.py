@@ -24,7 +24,7 @@ from resnest_det.drawing.plots import (
 )
 from resnest_det.drawing.results import detections_by_image, draw_result
 from resnest_det.engine.metrics import Metrics
-from resnest_det.evaluation.average_precision import counted, figures_of_tasks
+from resnest_det.evaluation.average_precision import counted, figures_of
 from resnest_det.evaluation.bootstrap import (
     AREAS,
     Estimate,
@@ -33,7 +33,7 @@ from resnest_det.evaluation.bootstrap import (
     best_thresholds,
     draw_images,
     estimate,
-    matched_detections,
+    matched_by,
     mean_of_counted,
 )
 from resnest_det.evaluation.results import errors_by_image, ground_truth_of, names_by_id
@@ -123,10 +123,11 @@ def _evaluation(
     tasks = ["bbox"]
     if detections and all("segmentation" in each for each in (*detections, *truth["annotations"])):
         tasks.append("segm")
-    figures = figures_of_tasks(truth, detections, tasks)
-    counting = counted(truth, detections, ("bbox",), 100)["bbox"]
-    weights = draw_images(len(truth["images"]))
-    matched = {task: matched_detections(truth, detections, task) for task in tasks}
+    # Each by itself: boxes and masks give detections other areas.
+    countings = {task: counted(truth, detections, (task,), 100)[task] for task in tasks}
+    figures = {task: figures_of(each, truth) for task, each in countings.items()}
+    counting, weights = countings["bbox"], draw_images(len(truth["images"]))
+    matched = {task: matched_by(each, truth, detections) for task, each in countings.items()}
     sizes = {task: {area: _ends(matched[task], weights, area) for area in AREAS} for task in tasks}
     error_kinds, calibration = counting.tide_errors(), counting.calibration()
 

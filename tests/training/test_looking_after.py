@@ -136,6 +136,25 @@ def test_training_ends_when_nothing_gets_better(tiny, tmp_path):
         assert list(losses_of(tmp_path / "out")) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
+def test_two_processes_choose_the_best_average_and_stop_together(tmp_path):
+    arguments = write_tiny_run(tmp_path)
+    keys = [*AVERAGED, "TEST.EVAL_PERIOD", "1", "TEST.PATIENCE", "2", "TEST.BEST_METRIC", "bbox/AP50", "SOLVER.MAX_ITER", "40"]
+    main([*arguments[:4], "--num-processes", "2", *keys])
+    out = tmp_path / "out"
+    # The last line is of the evaluation at the end, of the same parameters as the one before.
+    *figures, last = [line["bbox/AP50"] for line in _figures(out)]
+    best = max(figures)
+    assert len(figures) == figures.index(best) + 3 < 40 and last == figures[-1]
+    assert list(losses_of(out)) == list(range(len(figures)))
+    saved = read_checkpoint(out / "model_best.pth")
+    assert saved["best"] == {"metric": "bbox/AP50", "value": best, "iteration": figures.index(best)}
+    assert read_checkpoint(out / "model_final.pth")["model_ema"]["n_averaged"] == len(figures)
+    # What two processes have evaluated is what is in the file.
+    keys = ["TEST.EXPECTED_RESULTS", f"[['bbox', 'AP50', {best}, 1e-9]]", "OUTPUT_DIR", str(tmp_path / "one")]
+    main([*arguments, "--eval-only", "MODEL.WEIGHTS", str(out / "model_best.pth"), *keys])
+
+
 @pytest.mark.parametrize(
     "keys, message",
     [
