@@ -241,6 +241,7 @@ DEFAULTS = dict(
         IMS_PER_BATCH=16,
         MAX_ITER=40000,
         MAX_EPOCHS=0.0,
+        OPTIMIZER="SGD",  # as in Detectron2's project Mask2Former
         BASE_LR=0.001,
         BASE_LR_END=0.0,
         BIAS_LR_FACTOR=1.0,

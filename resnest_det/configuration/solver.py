@@ -22,8 +22,8 @@ MOST_ITERATIONS = 10**9
 RATE_KEYS = ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
-    """SGD over the trainable parameters of `model`, as the SOLVER.* keys say."""
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """SOLVER.OPTIMIZER over the trainable parameters of `model`, as the SOLVER.* keys say."""
     groups = solver.parameter_groups(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -37,17 +37,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
         raise UserError("the model has no trainable parameter: MODEL.BACKBONE.FREEZE_AT and other settings freeze all of them")
     try:
         fused = all(each.device.type in ("cpu", "cuda") for group in groups for each in group["params"])
-        return torch.optim.SGD(
-            groups,
-            lr=cfg.SOLVER.BASE_LR,
-            momentum=cfg.SOLVER.MOMENTUM,
-            nesterov=cfg.SOLVER.NESTEROV,
-            fused=fused,
-            foreach=not fused,
-        )
+        how = dict(lr=cfg.SOLVER.BASE_LR, fused=fused, foreach=not fused)
+        if cfg.SOLVER.OPTIMIZER == "ADAMW":
+            return torch.optim.AdamW(groups, betas=(cfg.SOLVER.MOMENTUM, 0.999), **how)
+        return torch.optim.SGD(groups, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV, **how)
     except ValueError as error:
         raise UserError(
-            f"SOLVER.BASE_LR {cfg.SOLVER.BASE_LR}, MOMENTUM {cfg.SOLVER.MOMENTUM}, NESTEROV {cfg.SOLVER.NESTEROV}, "
+            f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER}, BASE_LR {cfg.SOLVER.BASE_LR}, MOMENTUM {cfg.SOLVER.MOMENTUM}, NESTEROV {cfg.SOLVER.NESTEROV}, "
             f"WEIGHT_DECAY {cfg.SOLVER.WEIGHT_DECAY}: {error}"
         ) from None
 

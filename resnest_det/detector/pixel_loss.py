@@ -118,7 +118,6 @@ def rescale_logits(
         input_size, image_size: (height, width) of the network's input without padding, and of the image.
         align_corners: see `PixelHead`.
     Returns:
-        (C, height, width), interpolated bilinearly.
+        (C, height, width), interpolated bilinearly; without a copy where they have that size.
     """
-    logits = logits[None, :, : input_size[0], : input_size[1]]
-    return F.interpolate(logits, size=image_size, mode="bilinear", align_corners=align_corners)[0]
+    return enlarge(logits[None, :, : input_size[0], : input_size[1]], image_size, align_corners)[0]

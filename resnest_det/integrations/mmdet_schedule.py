@@ -186,13 +186,7 @@ def schedule_config(cfg: CfgNode) -> dict:
         ),
         optim_wrapper=dict(
             type="AmpOptimWrapper" if solver.AMP.ENABLED else "OptimWrapper",
-            optimizer=dict(
-                type="SGD",
-                lr=solver.BASE_LR,
-                momentum=solver.MOMENTUM,
-                nesterov=solver.NESTEROV,
-                weight_decay=solver.WEIGHT_DECAY,
-            ),
+            optimizer=_optimizer(solver),
         ),
         param_scheduler=_learning_rate(cfg),
         auto_scale_lr=dict(enable=False, base_batch_size=solver.IMS_PER_BATCH),
@@ -215,6 +209,13 @@ def schedule_config(cfg: CfgNode) -> dict:
             )
         config["optim_wrapper"]["clip_grad"] = dict(type="value", clip_value=clip.CLIP_VALUE)
     return config
+
+
+def _optimizer(solver: CfgNode) -> dict:
+    common = dict(lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+    if solver.OPTIMIZER == "ADAMW":
+        return dict(type="AdamW", betas=(solver.MOMENTUM, 0.999), **common)
+    return dict(type="SGD", momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common)
 
 
 def _learning_rate(cfg: CfgNode) -> list[dict]:

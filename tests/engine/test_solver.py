@@ -230,6 +230,19 @@ def test_poly_schedule_refuses(keys, message):
         build_lr_scheduler(_config(LR_SCHEDULER_NAME="WarmupPolyLR", **keys), build_optimizer(_config(), _Toy()))
 
 
+def test_adamw_takes_a_step_of_torch_with_the_groups_of_sgd():
+    """Of the first step the size is the learning rate, whatever the gradient (arXiv:1711.05101, algorithm 2)."""
+    model = nn.Linear(2, 2)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    cfg = _config(OPTIMIZER="ADAMW", BASE_LR=0.1, WEIGHT_DECAY=0.5, WEIGHT_DECAY_BIAS=0.0, MOMENTUM=0.8)
+    optimizer = build_optimizer(cfg, model)
+    assert {(group["betas"], group["weight_decay"]) for group in optimizer.param_groups} == {((0.8, 0.999), 0.5), ((0.8, 0.999), 0.0)}
+    (model(torch.ones(1, 2)).sum() * 3).backward()
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), before["weight"] * (1 - 0.1 * 0.5) - 0.1)
+    torch.testing.assert_close(model.bias.detach(), before["bias"] - 0.1)
+
+
 def test_heads_learn_faster_than_the_backbone():
     model = nn.ModuleDict({"backbone": nn.Conv2d(3, 4, 1), "backbone_head": nn.Conv2d(4, 2, 1)})
     settings = _settings(_config(BASE_LR=0.1, HEAD_LR_FACTOR=10.0, BIAS_LR_FACTOR=2.0), model)
