@@ -1,5 +1,7 @@
 """The family against timm: the same weights and images give the same maps, logits, gradients and running statistics."""
 
+import dataclasses
+
 import pytest
 import timm
 import torch
@@ -71,7 +73,10 @@ def test_dilated_equals_timm(name, output_stride):
     "name, output_stride",
     [*(pytest.param(*each.values, 32, marks=each.marks) for each in ALL), ("resnest26", 8), ("resnest50_fast_2s2x40d", 16)],
 )
-def test_training_equals_timm(name, output_stride):
+def test_training_equals_timm(name, output_stride, monkeypatch):
+    variant = VARIANTS[name]
+    if sum(variant.blocks) > 16:  # what depth does is seen in the logits above; both networks are made of this
+        monkeypatch.setitem(VARIANTS, name, dataclasses.replace(variant, blocks=(3, 3, 3, 3)))
     # In float64: in float32 one rounding on the other side of a ReLU moves some gradients of timm itself by 1e-2 from
     # what they are in float64, so that a tolerance would measure luck.
     reference = timm_model(name, output_stride, num_classes=10).double().train()

@@ -97,18 +97,23 @@ def test_wheel_in_a_bare_environment_trains_three_steps(tmp_path):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     build = [sys.executable, "-c", "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))", str(wheels)]
     wheels.mkdir()
-    wheel = subprocess.run(build, cwd=source, check=True, capture_output=True, text=True).stdout.split()[-1]
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    wheel = subprocess.run(build, cwd=source, env=variables, check=True, capture_output=True, text=True).stdout.split()[-1]
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--no-deps", "--no-index", wheels / wheel], check=True, capture_output=True)
+    install = [python, "-m", "pip", "install", "--no-deps", "--no-index", wheels / wheel]
+    subprocess.run(install, env=variables, check=True, capture_output=True)
     site = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True, capture_output=True, text=True
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        env=variables,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.strip()
     # What the package depends on, torch above all, is this environment's: installing it again takes gigabytes.
     Path(site, "dependencies.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
     outside = tmp_path / "elsewhere"
     outside.mkdir()
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     where = subprocess.run(
         [python, "-c", "import resnest_det; print(resnest_det.__file__)"],
         cwd=outside,

@@ -10,5 +10,5 @@ from tests.faults.runs import Training
 @pytest.mark.slow
 def test_a_few(tmp_path):
     training = Training(tmp_path / "training")
-    kills(training, tmp_path, 2, seed=1)
+    kills(training, tmp_path, 1, seed=1)
     faults(training, tmp_path, ["failing_write"], 1)

@@ -105,14 +105,12 @@ def reference(tmp_path_factory):
 def test_killed_at_any_moment_and_resumed_gives_the_same_losses(reference, tmp_path):
     arguments, expected = reference
     output = ["OUTPUT_DIR", str(tmp_path / "out")]
-    for resume, iterations in ((), 2), (["--resume"], 5), (["--resume"], 11):
+    for resume, iterations in ((), 2), (["--resume"], 10):
         process = start_training(*arguments[:4], *resume, *arguments[4:], *output)
         _wait_for_iterations(process, tmp_path / "out", iterations)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    process = start_training(*arguments[:4], "--resume", *arguments[4:], *output)
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, text
+    main([*arguments[:2], "--resume", *arguments[4:], *output])
     assert losses_of(tmp_path / "out") == expected
     assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_final.pth"
     assert not list((tmp_path / "out").glob(".*"))
