@@ -92,7 +92,7 @@ def test_it_is_exported(trained, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_recipe_of_resnest50_from_its_start_to_a_detector(tmp_path, processes):
-    """Three epochs; killed in the second, resumed, evaluated, and loaded into Mask R-CNN."""
+    """Three epochs; killed in the second, resumed, evaluated, loaded into Mask R-CNN, and exported."""
     images = write_class_folders(tmp_path / "images", {"train": 4, "val": 2}, ("blue", "green", "red"), side=104)
     out = tmp_path / "out"
     keys = ["TRAINING.EPOCHS", "3", "TRAINING.BATCH_SIZE", str(4 // processes), "DATA.CROP_SIZE", "96", "TRAINING.WORKERS", "0"]
@@ -121,3 +121,10 @@ def test_the_recipe_of_resnest50_from_its_start_to_a_detector(tmp_path, processe
     load_initial_weights(cfg, detector)
     saved = read_checkpoint(str(out / "model_best.pth"))["model"]
     assert torch.equal(detector.backbone.bottom_up.res5[2].conv3.weight, saved["res5.2.conv3.weight"])
+    exported = tmp_path / "model.pt"
+    given = ["--model", "resnest50", "--num-classes", "3", "--checkpoint", str(out / "model_best.pth")]
+    export_model.main([*given, "--format", "torchscript", "--out", str(exported)])
+    pixels = torch.rand(1, 3, 64, 96)
+    expected = create_model("resnest50", num_classes=3, checkpoint_path=out / "model_best.pth").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(exported)(pixels), expected(pixels), atol=1e-4, rtol=1e-3)
