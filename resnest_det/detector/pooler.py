@@ -87,7 +87,7 @@ class RegionPooler(nn.Module):
     def _by_level(self, levels: Tensor) -> Sequence[Tensor]:
         """Indices of the regions of each level, given the level of each."""
         numbers = range(len(self.level_poolers))
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # counts would be constants
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # counts would be constants
             return [(levels == level).nonzero().squeeze(1) for level in numbers]
         counts = (levels == torch.arange(len(numbers), device=levels.device)[:, None]).sum(dim=1)
         return levels.argsort(stable=True).split(counts.tolist())

@@ -113,7 +113,7 @@ class DeployedDetector(nn.Module):
             sides = [output_size[0], output_size[1]]
         else:
             sides = output_size.tolist()
-            if torch.compiler.is_exporting():
+            if torch.compiler.is_compiling():
                 for side in sides:
                     torch._check(side >= 2)
                     torch._check(side < _MOST)
@@ -144,7 +144,7 @@ def propose(rpn: RPN, features: dict[str, Tensor], limits: Tensor) -> Tensor:
         scores.append(torch.where(kept, best, torch.full_like(best, NOTHING)).reshape(-1, topk))
     best, order = torch.cat(scores, dim=1).topk(min(rpn.post_nms_topk[1], topk * len(maps)), dim=1)
     image, rank = best.isfinite().nonzero().unbind(1)
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_compiling():
         torch._check(image.shape[0] < _MOST)
     chosen = torch.cat(boxes, dim=1)[image, order[image, rank]]
     return torch.cat((image[:, None].to(chosen.dtype), chosen), dim=1)
@@ -203,12 +203,12 @@ def fuse_batch(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`fuse` of a batch; see `DeployedDetector` for arguments and results."""
     shown = (scores >= limits.score).nonzero()[:, 0]
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_compiling():
         torch._check(shown.shape[0] < _MOST)
     chosen = boxes[shown]
     rows = _cells(labels.shape[1], chosen[:, 1], chosen[:, 3], masks)
     columns = _cells(labels.shape[2], chosen[:, 0], chosen[:, 2], masks)
-    place = _place_exported if torch.compiler.is_exporting() else _place
+    place = _place_exported if torch.compiler.is_compiling() else _place
     panoptic, counts, segments = place(labels, rows, columns, masks[shown], image[shown], limits.overlap)
     # Stuff fills what is left.
     free = torch.where(panoptic == 0, labels, torch.full_like(labels, num_classes)).flatten(1)  # (N, H * W)
