@@ -28,6 +28,7 @@ from detectron2.evaluation import (
 )
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
 from detectron2.projects import deeplab
+from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
@@ -39,7 +40,7 @@ from resnest_det.configuration.defaults import DEFAULTS, default_config
 from resnest_det.configuration.model import check_batch_norm
 from resnest_det.configuration.nodes import leaves, with_values
 from resnest_det.configuration.reading import find_config_file, load_config_text, merge_file
-from resnest_det.configuration.solver import in_iterations
+from resnest_det.configuration.solver import build_optimizer, in_iterations
 from resnest_det.configuration.standalone import datasets_of, whole_configuration
 from resnest_det.configuration.tables import ARCHITECTURES, BACKBONES, Architecture
 from resnest_det.configuration.weights import load_initial_weights
@@ -86,6 +87,7 @@ _OWN_KEYS_READ = (
     "MODEL.RESNETS.",
     "MODEL.WEIGHTS_ALLOW_MISMATCH",
     *(f"MODEL.SEM_SEG_HEAD.{key}" for key in ("LOSS_TYPE", "PROJECT_", "ASPP_", "USE_DEPTHWISE_SEPARABLE_CONV")),
+    "SOLVER.OPTIMIZER",
     "SOLVER.POLY_LR_",
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
     "TEST.AP_MAX_DETECTIONS",
@@ -306,6 +308,13 @@ class Trainer(DefaultTrainer):
             position = len(all_hooks) - int(comm.is_main_process())
             all_hooks.insert(position, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return all_hooks
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Detectron2's, or AdamW where SOLVER.OPTIMIZER, which a configuration of Detectron2 alone does not have, asks for it."""
+        if cfg.SOLVER.get("OPTIMIZER", "SGD") == "SGD":
+            return super().build_optimizer(cfg, model)
+        return maybe_add_gradient_clipping(cfg, build_optimizer(cfg, model))
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
