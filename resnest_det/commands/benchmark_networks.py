@@ -106,18 +106,23 @@ def build_detectron2(cfg: CfgNode, weights: Mapping) -> tuple[dict[str, nn.Modul
         from detectron2.structures import Boxes, Instances, PolygonMasks
     except ImportError:
         return models, None
+    names = ("build_resnest_backbone", "build_resnest_fpn_backbone")
+    registered = BACKBONE_REGISTRY._obj_map  # it cannot hold two builders of one name, and a module registers its own but once
     try:
-        import resnest.d2
-
-        models["detectron2, authors' wrapper"] = _detectron2_model(resnest.d2.add_resnest_config, cfg, weights)
-        # The registry cannot hold two builders of one name.
-        for name in ("build_resnest_backbone", "build_resnest_fpn_backbone"):
-            BACKBONE_REGISTRY._obj_map.pop(name)
+        for name in names:
+            registered.pop(name, None)
+        from resnest import d2 as authors
     except ImportError:
-        pass
-    from resnest_det.integrations.detectron2 import add_resnest_config
+        authors = None
+    if authors is not None:
+        registered.update((name, getattr(authors, name)) for name in names)
+        models["detectron2, authors' wrapper"] = _detectron2_model(authors.add_resnest_config, cfg, weights)
+        for name in names:
+            registered.pop(name)
+    from resnest_det.integrations import detectron2 as own
 
-    models["detectron2, this backbone"] = _detectron2_model(add_resnest_config, cfg, weights)
+    registered.update((name, getattr(own, name)) for name in names)
+    models["detectron2, this backbone"] = _detectron2_model(own.add_resnest_config, cfg, weights)
 
     def translate(sample: dict) -> dict:
         target = sample["target"]
