@@ -190,7 +190,8 @@ class _Console(logging.StreamHandler):
     """Standard output. In a terminal, a bar stays below the lines and takes the place of those that tell the progress."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if getattr(record, PROGRESS, False) and self.stream.isatty() and sys.stderr.isatty():
+        # Where standard output was closed, the lines are logging's to fail with, which does not end the run.
+        if getattr(record, PROGRESS, False) and not self.stream.closed and self.stream.isatty() and sys.stderr.isatty():
             return
         with tqdm.external_write_mode(self.stream):
             super().emit(record)

@@ -1,8 +1,10 @@
 """metrics.json, the progress line, TensorBoard."""
 
+import io
 import json
 import logging
 import re
+import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -96,3 +98,14 @@ def test_links_in_the_output_folder_are_not_written_through(tmp_path, name):
     log.close()
     setup_logging(None)
     assert victim.read_text() == "precious\n" and (folder / name).read_text()
+
+
+def test_a_closed_standard_output_does_not_end_a_run(tmp_path, monkeypatch):
+    output = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        setup_logging(None)
+    output.close()
+    _log(tmp_path, 0, 5).close()
+    setup_logging(None)
+    assert len(read_metrics(tmp_path)) == 5
