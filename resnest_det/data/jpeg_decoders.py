@@ -47,6 +47,11 @@ def _torchcodec() -> Callable[[bytes], np.ndarray]:
 
     def decode(content: bytes) -> np.ndarray:
         data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        # It would turn the picture as its EXIF says, and cannot be told not to; others leave that to their caller. So the
+        # segment of the EXIF (marker APP1, two bytes of length, a name) becomes a comment.
+        name = content.find(b"Exif\0\0", 0, 65536)
+        if name >= 4 and content[name - 4 : name - 2] == b"\xff\xe1":
+            data[name - 3] = 0xFE
         return decoders.decode_jpeg(data, mode=decoders.ImageReadMode.RGB).permute(1, 2, 0).contiguous().numpy()
 
     return decode
