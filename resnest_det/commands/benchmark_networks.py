@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -106,23 +107,20 @@ def build_detectron2(cfg: CfgNode, weights: Mapping) -> tuple[dict[str, nn.Modul
         from detectron2.structures import Boxes, Instances, PolygonMasks
     except ImportError:
         return models, None
-    names = ("build_resnest_backbone", "build_resnest_fpn_backbone")
-    registered = BACKBONE_REGISTRY._obj_map  # it cannot hold two builders of one name, and a module registers its own but once
-    try:
-        for name in names:
-            registered.pop(name, None)
-        from resnest import d2 as authors
-    except ImportError:
-        authors = None
-    if authors is not None:
-        registered.update((name, getattr(authors, name)) for name in names)
-        models["detectron2, authors' wrapper"] = _detectron2_model(authors.add_resnest_config, cfg, weights)
-        for name in names:
-            registered.pop(name)
     from resnest_det.integrations import detectron2 as own
 
-    registered.update((name, getattr(own, name)) for name in names)
-    models["detectron2, this backbone"] = _detectron2_model(own.add_resnest_config, cfg, weights)
+    hosts = {"detectron2, this backbone": own}
+    names = ("build_resnest_backbone", "build_resnest_fpn_backbone")
+    registered = BACKBONE_REGISTRY._obj_map  # it cannot hold two builders of one name, and a module registers its own but once
+    for name in names:
+        registered.pop(name)
+    with suppress(ImportError):
+        from resnest import d2 as authors
+
+        hosts = {"detectron2, authors' wrapper": authors} | hosts
+    for title, module in hosts.items():
+        registered.update((name, getattr(module, name)) for name in names)
+        models[title] = _detectron2_model(module.add_resnest_config, cfg, weights)
 
     def translate(sample: dict) -> dict:
         target = sample["target"]
