@@ -16,6 +16,12 @@ from resnest_det.weights.weights import Weights, errors_naming, other_kind, read
 # What detectors of earlier versions saved beside their parameters; the configuration decides these.
 _NOT_PARAMETERS = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors", "num_batches_tracked", "n_averaged")
 _AUXILIARY = "auxiliary_head."  # of a semantic model: only training uses it
+# Heads that a configuration adds to a model or leaves out.
+_OPTIONAL_HEADS = {
+    _AUXILIARY: "auxiliary head",
+    "roi_heads.mask_head.": "mask head",
+    "sem_seg_head.": "head for classes of pixels",
+}
 
 
 @dataclass
@@ -115,7 +121,8 @@ def load_into(
         new_head: a classifier's head need not be among them.
         classes: if a detector may learn other classes than the file's, its "thing_classes" and "stuff_classes" as far as they
             are known: layers with outputs for each class then stay as they are where the file has other classes, and are put
-            into the order of these where the file has the same ones in another.
+            into the order of these where the file has the same ones in another. A mask head, and one for classes of pixels,
+            then stay as they are where the file has none.
 
     Raises:
         UserError: see `load_weights`.
@@ -152,7 +159,9 @@ def load_into(
         reordered, report.new_classes = fit_classes(values, targets, weights.class_names, classes)
         wanted |= {name: (value, wanted[name][1]) for name, value in reordered.items()}
         report.reordered = list(reordered)
-    copies = _match(targets, wanted, prefix, report, has_heads, new_head)
+    missing = [head for head in _OPTIONAL_HEADS if has_heads and not any(name.startswith(head) for name in wanted)]
+    learned = [head for head in missing if head == _AUXILIARY or classes is not None]
+    copies = _match(targets, wanted, prefix, report, has_heads, new_head, learned)
     if report.mismatched and not allow_mismatch:
         counts = other_counts(
             *({name: value.shape for name, value in each.items()} for each in (weights.state | weights.heads, targets))
@@ -167,13 +176,14 @@ def load_into(
 
 
 def _match(
-    targets: dict[str, Tensor], wanted: dict, prefix: str, report: LoadReport, has_heads: bool, new_head: bool
+    targets: dict[str, Tensor], wanted: dict, prefix: str, report: LoadReport, has_heads: bool, new_head: bool, learned: list[str]
 ) -> dict[str, Tensor]:
-    """What to copy where; everything else goes into the report."""
+    """What to copy where; everything else goes into the report. `learned`: of _OPTIONAL_HEADS, those that may begin anew."""
     copies = {}
-    if not any(name.startswith(_AUXILIARY) for name in targets):
-        for name in [name for name in wanted if name.startswith(_AUXILIARY)]:
-            report.left[wanted.pop(name)[1]] = "the model has no auxiliary head"
+    for head, title in _OPTIONAL_HEADS.items():
+        if not any(name.startswith(head) for name in targets):
+            for name in [name for name in wanted if name.startswith(head)]:
+                report.left[wanted.pop(name)[1]] = f"the model has no {title}"
     built = {name.removeprefix(prefix).split(".")[0] for name in targets if name.startswith(prefix)}
     for name, (value, name_in_file) in wanted.items():
         part = name.removeprefix(prefix).split(".")[0]
@@ -200,8 +210,8 @@ def _match(
             continue
         if name.startswith("linear.") and new_head:
             report.fresh[name] = "a new head was asked for"
-        elif name.startswith(_AUXILIARY) and has_heads and not any(each.startswith(_AUXILIARY) for each in wanted):
-            report.fresh[name] = "the file has no auxiliary head, which only training uses"
+        elif head := next((each for each in learned if name.startswith(each)), ""):
+            report.fresh[name] = f"the file has no {_OPTIONAL_HEADS[head]}"
         elif "conv2_offset." in name:
             report.fresh[name] = "the file has no deformable convolutions; offsets start at zero"
         elif _is_backbone(name, prefix) or name.startswith("linear.") or has_heads:

@@ -51,8 +51,8 @@ COMMANDS = {
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 # What glibc keeps of freed memory (below) it can hardly use again for blocks aligned as torch aligns them; aligned to pages, it
-# can: a training step of two large images holds 3.5 GB, not 5.6. torch reads this when it is imported, too; it asks for huge pages
-# then, and warns where the kernel has none.
+# can: a training step of two large images holds 3.5 GB, not 5.6. torch reads this when it is imported, too; it then asks for huge
+# pages, and warns where the kernel has none.
 if os.path.exists("/sys/kernel/mm/transparent_hugepage"):
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
