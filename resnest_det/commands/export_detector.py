@@ -22,9 +22,8 @@ from resnest_det.commands.register import add_register_flags, registered_dataset
 from resnest_det.configuration.model import build_model
 from resnest_det.configuration.nodes import with_values
 from resnest_det.configuration.reading import load_config
-from resnest_det.configuration.standalone import in_run_folder
+from resnest_det.configuration.standalone import in_run_folder, register_datasets_of, with_datasets
 from resnest_det.configuration.weights import load_initial_weights
-from resnest_det.data.catalog import register
 from resnest_det.data.image import read_image
 from resnest_det.data.records import Sample
 from resnest_det.errors import UserError
@@ -87,10 +86,10 @@ def main(arguments: Sequence[str]) -> None:
     pictures = picture_files(args.images)
     if args.precision == "int8" and not pictures:
         raise UserError("--precision int8 needs --images: pictures like those that the detector will see")
-    for name, files in registered_datasets(args).items():
-        register(name, files)
+    registered = registered_datasets(args)
     cfg = with_values(load_config(args.config_file, args.opts), {"MODEL.DEVICE": "cpu"})
     cfg = in_run_folder(cfg, args.config_file, tuple(args.opts), use=True)
+    register_datasets_of(with_datasets(cfg, registered))
     if args.weights:
         cfg = with_values(cfg, {"MODEL.WEIGHTS": args.weights})
     if not cfg.MODEL.WEIGHTS:

@@ -5,6 +5,7 @@ import torch
 
 from resnest_det.commands import train_net
 from resnest_det.commands.export_model import main
+from resnest_det.data import catalog
 from resnest_det.errors import UserError
 from resnest_det.inference.exported import ExportedDetector
 from resnest_det.inference.predictor import Predictor
@@ -22,12 +23,15 @@ def run(tmp_path_factory):
     return arguments, folder / "out"
 
 
-def test_a_run_becomes_a_file_with_the_same_figures(run, tmp_path, capsys):
+def test_a_run_becomes_a_file_with_the_same_figures(run, tmp_path, capsys, monkeypatch):
     arguments, folder = run
+    monkeypatch.setattr(catalog, "_registered", {})  # as in another process: config.yaml names the run's dataset
     weights, out = str(folder / "model_final.pth"), tmp_path / "tiny.pt"
     pictures = str(folder.parent / "images")
     flags = ["--weights", weights, "--format", "torchscript", "--out", str(out), "--evaluate", "--images", pictures]
-    main([*arguments, *flags, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"])
+    name = arguments[-1].partition("=")[0]
+    keys = ["DATASETS.TEST", f"('{name}',)", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
+    main(["--config-file", str(folder / "config.yaml"), *flags, *keys])
     printed = capsys.readouterr().out
     assert f"wrote {out}; beside PyTorch:" in printed
     for name in ("generated scene 2", "a blank picture", "a picture of one object", "6.png"):

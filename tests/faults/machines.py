@@ -56,7 +56,7 @@ def machine_comes_back(training: Training, folder: Path, numbers: random.Random)
         # Whoever holds the port of the rendezvous has to live: torch keeps what the machines agree on in that process.
         host = _who_listens(_PORT)
         victim, other = machines if host in processes_of(machines[1].pid) else machines[::-1]
-        kill(victim.pid)
+        _kill_machine(victim)
         time.sleep(_ABSENCE)
         run.check()
         assert other.poll() is None, run.output.read_text()
@@ -64,7 +64,7 @@ def machine_comes_back(training: Training, folder: Path, numbers: random.Random)
         _end(run, machines)
     finally:
         for machine in machines:
-            kill(machine.pid)
+            _kill_machine(machine)
     run.check()
     run.complete()
     return f"back after {_ABSENCE:.0f} s"
@@ -97,6 +97,18 @@ def _machine_of_torchrun(run: Run) -> subprocess.Popen:
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{_PORT}", "--rdzv-id", "faults"]
     torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", *rendezvous]
     return run.start(flags=[], launcher=torchrun, env={"GLOO_SOCKET_IFNAME": "lo"})
+
+
+def _kill_machine(torchrun: subprocess.Popen) -> None:
+    """Kill the launcher and its processes, each of which torchrun starts in a session of its own."""
+    sessions = {torchrun.pid}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            _, parent, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(parent) == torchrun.pid:
+                sessions.add(int(session))
+    for session in sessions:
+        kill(session)
 
 
 def _who_listens(port: int) -> int:
