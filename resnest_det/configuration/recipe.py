@@ -28,6 +28,7 @@ LEAST_SHORT = 320
 CPU_SHORT = 480  # a step takes seconds
 FEW = "what is not pretrained needs a batch to take its statistics over"
 LEAST_STEPS = 20  # in an epoch: of fewer images a batch has fewer
+SHORT_RUN = 1000  # steps, below which a higher rate was better; docs/recipes.md has the runs
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,6 @@ def by_machine(plan: Plan, data: Statistics, machine: Machine, fits: int, pretra
     plan.choose("SOLVER.IMS_PER_BATCH", each * machine.processes, f"{why}; {machine.processes} on {machine.device}")
     batch = plan.cfg.SOLVER.IMS_PER_BATCH
     _choose_norms(plan, batch // machine.processes, machine.processes, pretrained)
-    plan.choose("SOLVER.BASE_LR", RATE * batch / BATCH, f"{RATE} for {BATCH} images, in proportion")
     shown = images_shown(images, bool(pretrained.backbone))
     plan.choose(
         "SOLVER.MAX_ITER",
@@ -196,6 +196,11 @@ def by_machine(plan: Plan, data: Statistics, machine: Machine, fits: int, pretra
         + ("" if pretrained.backbone else ", three times as many as with pretrained weights"),
     )
     solver = plan.cfg.SOLVER
+    if solver.OPTIMIZER == "SGD":  # rates of others are the recipe's
+        rate, why = RATE, "in proportion"
+        if solver.MAX_ITER < SHORT_RUN and _learns_norms(plan.cfg):
+            rate, why = 2 * RATE, f"in proportion; twice as much as published, as there are fewer than {SHORT_RUN} steps"
+        plan.choose("SOLVER.BASE_LR", rate * batch / BATCH, f"{rate} for {BATCH} images, {why}")
     plan.choose("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "needs no steps to be chosen")
     plan.choose("SOLVER.WARMUP_ITERS", min(1000, max(1, solver.MAX_ITER // 10)), "a tenth of the run, 1000 at most")
     epoch = math.ceil(images / batch)
@@ -229,6 +234,14 @@ def images_shown(images: int, pretrained: bool) -> int:
 def _norms_of(cfg: CfgNode) -> list[str]:
     model = cfg.MODEL
     return [model.RESNETS.NORM, model.FPN.NORM, model.ROI_BOX_HEAD.NORM, model.ROI_MASK_HEAD.NORM, model.SEM_SEG_HEAD.NORM]
+
+
+def _learns_norms(cfg: CfgNode) -> bool:
+    """Whether every part has norms of its own, which bear high rates."""
+    tasks = tasks_of(cfg)
+    parts = ["RESNETS", *(["FPN", "ROI_BOX_HEAD"] if tasks.objects else []), *(["SEM_SEG_HEAD"] if tasks.pixels else [])]
+    parts += ["ROI_MASK_HEAD"] if tasks.masks else []
+    return all(cfg.MODEL[part].NORM in ("BN", "SyncBN", "GN") for part in parts)
 
 
 def _choose_norms(plan: Plan, each: int, processes: int, pretrained: Pretrained) -> None:

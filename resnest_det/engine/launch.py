@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Callable
 
 import torch
@@ -206,10 +207,35 @@ def join_process_group(device: torch.device) -> None:
         if launcher is not None and not launcher.is_alive():
             sys.exit("the process that started this one has ended")
         store, rank, world_size = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
-        # The launcher's store survives a restart of the processes, with the addresses of those that died.
-        store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        store = dist.PrefixStore(_name_of_attempt(store, rank, world_size), store)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
+
+
+def _name_of_attempt(store: dist.Store, rank: int, world_size: int) -> str:
+    """A name that all processes of this attempt agree on, and that no earlier one had.
+
+    The launcher's store survives a restart of the processes, with the addresses of those that died. How often they were started
+    does not tell attempts apart: a machine that comes back counts from zero.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"asks/{rank}", own)
+        name = store.get(f"named/{own}").decode()
+        store.set(f"{name}/{rank}", "here")
+        return name
+    # What is asked may be left of an earlier attempt; nobody of it is here.
+    waiting, end = set(range(1, world_size)), time.monotonic() + COLLECTIVE_TIMEOUT.total_seconds()
+    while waiting:
+        if time.monotonic() > end:
+            raise dist.DistStoreError(f"processes {sorted(waiting)} did not join in {COLLECTIVE_TIMEOUT}")
+        for other in sorted(waiting):
+            if store.check([f"asks/{other}"]):
+                store.set(f"named/{store.get(f'asks/{other}').decode()}", own)
+            if store.check([f"{own}/{other}"]):
+                waiting.remove(other)
+        time.sleep(0.01)
+    return own
 
 
 def leave_process_group(device: torch.device) -> None:

@@ -105,6 +105,21 @@ def test_batch_and_rate(images, machine, fits, batch, rate):
 
 
 @pytest.mark.parametrize(
+    "given, rate",
+    [
+        ({}, 0.04),
+        ({"SOLVER.MAX_ITER": 1000}, 0.02),
+        ({"MODEL.RESNETS.NORM": "FrozenBN"}, 0.02),
+        ({"MODEL.ROI_MASK_HEAD.NORM": ""}, 0.02),
+        ({"SOLVER.OPTIMIZER": "ADAMW"}, None),  # the recipe's own
+    ],
+)
+def test_short_runs_of_networks_with_norms_have_twice_the_rate(given, rate):
+    made = chosen(plan(data(images=300), given=given))
+    assert made[BATCH] == 15 and made.get(LR) == (rate and pytest.approx(rate * 15 / 16))
+
+
+@pytest.mark.parametrize(
     "fits, weights, detector, norms, freeze",
     [
         (16, None, "", ("SyncBN", "SyncBN"), 2),  # left as they are

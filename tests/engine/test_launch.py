@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -175,3 +176,13 @@ def test_a_gpu_that_is_not_there():
     claim_gpu(CPU)
     with pytest.raises(UserError, match="GPU 99 was asked for, but this machine has"):
         claim_gpu(torch.device("cuda:99"))
+
+
+def test_processes_of_an_attempt_agree_on_its_name_beside_what_earlier_ones_left():
+    store, names = dist.HashStore(), []
+    for attempt in range(3):
+        # The last process of the attempt before asked, and died before it was answered.
+        store.set("asks/2", f"dead{attempt}")
+        with ThreadPoolExecutor(3) as pool:
+            names.append(set(pool.map(lambda rank: launch_module._name_of_attempt(store, rank, 3), (1, 0, 2))))
+    assert all(len(each) == 1 for each in names) and len(set.union(*names)) == 3
