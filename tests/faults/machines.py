@@ -96,7 +96,8 @@ def _machine(run: Run, address: str, rank: int, prefix: Sequence[str] = ()) -> s
 def _machine_of_torchrun(run: Run) -> subprocess.Popen:
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{_PORT}", "--rdzv-id", "faults"]
     torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", *rendezvous]
-    return run.start(flags=[], launcher=torchrun, env={"GLOO_SOCKET_IFNAME": "lo"})
+    # With a store that machines share, as is the default, torch does not tell the address of the first one again.
+    return run.start(flags=[], launcher=torchrun, env={"GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
 
 
 def _kill_machine(torchrun: subprocess.Popen) -> None:
