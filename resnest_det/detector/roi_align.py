@@ -40,8 +40,10 @@ class AlignedRegions(torch.autograd.Function):
         used = weights.nonzero().squeeze(1)
         outputs = used // (rows.shape[2] * columns.shape[2])
         size = (images * height * width, len(regions) * rows.shape[1] * columns.shape[1])
-        matrix = torch.sparse_coo_tensor(torch.stack((cells[used], outputs)), weights[used], size, check_invariants=False)
-        result = torch.sparse.mm(matrix, gradient.permute(0, 2, 3, 1).reshape(-1, channels))  # (N * H * W, C)
+        # Told so in this way, torch 2.11 does not warn that it does not check what lies in the matrix by construction.
+        with torch.sparse.check_sparse_tensor_invariants(enable=False):
+            matrix = torch.sparse_coo_tensor(torch.stack((cells[used], outputs)), weights[used], size)
+            result = torch.sparse.mm(matrix, gradient.permute(0, 2, 3, 1).reshape(-1, channels))  # (N * H * W, C)
         return result.view(images, height, width, channels).permute(0, 3, 1, 2), None, None, None, None
 
 
