@@ -93,9 +93,9 @@ def test_it_is_exported(trained, tmp_path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_recipe_of_resnest50_from_its_start_to_a_detector(tmp_path, processes):
     """Two epochs; killed in the second, resumed, evaluated, loaded into Mask R-CNN, and exported."""
-    images = write_class_folders(tmp_path / "images", {"train": 4, "val": 2}, ("blue", "green", "red"), side=72)
+    images = write_class_folders(tmp_path / "images", {"train": 4, "val": 2}, ("blue", "green", "red"), side=104)
     out = tmp_path / "out"
-    keys = ["TRAINING.EPOCHS", "2", "TRAINING.BATCH_SIZE", str(4 // processes), "DATA.CROP_SIZE", "64", "TRAINING.WORKERS", "0"]
+    keys = ["TRAINING.EPOCHS", "2", "TRAINING.BATCH_SIZE", str(4 // processes), "DATA.CROP_SIZE", "96", "TRAINING.WORKERS", "0"]
     keys += ["OPTIMIZER.WARMUP_EPOCHS", "1.0", "OUTPUT_DIR", str(out)]
     command = ["--config-file", "imagenet/resnest50", "--train-on", str(images), "--num-processes", str(processes)]
     first = start_training(*command, *keys, tool="train_classifier")
