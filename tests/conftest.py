@@ -63,6 +63,12 @@ def own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def own_root(monkeypatch):
+    """The folder of datasets that one test's configuration names is no other test's."""
+    monkeypatch.setattr("resnest_det.data.catalog._root", "")
+
+
 @pytest.fixture
 def exact_products():
     """A GPU without TensorFloat-32, which has 10 bits."""
