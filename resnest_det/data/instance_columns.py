@@ -238,7 +238,7 @@ class _Columns:
 
 def whole_numbers(ids: list[int]) -> np.ndarray | None:
     """Ids as (N,) int64, or None where they do not fit or are text."""
-    if any(type(number) is not int for number in ids):
+    if not set(map(type, ids)) <= {int}:
         return None
     try:
         return np.array(ids, dtype=np.int64)
