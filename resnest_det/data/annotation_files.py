@@ -193,7 +193,15 @@ def read_annotation_file(json_file: str, kind: type[_Document]) -> _Document:
     Raises:
         UserError: it cannot be read, is not JSON, lacks a list, or has a wrong entry; names file, entry and field.
     """
-    content = read_bytes(json_file)
+    return document_from(read_bytes(json_file), kind, json_file)
+
+
+def document_from(content: bytes, kind: type[_Document], json_file: str) -> _Document:
+    """The document in the bytes of a file.
+
+    Raises:
+        UserError: see `read_annotation_file`.
+    """
     # The parser checks types as it goes, but its errors name no ids, and it does not know the NaN that Python writes. Whatever it
     # does not take is read again in a way that tells.
     try:

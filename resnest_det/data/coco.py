@@ -5,9 +5,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from resnest_det.data.annotation_files import Image, InstanceFile, PanopticFile, no_list, without_collector
+from resnest_det.data.annotation_files import InstanceFile, PanopticFile, no_list, without_collector
 from resnest_det.data.dataset_cache import packed_in_memory, packed_once
-from resnest_det.data.instance_columns import check_image, pack_document, pack_instances
+from resnest_det.data.instance_columns import pack_document, pack_instances
 from resnest_det.data.instance_records import Instances, Records
 from resnest_det.data.records import Record
 
@@ -112,17 +112,6 @@ def dataset_of(name: str, instances: Instances, image_root: str, keep_truth: boo
     truth = instances if keep_truth else None
     counts = {what: count for what, (count, _) in left_out.items()}
     return Dataset(name, Records(instances, str(image_root)), metadata, truth=truth, left_out=counts)
-
-
-def image_entry(image: Image, image_root: str, where: str) -> dict:
-    """An image of an annotation file as a record has it: `file_name` below `image_root`, `height`, `width`, `image_id`.
-
-    Raises:
-        UserError: see `resnest_det.data.instance_columns.check_image`.
-    """
-    check_image(image, where)
-    path = os.path.join(image_root, str(image.file_name))
-    return {"file_name": path, "height": image.height, "width": image.width, "image_id": image.id}
 
 
 def with_classes(dataset: Dataset, names: list[str]) -> Dataset:

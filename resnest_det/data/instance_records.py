@@ -200,6 +200,7 @@ class Records(Sequence[Record]):
         rows: (N,) int, positions of the images in `instances`; None: all of them.
         labels: of each class in `instances` the class that it is here; None: the same.
         annotated: False: records have empty lists of annotations, which is all that some need, and quick.
+        more: what else the record of each image in `instances` has.
     """
 
     def __init__(
@@ -209,8 +210,9 @@ class Records(Sequence[Record]):
         rows: np.ndarray | None = None,
         labels: np.ndarray | None = None,
         annotated: bool = True,
+        more: Sequence[dict] | None = None,
     ):
-        self.instances, self.image_root = instances, image_root
+        self.instances, self.image_root, self.more = instances, image_root, more
         self._rows = np.arange(len(instances.column("sides")), dtype=np.int32) if rows is None else rows
         self._labels = np.arange(len(instances.names)) if labels is None else labels
         self._annotated = annotated
@@ -225,7 +227,7 @@ class Records(Sequence[Record]):
     def __getitem__(self, index):
         """A record, or those of a slice or of (K,) positions or a mask (N,)."""
         if isinstance(index, (slice, np.ndarray)):
-            return Records(self.instances, self.image_root, self._rows[index], self._labels, self._annotated)
+            return Records(self.instances, self.image_root, self._rows[index], self._labels, self._annotated, self.more)
         return self._record(int(self._rows[index]))
 
     def without_annotations(self) -> "Records":
@@ -235,7 +237,11 @@ class Records(Sequence[Record]):
     def with_labels(self, moved: dict[int, int]) -> "Records":
         """The same with other numbers of the classes."""
         labels = np.array([moved[label] for label in self._labels.tolist()], dtype=np.int64)
-        return Records(self.instances, self.image_root, self._rows, labels, self._annotated)
+        return Records(self.instances, self.image_root, self._rows, labels, self._annotated, self.more)
+
+    def with_more(self, more: Sequence[dict]) -> "Records":
+        """The same with what else the record of each image has, in the order of their ids."""
+        return Records(self.instances, self.image_root, self._rows, self._labels, self._annotated, more)
 
     def sizes(self) -> np.ndarray:
         """(N, 2) int32, height and width of each image."""
@@ -262,13 +268,14 @@ class Records(Sequence[Record]):
     def _record(self, row: int) -> Record:
         its = self.instances
         width, height = its.column("sides")[row].tolist()
-        return {
+        record = {
             "file_name": os.path.join(self.image_root, its.file_names[row]),
             "height": height,
             "width": width,
             "image_id": its.image_ids[row],
             "annotations": self._annotations(row) if self._annotated else [],
         }
+        return record if self.more is None else record | self.more[row]
 
     def _annotations(self, row: int) -> list[dict]:
         its = self.instances

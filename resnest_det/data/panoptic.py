@@ -7,50 +7,26 @@ together, and 255 for pixels without a label.
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pycocotools.mask as mask_util
 
-from resnest_det.data.annotation_files import (
-    Image,
-    PanopticAnnotation,
-    PanopticCategory,
-    PanopticFile,
-    Segment,
-    by_id,
-    category_names,
-    check_names_differ,
-    check_text,
-    must_be,
-    read_annotation_file,
-    without_collector,
-)
-from resnest_det.data.coco import Dataset, image_entry, load_coco_instances, with_classes
+from resnest_det.data.annotation_files import Image, without_collector
+from resnest_det.data.coco import Dataset, load_coco_instances, with_classes
+from resnest_det.data.dataset_cache import packed_once
 from resnest_det.data.image import READERS
 from resnest_det.data.image_files import check_files
+from resnest_det.data.instance_records import Records
 from resnest_det.data.label_masks import read_label_masks
 from resnest_det.data.label_png import UNLABELLED, read_label_png
-from resnest_det.data.panoptic_png import MAX_SEGMENT_ID, check_panoptic_png, read_segment_ids
+from resnest_det.data.panoptic_columns import PanopticColumns, PanopticParts, pack_panoptic
+from resnest_det.data.panoptic_metadata import PanopticMetadata, metadata_of
+from resnest_det.data.panoptic_png import check_panoptic_png, read_segment_ids
 from resnest_det.data.records import Annotation, Record, SegmentInfo
-from resnest_det.data.semantic import SemanticMetadata, class_color
 from resnest_det.errors import UserError, shown
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PanopticMetadata(SemanticMetadata):
-    """What is known of a panoptic dataset; `json_file` is None where it has no instance annotations beside the panoptic ones.
-
-    `stuff_classes[0]` is "things", `stuff_classes[i]` names stuff class i; `stuff_dataset_id_to_contiguous_id` maps the file's
-    category ids to 1..S. `panoptic_root` is the folder of the PNG files. Colors are (R, G, B).
-    """
-
-    panoptic_json: str
-    panoptic_root: str
-    thing_colors: list[tuple[int, int, int]]
-    stuff_dataset_id_to_contiguous_id: dict[int, int]
 
 
 @without_collector()
@@ -83,39 +59,42 @@ def load_coco_panoptic(
             other categories, images or sizes. The message names the file and the entry.
     """
     panoptic_json = str(panoptic_json)
-    content = read_annotation_file(panoptic_json, PanopticFile)
-    metadata = _metadata(name, content.categories, panoptic_json, panoptic_root, image_root)
-    images = by_id(content.images, "image", panoptic_json)
-
-    records = {}
-    for annotation in content.annotations:
-        image_id = annotation.image_id
-        if image_id in records:
-            raise UserError(f"{panoptic_json}: image {image_id} has more than one annotation")
-        if image_id not in images:
-            raise UserError(f'{panoptic_json}: annotation of image {image_id}: image {image_id} is not in the list "images"')
-        records[image_id] = _record(images[image_id], annotation, metadata, f"{panoptic_json}: image {image_id}")
-    check_files(records.values(), "pan_seg_file_name", panoptic_root, "panoptic PNG")
+    columns = PanopticColumns(packed_once(panoptic_json, "panoptic", pack_panoptic(panoptic_json)))
+    metadata = metadata_of(name, columns.categories, panoptic_json, panoptic_root, image_root)
+    contiguous = metadata.thing_dataset_id_to_contiguous_id | metadata.stuff_dataset_id_to_contiguous_id
+    parts = PanopticParts(columns, metadata.panoptic_root, [contiguous[category.id] for category in columns.categories])
+    pngs = [
+        {
+            "pan_seg_file_name": os.path.join(metadata.panoptic_root, png),
+            "image_id": image.id,
+            "size": (image.height, image.width),
+        }
+        for png, image in zip(columns.png_names, columns.images)
+    ]
+    check_files(pngs, "pan_seg_file_name", panoptic_root, "panoptic PNG")
     if keep_truth:
         # Evaluation decodes a file before it asks for its size, and only after the training.
         with ThreadPoolExecutor(READERS) as pool:
-            list(pool.map(_check_png_size, records.values()))
-    if len(records) < len(images):
-        logger.warning("%s: left out %d images without annotation", panoptic_json, len(images) - len(records))
+            list(pool.map(lambda png: check_panoptic_png(png["pan_seg_file_name"], png["size"]), pngs))
+    if columns.unannotated:
+        logger.warning("%s: left out %d images without annotation", panoptic_json, columns.unannotated)
 
-    records, truth, left_out = dict(sorted(records.items())), None, {}
+    truth, left_out = None, {}
+    if instances_json is not None and not stuff_only:
+        metadata = PanopticMetadata(**vars(metadata) | {"json_file": str(instances_json)})
+        instances = load_coco_instances(name, instances_json, image_root, keep_truth=keep_truth)
+        _check_same(columns, metadata, instances)
+        records = instances.records.with_more(parts)
+        truth, left_out = instances.truth, instances.left_out
+    else:
+        records = [_record(image, part, metadata.image_root) for image, part in zip(columns.images, parts)]
     if stuff_only:
-        for record in records.values():
+        for record in records:
             record.update(annotations=[], objects_in_png=False)
         metadata = PanopticMetadata(
             **vars(metadata) | {"thing_classes": [], "thing_colors": [], "thing_dataset_id_to_contiguous_id": {}}
         )
-    elif instances_json is not None:
-        metadata = PanopticMetadata(**vars(metadata) | {"json_file": str(instances_json)})
-        instances = load_coco_instances(name, instances_json, image_root, keep_truth=keep_truth)
-        _add_instances(records, metadata, instances)
-        truth, left_out = instances.truth, instances.left_out
-    return Dataset(name, list(records.values()), metadata, truth, content if keep_truth else None, left_out)
+    return Dataset(name, records, metadata, truth, columns.document() if keep_truth else None, left_out)
 
 
 def with_panoptic_classes(dataset: Dataset, things: list[str] | None, stuff: list[str] | None) -> Dataset:
@@ -146,6 +125,8 @@ def _with_segments_moved(dataset: Dataset, moved: dict[int, int], *, isthing: bo
     def changed(info: dict) -> dict:
         return info | {"category_id": moved[info["category_id"]]} if info["isthing"] == isthing else info
 
+    if isinstance(dataset.records, Records):
+        return replace(dataset, records=dataset.records.with_more(dataset.records.more.with_labels(moved, isthing)))
     records = [record | {"segments_info": [changed(info) for info in record["segments_info"]]} for record in dataset.records]
     return replace(dataset, records=records)
 
@@ -238,81 +219,16 @@ def _runs(segment_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return starts, flat[starts]
 
 
-def _metadata(
-    name: str, categories: list[PanopticCategory], panoptic_json: str, panoptic_root: str, image_root: str
-) -> PanopticMetadata:
-    things: dict[int, tuple[str, tuple[int, int, int]]] = {}
-    stuff: dict[int, tuple[str, tuple[int, int, int]]] = {}
-    by_ids = by_id(categories, "category", panoptic_json)
-    for category_id, label in category_names(by_ids, panoptic_json).items():
-        category, where = by_ids[category_id], f"{panoptic_json}: category {category_id}"
-        if category.isthing not in (0, 1):
-            raise UserError(f"{where}: {must_be('isthing', category.isthing)}")
-        color = class_color(category.color, category_id, where)
-        (things if category.isthing else stuff)[category_id] = (label, color)
-    if not things and not stuff:
-        raise UserError(f'{panoptic_json}: the list "categories" is empty')
-    if len(stuff) >= UNLABELLED:
-        raise UserError(f"{panoptic_json}: {len(stuff)} stuff categories; a semantic target has room for {UNLABELLED - 1}")
-    for part in (things, stuff):
-        check_names_differ({category_id: label for category_id, (label, _) in part.items()}, panoptic_json)
-    return PanopticMetadata(
-        name=name,
-        json_file=None,
-        image_root=str(image_root),
-        thing_classes=[label for label, _ in things.values()],
-        thing_dataset_id_to_contiguous_id={category_id: i for i, category_id in enumerate(things)},
-        panoptic_json=str(panoptic_json),
-        panoptic_root=str(panoptic_root),
-        thing_colors=[color for _, color in things.values()],
-        stuff_classes=["things", *(label for label, _ in stuff.values())],
-        stuff_colors=[(82, 18, 128), *(color for _, color in stuff.values())],
-        stuff_dataset_id_to_contiguous_id={category_id: i for i, category_id in enumerate(stuff, start=1)},
-    )
+def _record(image: Image, part: dict, image_root: str) -> Record:
+    """The record of an image whose objects are in its PNG file alone."""
+    objects = [{key: info[key] for key in ("id", "category_id", "iscrowd")} for info in part["segments_info"] if info["isthing"]]
+    path = os.path.join(image_root, str(image.file_name))
+    record = Record(file_name=path, height=image.height, width=image.width, image_id=image.id, annotations=objects)
+    return record | part | {"objects_in_png": True}
 
 
-def _record(image: Image, annotation: PanopticAnnotation, metadata: PanopticMetadata, where: str) -> Record:
-    segments_info = [_segment(info, metadata, where) for info in annotation.segments_info]
-    if len({info["id"] for info in segments_info}) < len(segments_info):
-        seen: set[int] = set()
-        twice = next(info["id"] for info in segments_info if info["id"] in seen or seen.add(info["id"]))
-        raise UserError(f"{where}: segment id {twice} occurs more than once")
-    check_text(str(annotation.file_name), f"{where}: file_name")
-    keys = ("id", "category_id", "iscrowd")
-    return image_entry(image, metadata.image_root, where) | {
-        "pan_seg_file_name": os.path.join(metadata.panoptic_root, str(annotation.file_name)),
-        "segments_info": segments_info,
-        "annotations": [{key: info[key] for key in keys} for info in segments_info if info["isthing"]],
-        "objects_in_png": True,
-    }
-
-
-def _segment(info: Segment, metadata: PanopticMetadata, where: str) -> SegmentInfo:
-    if not 0 < info.id <= MAX_SEGMENT_ID:
-        raise UserError(f"{where}: a segment id is a whole number from 1 to {MAX_SEGMENT_ID}, which RGB holds, not {info.id}")
-    where = f"{where}: segment {info.id}"
-    things, stuff = metadata.thing_dataset_id_to_contiguous_id, metadata.stuff_dataset_id_to_contiguous_id
-    if info.category_id not in things and info.category_id not in stuff:
-        raise UserError(f'{where}: category id {info.category_id} is not in the list "categories"')
-    if info.iscrowd not in (None, 0, 1):
-        raise UserError(f"{where}: {must_be('iscrowd', info.iscrowd)}")
-    if info.area is not None and not 0 <= info.area <= 1e10:
-        raise UserError(f"{where}: {must_be('area', info.area)}")
-    isthing = info.category_id in things
-    return {
-        "id": info.id,
-        "category_id": (things if isthing else stuff)[info.category_id],
-        "isthing": isthing,
-        "iscrowd": int(info.iscrowd or 0),
-    }
-
-
-def _check_png_size(record: Record) -> None:
-    check_panoptic_png(record["pan_seg_file_name"], (record["height"], record["width"]))
-
-
-def _add_instances(records: dict[int, Record], metadata: PanopticMetadata, instances: Dataset) -> None:
-    """Put the annotations of an instance file into panoptic records of the same images."""
+def _check_same(columns: PanopticColumns, metadata: PanopticMetadata, instances: Dataset) -> None:
+    """That an instance file has the categories and images of a panoptic one."""
     file, own = instances.metadata.json_file, metadata.panoptic_json
     categories = instances.metadata.thing_dataset_id_to_contiguous_id
     differing = set(categories) ^ set(metadata.thing_dataset_id_to_contiguous_id)
@@ -324,16 +240,18 @@ def _add_instances(records: dict[int, Record], metadata: PanopticMetadata, insta
             raise UserError(
                 f"{file}: its categories are not the things of {own}: one has {shown(theirs)} where the other has {shown(ours)}"
             )
-    differing = {record["image_id"] for record in instances.records} ^ set(records)
+    own_images, their_images = columns.images, instances.records.instances.images
+    if own_images == their_images:
+        return
+    differing = {image.id for image in own_images} ^ {image.id for image in their_images}
     if differing:
-        only = own if min(differing) in records else file
+        only = own if any(image.id == min(differing) for image in own_images) else file
         raise UserError(
             f"{file}: its images are not those of {own}: {len(differing)} are in one only, of which image "
             f"{min(differing)} in {only}"
         )
-    for theirs in instances.records:
-        ours = records[theirs["image_id"]]
+    for ours, theirs in zip(own_images, their_images):
         for key in ("height", "width", "file_name"):
-            if theirs[key] != ours[key]:
-                raise UserError(f"{file}: image {theirs['image_id']}: {key} is {theirs[key]!r}, but {ours[key]!r} in {own}")
-        ours.update(annotations=theirs["annotations"], objects_in_png=False)
+            if getattr(theirs, key) != getattr(ours, key):
+                found, expected = getattr(theirs, key), getattr(ours, key)
+                raise UserError(f"{file}: image {theirs.id}: {key} is {found!r}, but {expected!r} in {own}")

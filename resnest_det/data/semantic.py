@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from resnest_det.data.coco import Dataset, Metadata, load_coco_instances
 from resnest_det.data.image import READERS
+from resnest_det.data.instance_records import images_of
 from resnest_det.data.label_png import MAX_CLASSES, UNLABELLED, LabelPng, label_png_size
 from resnest_det.data.records import Record
 from resnest_det.errors import ArgumentError, UserError, shown
@@ -97,11 +98,11 @@ def load_semantic(name: str, files: SemanticFiles, *, keep_truth: bool = False) 
         truth, things, categories, left_out = None, [], {}, {}
     else:
         instances = load_coco_instances(name, files.instances_json, files.image_root, keep_truth=keep_truth)
-        paths = [record["file_name"] for record in instances.records]
+        paths = [record["file_name"] for record in images_of(instances.records)]
         images = [(_key(os.path.relpath(path, files.image_root), files.image_suffix), path) for path in paths]
         label_pngs, sizes = _label_pngs(images, labels, files, len(names))
-        records = [record | {"label_png": label} for record, label in zip(instances.records, label_pngs)]
-        _check_sizes(records, sizes)
+        _check_sizes(images_of(instances.records), label_pngs, sizes)
+        records = instances.records.with_more([{"label_png": label} for label in label_pngs])
         truth, left_out, things = instances.truth, instances.left_out, instances.metadata.thing_classes
         categories = instances.metadata.thing_dataset_id_to_contiguous_id
     if not records:
@@ -253,10 +254,10 @@ def _check_images_of_labels(labels: Mapping[str, str], images: Sequence[tuple[st
         logger.warning("%s, the first %s; left out", told, labels[without[0]])
 
 
-def _check_sizes(records: list[Record], sizes: list[tuple[int, int]]) -> None:
-    for record, (height, width) in zip(records, sizes):
+def _check_sizes(images: Sequence[Record], label_pngs: list[LabelPng], sizes: list[tuple[int, int]]) -> None:
+    for record, label, (height, width) in zip(images, label_pngs, sizes):
         if (height, width) != (record["height"], record["width"]):
             raise UserError(
-                f"label PNG {record['label_png'].file_name} is {width} x {height} pixels (width x height), but image "
+                f"label PNG {label.file_name} is {width} x {height} pixels (width x height), but image "
                 f"{record['image_id']} is {record['width']} x {record['height']} by its annotations"
             )

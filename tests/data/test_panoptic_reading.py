@@ -1,6 +1,7 @@
 """Panoptic datasets: what is read, the targets made of it, and what is refused."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from resnest_det.configuration.data import build_train_loader, read_run_data
 from resnest_det.configuration.defaults import default_config
-from resnest_det.data import catalog, shapes
+from resnest_det.data import catalog, dataset_cache, shapes
 from resnest_det.data.mapper import training_sample
 from resnest_det.data.panoptic import (
     UNLABELLED,
@@ -149,6 +150,42 @@ def test_objects_come_from_the_instance_file_where_there_is_one(made):
     assert dataset.metadata.json_file.endswith("instances.json")
     assert [len(record["annotations"]) for record in dataset.records] == [1, 0]
     assert with_truth(dataset.records[0])[0]["annotations"] == dataset.records[0]["annotations"]
+
+
+@pytest.mark.parametrize("with_instances", [True, False])
+def test_the_json_is_parsed_once_and_a_process_gets_no_copy(made, tmp_path, monkeypatch, with_instances):
+    monkeypatch.setenv("RESNEST_DET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(dataset_cache, "_SETTLED", -(10**12))  # the files are just written
+    made.content["annotations"][0]["segments_info"][0]["area"] = 63
+    paths = (*made.paths(), made.write_instances() if with_instances else None)
+    first = load_coco_panoptic("made", *paths, keep_truth=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset_cache, "read_bytes_and_digest", lambda path: pytest.fail("the JSON was read again"))
+        second = load_coco_panoptic("made", *paths, keep_truth=True)
+    assert list(first.records) == list(second.records) and first.metadata == second.metadata
+    assert first.panoptic_truth == second.panoptic_truth
+    assert [[segment.area for segment in each.segments_info][:2] for each in second.panoptic_truth.annotations] == [
+        [None, None],
+        [63, None],
+    ]
+    if with_instances:
+        pickled = pickle.dumps(second.records)
+        assert len(pickled) < 2000 and list(pickle.loads(pickled)) == list(first.records)
+        assert pickle.loads(pickled)[1:][0] == first.records[1]
+
+
+def test_classes_moved_by_name_move_in_records_of_both_files(made):
+    dataset = made.load(instances_json=made.write_instances())
+    moved = with_panoptic_classes(dataset, dataset.metadata.thing_classes[::-1], ["things", "wall", "sky"])
+    for before, after in zip(dataset.records, moved.records, strict=True):
+        assert [each["category_id"] for each in after["annotations"]] == [
+            len(dataset.metadata.thing_classes) - 1 - each["category_id"] for each in before["annotations"]
+        ]
+        for old, new in zip(before["segments_info"], after["segments_info"], strict=True):
+            kind = "thing_classes" if old["isthing"] else "stuff_classes"
+            old_name = getattr(dataset.metadata, kind)[old["category_id"]]
+            new_name = getattr(moved.metadata, kind)[new["category_id"]]
+            assert old_name == new_name and old["category_id"] != new["category_id"]
 
 
 def test_stuff_only(made):
