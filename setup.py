@@ -52,7 +52,7 @@ setup(
         "safetensors>=0.4",
         "tensorboard>=2.14",
         "numpy>=1.24",
-        "pillow>=10.1",
+        "pillow>=11.0",  # before, the size of a TIFF file that is stored sideways was another before and after decoding
         "pyyaml>=6.0",
         "tqdm>=4.60",
         "tabulate>=0.8.10",

@@ -49,8 +49,8 @@ def _can_be_hooked(x: Tensor) -> bool:
         type(x) in (Tensor, nn.Parameter)
         and x.device.type != "meta"
         and not torch.jit.is_tracing()
+        and _top_hooks is not None  # first: torch 2.6 cannot compile what comes next
         and torch._C._autograd._saved_tensors_hooks_is_enabled()
-        and _top_hooks is not None
         and _top_hooks(False) is None
     )
 

@@ -115,9 +115,10 @@ class FPN(nn.Module):
             pyramid[f"p{level}"] = getattr(self, f"fpn_output{level}")(fused)
         source = self.top_block.in_feature
         above = self.top_block(pyramid[f"p{self.levels[-1]}"] if source is None else bottom_up[source])
-        return {f"p{level}": pyramid[f"p{level}"] for level in self.levels} | {
-            f"p{level}": feature for level, feature in zip(self.top_levels, above, strict=True)
-        }
+        # Not by |, which torch.export does not know in torch 2.6.
+        maps = {f"p{level}": pyramid[f"p{level}"] for level in self.levels}
+        maps.update({f"p{level}": feature for level, feature in zip(self.top_levels, above, strict=True)})
+        return maps
 
     def _fuse(self, lateral: Tensor, top_down: Tensor) -> Tensor:
         """Of a lateral map, which is overwritten where nothing learns from it, and the level above, of half its size."""

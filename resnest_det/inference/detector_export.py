@@ -34,6 +34,8 @@ ROUNDED_SCORE_TOLERANCE = 0.1
 MASK_TOLERANCE, MASK_PIXELS = 1e-2, 2  # part of a mask's pixels, and so many more of a small one
 PIXELS_ALIKE = 0.999  # part of the pixels whose class and segment must be the same
 
+# Before, torch.export has no expression for a number of detections (2.6) or holds files to a multiple of the traced size (2.11).
+_TORCH_EXPORT = "2.14"
 _TRACED_SIZE = (96, 128)
 
 
@@ -69,6 +71,11 @@ def export_detector(
             give the model's results.
     """
     require_back_end(file_format)
+    if file_format == "exported" and torch.__version__ < _TORCH_EXPORT:
+        raise UserError(
+            f"exported: detectors take torch {_TORCH_EXPORT} or later, and this is {torch.__version__}; torchscript works "
+            "with this one"
+        )
     path = Path(path)
     check_path(path, file_format)
     check_precision(precision, file_format)

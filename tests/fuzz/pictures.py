@@ -16,7 +16,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import PIL.features
 from PIL import Image
 
 from resnest_det.data.image import read_image
@@ -55,7 +54,8 @@ def whole_files() -> dict[str, bytes]:
         "ppm": (photograph, {"format": "PPM"}),
         "jpeg 2000": (photograph, {"format": "JPEG2000"}),
     }
-    if PIL.features.check("avif"):
+    Image.init()
+    if "AVIF" in Image.SAVE:
         kinds["avif"] = (photograph, {"format": "AVIF"})
     files = {}
     for kind, (image, how) in kinds.items():

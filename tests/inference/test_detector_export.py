@@ -66,11 +66,22 @@ FORMATS = [
     ("torchscript", "panoptic_cascade_bn"),
     ("torchscript", "semantic_output_stride_8"),
     ("torchscript", "semantic_deeplab_v3_plus"),
-    ("exported", "deformable"),
+    pytest.param(
+        "exported",
+        "deformable",
+        marks=pytest.mark.skipif(torch.__version__ < "2.14", reason="torch.export of this torch cannot express detectors"),
+    ),
     pytest.param("openvino", "panoptic_gn", marks=pytest.mark.extras),
     pytest.param("onnx", "cascade_mask_gn_ciou", marks=pytest.mark.extras),
     pytest.param("onnx", "semantic_deeplab_v3", marks=pytest.mark.extras),
 ]
+
+
+def test_a_torch_whose_export_is_too_old_is_told_before_anything_is_traced(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.11.0"))
+    model, samples = model_and_samples("mask_radix4_predicted_boxes")
+    with pytest.raises(UserError, match="detectors take torch 2.14 or later, and this is 2.11.0"):
+        export_detector(model, tmp_path / "a.pt2", "exported", SETTINGS, samples)
 
 
 @pytest.mark.parametrize("file_format, case", FORMATS)

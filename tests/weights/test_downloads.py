@@ -194,9 +194,9 @@ def test_file_put_there_by_hand_is_used_and_checked(cache, monkeypatch):
 def test_hugging_face_hub(server, cache, monkeypatch):
     server.files["/timm/some.in1k/resolve/main/model.safetensors"] = CONTENT
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    for module in (huggingface_hub.constants, huggingface_hub.file_download):  # which has a copy in early releases
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True, raising=False)
     path = resolve_weights("hf://timm/some.in1k")
     assert content_of(path) == CONTENT and path.startswith(str(cache / "huggingface"))
