@@ -34,7 +34,8 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def _without_middle(text: str, most: int) -> str:
+def without_middle(text: str, most: int) -> str:
+    """A text of which the middle is left out where it is longer than `most` characters."""
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
 
 
@@ -48,7 +49,7 @@ class UserError(ValueError):
     MOST_CHARACTERS = 4000
 
     def __init__(self, message: str):
-        super().__init__(printable(_without_middle(message, self.MOST_CHARACTERS)))
+        super().__init__(printable(without_middle(message, self.MOST_CHARACTERS)))
 
 
 def out_of_memory(error: BaseException) -> UserError | None:
@@ -56,7 +57,7 @@ def out_of_memory(error: BaseException) -> UserError | None:
     text = str(error)
     if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(text):
         return None
-    reason = f" ({_without_middle(text.splitlines()[0], 300)})" if text else ""
+    reason = f" ({without_middle(text.splitlines()[0], 300)})" if text else ""
     return UserError(f"memory ran out{reason}; fewer images at a time, smaller ones, or fewer processes that read them need less")
 
 
@@ -69,7 +70,7 @@ class ArgumentError(UserError):
     """
 
     def __init__(self, name: str, problem: str):
-        problem = _without_middle(problem, 600)  # it may show a value of any length
+        problem = without_middle(problem, 600)  # it may show a value of any length
         super().__init__(f"{name} {problem}")
         self.name = name
         self.problem = problem

@@ -10,11 +10,13 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from resnest_det.data.semantic import class_color
 from resnest_det.detector.postprocess import CompactMasks
+from resnest_det.errors import without_middle
 
 Color = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 
 _MASK_OPACITY = 0.45
+_LONGEST_LABEL = 60  # characters
 _FAINT = 0.4  # of the opacity of what is drawn otherwise
 
 
@@ -156,6 +158,7 @@ def _write_labels(
     font = ImageFont.load_default(size=min(max(12, round(max(picture.size) / 55)), 48))
     taken: list[Box] = []
     for (x, y, _, _), label, color, frame in zip(boxes, labels, colors, frames):
+        label = without_middle(label, _LONGEST_LABEL)
         left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
         width, height = right - left + 6, bottom - top + 6
         place = place_label(x, y - height, width, height, picture.size, taken) or _fit(x, y - height, width, height, picture.size)

@@ -64,6 +64,12 @@ def test_labels_stay_inside_the_picture_and_apart():
     assert first[:2] == (420, 0) and second[:2] == (420, 18)
 
 
+def test_a_name_of_a_million_characters_is_shortened_and_keeps_its_score():
+    image, boxes = np.full((480, 480, 3), 128, dtype=np.uint8), [[100, 100, 200, 200]]
+    picture = draw_objects(image, boxes, [0], ["a" * 1_000_000], scores=[0.5])
+    assert (picture == draw_objects(image, boxes, [0], ["a" * 30 + " ... " + "a" * 11], scores=[0.5])).all()
+
+
 def test_no_object_no_change_and_a_box_without_area_is_drawn():
     assert (draw_objects(GREY, np.zeros((0, 4)), [], ["thing"], masks=np.zeros((0, 240, 480), dtype=bool)) == 128).all()
     assert changed(
