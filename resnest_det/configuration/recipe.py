@@ -25,6 +25,7 @@ _SHRUNK = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # of the short side, as 640 to 800
 # At those sizes a tenth of COCO's objects (of 842 in 100 images) are smaller than this, in pixels.
 SMALL = 26
 LEAST_SHORT = 320
+MOST_ENLARGED = 3  # times; docs/recipes.md has the runs
 CPU_SHORT = 480  # a step takes seconds
 FEW = "what is not pretrained needs a batch to take its statistics over"
 LEAST_STEPS = 20  # in an epoch: of fewer images a batch has fewer
@@ -106,8 +107,7 @@ def _choose_sizes(plan: Plan, data: Statistics, machine: Machine) -> None:
     short = float(np.median(short_sides))
     most = SHORT if machine.device == "cuda" else CPU_SHORT
     small = float(np.percentile(sizes, 10)) if len(sizes) else SMALL
-    # Twice as large as they are, images show nothing more.
-    wanted = short * min(SMALL / small, 2)
+    wanted = short * min(SMALL / small, MOST_ENLARGED)
     side = int(np.clip(wanted, min(LEAST_SHORT, short), most))
     side = max(32, round(side / 16) * 16)
     reason = f"images of {short:.0f} pixels, a tenth of the objects below {small:.0f}: so they are {small * side / short:.0f}"

@@ -1,6 +1,7 @@
 """The budget within which a hostile input has to end, and what ended in another way."""
 
 import argparse
+import os
 import resource
 import signal
 import tempfile
@@ -68,7 +69,8 @@ def command(description: str, count_help: str, inputs: int, run: Callable[[int, 
     options = parser.parse_args()
     limit_memory()
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
+        os.environ["RESNEST_DET_CACHE"] = cache
         problems = run(options.count, options.seed, Path(folder))
     for problem in problems:
         print(ascii(problem))
