@@ -200,15 +200,14 @@ class _Columns:
         columns["first_polygon"] = np.concatenate([[0], np.cumsum(columns["polygons"])])[: len(columns["polygons"])]
         columns["first_polygon"] = columns["first_polygon"].astype(np.int32)
         columns["sides"] = self._sides.astype(np.int32)
-        files = [str(image.file_name).encode() for image in self.images]
-        columns["file_names"] = np.frombuffer(b"".join(files), dtype=np.uint8)
-        columns["file_name_end"] = np.cumsum([len(name) for name in files], dtype=np.int64)
+        files = [str(image.file_name) for image in self.images]
+        columns["file_names"], columns["file_name_end"] = packed_names(files)
         twice = [name for name, count in Counter(files).items() if count > 1]
         about: dict[str, Any] = dict(more) | {
             "categories": [[ids_of([number])[0], name] for number, name in self.names.items()],
             "annotated": self.annotated,
             "left_out": self.left_out,
-            "listed_twice": [len(twice), twice[0].decode()] if twice else None,
+            "listed_twice": [len(twice), twice[0]] if twice else None,
         }
         del files
         if listed.all():
@@ -244,6 +243,18 @@ def whole_numbers(ids: list[int]) -> np.ndarray | None:
         return np.array(ids, dtype=np.int64)
     except OverflowError:
         return None
+
+
+def packed_names(names: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Names behind each other as bytes (B,) uint8, and where each ends, (N,) int64. `names_from` is the way back."""
+    encoded = [name.encode() for name in names]
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+
+def names_from(packed: np.ndarray, ends: np.ndarray) -> list[str]:
+    """What `packed_names` was given."""
+    whole, ends = packed.tobytes(), ends.tolist()
+    return [whole[start:end].decode() for start, end in zip([0, *ends], ends)]
 
 
 def ids_of(ids: list[int]) -> list[str | list[str]]:

@@ -14,7 +14,7 @@ from typing import overload
 import numpy as np
 
 from resnest_det.data.annotation_files import Annotation, Category, Image
-from resnest_det.data.instance_columns import ids_from
+from resnest_det.data.instance_columns import ids_from, names_from
 from resnest_det.data.packed_file import Packed
 from resnest_det.data.records import Record
 from resnest_det.errors import UserError
@@ -82,9 +82,7 @@ class Instances:
 
     @cached_property
     def file_names(self) -> list[str]:
-        whole = self._columns["file_names"].tobytes()
-        ends = self._columns["file_name_end"].tolist()
-        return [whole[start:end].decode() for start, end in zip([0, *ends], ends)]
+        return names_from(self._columns["file_names"], self._columns["file_name_end"])
 
     @property
     def annotation_ids(self) -> Sequence[int]:

@@ -21,7 +21,7 @@ from resnest_det.data.annotation_files import (
     document_from,
     must_be,
 )
-from resnest_det.data.instance_columns import check_image, ids_from, ids_of, whole_numbers
+from resnest_det.data.instance_columns import check_image, ids_from, ids_of, names_from, packed_names, whole_numbers
 from resnest_det.data.packed_file import Packed, Writer
 from resnest_det.data.panoptic_metadata import metadata_of
 from resnest_det.data.panoptic_png import MAX_SEGMENT_ID
@@ -65,11 +65,8 @@ def pack_panoptic(json_file: str) -> Callable[[bytes, Writer], None]:
             "crowd": np.array([segment.iscrowd or 0 for segment in segments], dtype=np.uint8),
             "area": np.array([np.nan if segment.area is None else segment.area for segment in segments], dtype=np.float64),
         }
-        files = {"image": listed, "png": annotations.values()}
-        for name, entries in files.items():
-            encoded = [str(entry.file_name).encode() for entry in entries]
-            columns[f"{name}_names"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-            columns[f"{name}_name_end"] = np.cumsum([len(each) for each in encoded], dtype=np.int64)
+        for name, entries in (("image", listed), ("png", annotations.values())):
+            columns[f"{name}_names"], columns[f"{name}_name_end"] = packed_names(str(entry.file_name) for entry in entries)
         categories = [[ids_of([each.id])[0], each.name, int(each.isthing), each.color] for each in file.categories]
         about = {"categories": categories, "unannotated": len(images) - len(annotations)}
         ids = whole_numbers(list(annotations))
@@ -139,8 +136,7 @@ class PanopticColumns:
         return self._names("png")
 
     def _names(self, kind: str) -> list[str]:
-        whole, ends = self._columns[f"{kind}_names"].tobytes(), self._columns[f"{kind}_name_end"].tolist()
-        return [whole[start:end].decode() for start, end in zip([0, *ends], ends)]
+        return names_from(self._columns[f"{kind}_names"], self._columns[f"{kind}_name_end"])
 
     def segments(self, row: int) -> list[tuple[int, int, int, float]]:
         """Of the image at a position: (id, position of the category, crowd, area or nan) of each."""

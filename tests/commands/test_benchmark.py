@@ -48,7 +48,8 @@ def test_what_is_around_the_networks_is_timed_and_compared(what, items, tmp_path
     (task,) = figures(tmp_path, "--what", what)["tasks"].values()
     assert task["items"] == items
     differences = [each["difference"] for each in task["contenders"].values()]
-    assert None in differences and all(each is None or each < 1e-13 for each in differences)  # percent
+    most = 1e-13 if what == "evaluate" else 0  # percent: NumPy's releases round pycocotools' means in another last bit
+    assert None in differences and all(each is None or each <= most for each in differences)
 
 
 @pytest.mark.extras
