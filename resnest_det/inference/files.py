@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from resnest_det.errors import UserError, shown
 from resnest_det.files import atomic_write, remove_unfinished, write_bytes
 from resnest_det.inference.images import is_address
 from resnest_det.inference.inputs import Input
+from resnest_det.inference.kept_frames import kept_frames
 from resnest_det.inference.predictor import Predictor
 from resnest_det.inference.results import Result, write_picture
 from resnest_det.inference.tiles import predict_tiled
@@ -94,13 +95,7 @@ def claim_folder(output: Output, predictor: Predictor) -> None:
     Raises:
         UserError: it has other things in it, or results of other settings; or it cannot be written to.
     """
-    settings = {key: value for key, value in asdict(output).items() if key not in ("folder", "batch")}
-    settings["tile"] = list(output.tile) if output.tile else None
-    settings |= {
-        "weights": os.path.abspath(predictor.backend.source),
-        "confidence_threshold": predictor.score_threshold,
-        "classes": None if predictor.wanted is None else predictor.wanted.tolist(),
-    }
+    settings = _settings(output, predictor)
     marker = Path(output.folder, MARKER)
     try:
         os.makedirs(output.folder, exist_ok=True)
@@ -124,6 +119,17 @@ def claim_folder(output: Output, predictor: Predictor) -> None:
         raise UserError(f"{marker} is damaged: remove the folder, or give another --output") from None
     except OSError as error:
         raise UserError(f"--output {output.folder} cannot be written: {error.strerror or error}") from None
+
+
+def _settings(output: Output, predictor: Predictor) -> dict:
+    """What results depend on, as JSON gives it back."""
+    settings = {key: value for key, value in asdict(output).items() if key not in ("folder", "batch")}
+    return settings | {
+        "tile": list(output.tile) if output.tile else None,
+        "weights": os.path.abspath(predictor.backend.source),
+        "confidence_threshold": predictor.score_threshold,
+        "classes": None if predictor.wanted is None else predictor.wanted.tolist(),
+    }
 
 
 def predict_images(predictor: Predictor, items: Sequence[Input], output: Output, tell: Callable[[str], None]) -> Done:
@@ -274,6 +280,7 @@ def predict_video(predictor: Predictor, source: str, path: str, output: Output, 
     """Look at the frames of a video or of a camera, and write a video of the same size and times with what was found.
 
     A camera is looked at until Ctrl-C, a video until its end. With `save_json` there is a line of JSON for each frame beside it.
+    What a command that was ended had found in a video is not looked for again.
 
     Raises:
         UserError: it cannot be read or decoded, there is no such camera, or something cannot be written.
@@ -285,20 +292,38 @@ def predict_video(predictor: Predictor, source: str, path: str, output: Output, 
         bar = tqdm(total=frames.frames or None, unit="image", smoothing=0.05, disable=not sys.stderr.isatty())
         start = time.perf_counter()
         lines = Path(path).with_suffix(".jsonl")
-        with bar, video_writer(path, frames) as video, _pool(1) as decoder, _pool(1) as encoder, _lines(output, lines) as log:
+        # Frames are kept until the video is where it belongs.
+        kept = nullcontext() if is_camera(source) else kept_frames(path, source, _settings(output, predictor), predictor)
+        with (
+            kept as keep,
+            bar,
+            video_writer(path, frames) as video,
+            _pool(1) as decoder,
+            _pool(1) as encoder,
+            _lines(output, lines) as log,
+        ):
             written: deque[Future] = deque()
             try:
                 for number, (pts, frame, read) in enumerate(_decoded(decoder, predictor, iter(frames), name)):
-                    (result,) = _predict(predictor, [read], output, done)
+                    result = keep and keep.following(read[0])
+                    if result is None:
+                        (result,) = _predict(predictor, [read], output, done)
+                        if keep:
+                            written.append(encoder.submit(keep.add, result))
+                        done.images += 1
+                    else:
+                        done.earlier += 1
                     result = result if tracker is None else follow(tracker, result)
                     while len(written) >= _WAITING:
                         written.popleft().result()
                     time_stamp = None if pts is None or frames.time_base is None else float(pts * frames.time_base)
                     written.append(encoder.submit(_write_frame, video, log, result, frame, pts, number, time_stamp))
-                    done.images += 1
                     bar.update()
             except KeyboardInterrupt:
-                if not is_camera(source):
+                if keep:
+                    for future in written:
+                        future.result()
+                    tell(f"{path}: stopped after {done.images + done.earlier} frames; the same command goes on from there")
                     raise
                 tell(f"camera {source}: stopped after {done.images} pictures")
             for future in written:

@@ -203,6 +203,51 @@ def test_a_video_keeps_its_size_and_rate(run, tmp_path, capsys):
 
 
 @pytest.mark.extras
+def test_a_video_goes_on_where_the_command_was_ended(run, tmp_path, capsys, monkeypatch):
+    write_video(tmp_path / "film.mp4", 9)
+    arguments = [str(run), "--input", str(tmp_path / "film.mp4"), "--save-json", *LOW, "--output"]
+    main([*arguments, str(tmp_path / "whole.mp4")])
+    predict, left = files._predict, []
+
+    def ended(*given):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return predict(*given)
+
+    monkeypatch.setattr(files, "_predict", ended)
+    left[:] = [0] * 5
+    with pytest.raises(KeyboardInterrupt):
+        main([*arguments, str(tmp_path / "found.mp4")])
+    assert "found.mp4: stopped after 5 frames; the same command goes on from there" in capsys.readouterr().err
+    kept = tmp_path / ".found.mp4.frames"
+    assert not (tmp_path / "found.mp4").exists() and not (tmp_path / "found.jsonl").exists()
+    records = kept.read_bytes()
+    for content, missing in (
+        (records, 4),
+        (records[:-1], 5),  # torn when the process was killed
+        (records + b"\xff" * 40, 4),
+        (b"", 9),
+        (b"no frames of ours, but a file of this name", 9),
+    ):
+        kept.write_bytes(content)
+        left[:] = [0] * missing
+        main([*arguments, str(tmp_path / "found.mp4")])
+        assert left == []
+        counted = f"{missing} images in" if missing == 9 else f"; {9 - missing} were there already"
+        assert counted in capsys.readouterr().out
+        for suffix in (".jsonl", ".mp4"):
+            assert (tmp_path / f"found{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+            (tmp_path / f"found{suffix}").unlink()
+        assert not kept.exists()
+    kept.write_bytes(records)
+    left[:] = [0] * 9
+    arguments[arguments.index("0")] = "0.1"  # other settings
+    main([*arguments, str(tmp_path / "found.mp4")])
+    assert left == []
+
+
+@pytest.mark.extras
 @pytest.mark.parametrize("turn", [90, -90, 180])
 def test_a_phones_video_is_turned_upright(run, tmp_path, turn):
     """A phone writes frames as its sensor lies, and in the file by how much they are to be turned, counterclockwise."""
