@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import hypothesis
 import pytest
 
 from resnest_det import commands
@@ -14,6 +15,10 @@ from resnest_det import commands
 # On tensors as small as here a second compute thread costs more than it gives, most of all on a busy machine. Read when torch
 # is first imported: nothing that imports it comes before this line. Inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# What is tried is the same in every run.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile("same")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,9 +69,12 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def own_root(monkeypatch):
+def own_root():
     """The folder of datasets that one test's configuration names is no other test's."""
-    monkeypatch.setattr("resnest_det.data.catalog._root", "")
+    # Not `monkeypatch`: what tests patch with it would stay so while their folders are removed.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resnest_det.data.catalog._root", "")
+        yield
 
 
 @pytest.fixture

@@ -178,4 +178,7 @@ class _Reader:
         content = bytearray()
         while len(content) < count:
             content += self.take(min(_CHUNK, count - len(content)))
-        return torch.frombuffer(content, dtype=dtype).view(shape) if count else torch.empty(shape, dtype=dtype)
+        try:
+            return torch.frombuffer(content, dtype=dtype).view(shape) if count else torch.empty(shape, dtype=dtype)
+        except RuntimeError:  # nothing is in it, but its other sides are beyond all numbers
+            raise Damaged(f"{which} has the shape {str(shape)[:80]}") from None

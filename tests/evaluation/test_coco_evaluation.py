@@ -124,7 +124,7 @@ def same(ours, theirs):
     )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([3, 20, 130]), st.integers(1, 3))
 def test_figures_equal_pycocotools_to_the_last_digit(seed, most_detections, categories):
     truth, detections = random_case(seed, categories=categories, most_detections=most_detections)

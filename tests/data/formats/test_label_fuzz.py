@@ -18,7 +18,7 @@ from resnest_det.data.formats.reading import read_labels
 from resnest_det.errors import UserError
 from tests.helpers.labels import voc, write_images
 
-FEW = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 numbers = st.one_of(
     st.floats().map(str),
