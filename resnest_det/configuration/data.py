@@ -14,7 +14,7 @@ from resnest_det.data import samplers
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
 from resnest_det.data.colors import RandomColor
-from resnest_det.data.image_files import check_image_files, check_image_sizes
+from resnest_det.data.image_files import check_image_files, check_image_sizes, plain
 from resnest_det.data.instance_records import Records, joined, objects_of, sizes_of, with_objects_only
 from resnest_det.data.loader import InferenceBatches, in_shared_memory, training_batches
 from resnest_det.data.mapper import inference_sample, training_sample
@@ -227,8 +227,11 @@ def _check_same_names(dataset: Dataset, like: Mapping[str, list[str]], whose: st
         own = getattr(dataset.metadata, kind, names)
         if sorted(own) != sorted(names):
             only = sorted(set(own) ^ set(names))
+            theirs = {plain(name): name for name in set(names) - set(own)}
+            alike = next(((theirs[plain(name)], name) for name in sorted(set(own) - set(names)) if plain(name) in theirs), None)
+            hint = f" ({ascii(alike[0])} and {ascii(alike[1])} differ in case, Unicode form or spaces alone)" if alike else ""
             raise UserError(
-                f"the classes of {whose} and {dataset.name} are not the same: only one has {', '.join(only[:5])}; "
+                f"the classes of {whose} and {dataset.name} are not the same: only one has {', '.join(only[:5])}{hint}; "
                 f"{whose} has {_listed(names)}; {dataset.name} has {_listed(own)}"
             )
 

@@ -19,6 +19,7 @@ import pycocotools.mask as mask_util
 
 from resnest_det.data.annotation_files import Annotation, Image, InstanceFile
 from resnest_det.data.image import upright_size
+from resnest_det.data.image_files import plain
 from resnest_det.data.outlines import compressed, slack_of
 from resnest_det.errors import UserError
 
@@ -81,10 +82,12 @@ def _repeated_ids(kind: str, ids: list[int]) -> Iterator[Finding]:
 def _repeated_names(content: InstanceFile) -> Iterator[Finding]:
     alike = defaultdict(list)
     for category in content.categories:
-        alike[str(category.name).strip().casefold()].append(str(category.name))
+        alike[plain(str(category.name))].append(str(category.name))
     for names in alike.values():
         if len(names) > 1:
-            yield Finding("categories whose names differ in case and spaces at most", detail=", ".join(map(repr, names)))
+            yield Finding(
+                "categories whose names differ in case, Unicode form or spaces at most", detail=", ".join(map(repr, names))
+            )
 
 
 def _fault_of_box(annotation: Annotation, image: Image | None) -> tuple[str, str] | None:

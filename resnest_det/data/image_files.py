@@ -101,9 +101,9 @@ def _likely_cause(path: str, root: str, none: bool) -> str:
     return f"; {root} may be the wrong folder: " + (f"it has files such as {example}" if example else "it has no files")
 
 
-def _plain(name: str) -> str:
-    """The same for names that differ in case or Unicode form alone."""
-    return unicodedata.normalize("NFC", name).casefold()
+def plain(name: str) -> str:
+    """The same for names that differ in case, Unicode form or spaces around them alone."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 class _ImageFolder:
@@ -119,10 +119,10 @@ class _ImageFolder:
             names = self.known[folder] = {}
             try:
                 for entry in os.listdir(os.path.join(self.root, folder)):
-                    names.setdefault(_plain(entry), []).append(entry)
+                    names.setdefault(plain(entry), []).append(entry)
             except (OSError, ValueError):
                 pass
-        return self.known[folder].get(_plain(name), [])
+        return self.known[folder].get(plain(name), [])
 
     @cached_property
     def others(self) -> list[str]:

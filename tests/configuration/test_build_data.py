@@ -205,10 +205,14 @@ def test_classes_are_matched_by_name(make_cfg, write_coco):
     "categories, only",
     [
         ([(1, "cat"), (2, "bird")], "bird, dog"),
-        ([(1, "Cat"), (2, "dog")], "Cat, cat"),
+        ([(1, "Cat"), (2, "dog")], r"Cat, cat \('cat' and 'Cat' differ in case, Unicode form or spaces alone\)"),
         ([(1, "plane"), (2, "boat")], "boat, cat, dog, plane"),
         ([(1, "cat"), (2, "dog "), (3, "dog")], "dog "),
         ([(1, "cat")], "dog"),
+        ([(1, "cat"), (2, "dog"), (3, "background")], "background"),
+        ([(1, "cats"), (2, "dogs")], "cat, cats, dog, dogs"),
+        ([(1, "1"), (2, 2)], "1, 2, cat, dog"),
+        ([(1, "cat"), (2, "cat.dog")], "cat.dog, dog"),
     ],
 )
 @pytest.mark.parametrize("role", ["TRAIN", "TEST"])
@@ -217,10 +221,37 @@ def test_classes_of_other_names_are_refused_with_both_lists(make_cfg, write_coco
     catalog.register_coco("others", *write_coco(IMAGES, EACH, categories, "others"))
     cfg.DATASETS.TRAIN = ("made", "others") if role == "TRAIN" else ("made",)
     cfg.DATASETS.TEST = ("others",) if role == "TEST" else ()
-    theirs = ", ".join(name for _, name in categories)
+    theirs = ", ".join(str(name) for _, name in categories)
     expected = f"classes of made and others are not the same: only one has {only}; made has cat, dog; others has {theirs}$"
     with pytest.raises(UserError, match=expected):
         train_loader(cfg)
+
+
+def test_names_that_look_the_same_are_told_apart(make_cfg, write_coco):
+    """One program writes an accent as a letter of its own."""
+    cfg = make_cfg(IMAGES, EACH, categories=((1, "caf\u00e9"), (2, "dog")))
+    catalog.register_coco("others", *write_coco(IMAGES, EACH, [(1, "cafe\u0301"), (2, "dog")], "others"))
+    cfg.DATASETS.TEST = ("others",)
+    with pytest.raises(UserError, match=r"\('caf\\xe9' and 'cafe\\u0301' differ in case, Unicode form or spaces alone\)"):
+        read_run_data(cfg, train=True)
+
+
+def test_any_ids_and_any_order_of_the_same_names(make_cfg, write_coco):
+    """Three sets, each in its own order, with ids that are far apart, negative or text; numbers are names as text is."""
+    names = ["cat", "7", "\u00e5sna"]
+    cfg = make_cfg(IMAGES, EACH, categories=tuple(enumerate(names, start=1)))
+    annotations = [{"image_id": image, "category_id": id_} | OBJECT for image in range(1, 5) for id_ in (-3, 1 << 60, 0)]
+    catalog.register_coco("far", *write_coco(IMAGES, annotations, [(-3, "\u00e5sna"), (1 << 60, "cat"), (0, 7)], "far"))
+    words = [a | {"category_id": {-3: "x", 1 << 60: "y", 0: "z"}[a["category_id"]]} for a in annotations]
+    catalog.register_coco("words", *write_coco(IMAGES, words, [("z", "\u00e5sna"), ("y", "7"), ("x", "cat")], "words"))
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("made", "far"), ("far", "words")
+    data = read_run_data(cfg, train=True)
+    assert [dataset.metadata.thing_classes for dataset in data.test] == [names, names]
+    first = data.train.records[len(EACH)]["annotations"]
+    assert sorted(each["category_id"] for each in first) == [0, 1, 2]
+    far, words = (dataset.metadata.thing_dataset_id_to_contiguous_id for dataset in data.test)
+    assert far == {1 << 60: 0, 0: 1, -3: 2}
+    assert {getattr(id_, "text", id_): index for id_, index in words.items()} == {"x": 0, "y": 1, "z": 2}
 
 
 def test_the_number_of_classes_is_that_of_the_model(make_cfg):

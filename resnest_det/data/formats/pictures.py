@@ -2,10 +2,10 @@
 
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from resnest_det.data.image_files import plain
 from resnest_det.errors import UserError
 
 # By their names alone; what they are is seen when they are read.
@@ -40,11 +40,6 @@ def _is(kind: Callable[[], bool]) -> bool:
         return kind()
     except OSError:  # a link to what may not be looked at
         return False
-
-
-def plain(name: str) -> str:
-    """The same for names that differ in case, Unicode form or spaces around them alone."""
-    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 class Pictures:
