@@ -1,6 +1,7 @@
 """Atomic writing: a file is either the whole old one or the whole new one. Also, where the package's own files are."""
 
 import datetime
+import glob
 import logging
 import os
 import socket
@@ -114,9 +115,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_unfinished(folder: str | os.PathLike) -> list[str]:
-    """Delete the unfinished files that killed processes left in `folder`, and return their names."""
-    left = sorted(Path(folder).glob(f".*{TEMPORARY_SUFFIX}"))
+def remove_unfinished(folder: str | os.PathLike, name: str = "") -> list[str]:
+    """Delete the unfinished files that killed processes left in `folder`, all or those of `name`, and return their names."""
+    left = sorted(Path(folder).glob(f".{glob.escape(name)}*{TEMPORARY_SUFFIX}"))
     for path in left:
         path.unlink(missing_ok=True)
     return [path.name for path in left]

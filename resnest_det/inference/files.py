@@ -360,5 +360,6 @@ def _lines(output: Output, path: Path) -> Iterator:
     if not output.save_json:
         yield None
         return
+    remove_unfinished(path.parent, path.name)
     with atomic_write(path, sync=False) as file:
         yield file

@@ -1,18 +1,21 @@
 """What was found in the frames of a video, kept on the disk until the video is written: a command that was ended goes on with it.
 
-The file is a header and a record for each frame, in order; each is its length (8 bytes) and what `torch.save` makes of plain
-values and tensors, deflated. A process that was killed leaves a torn record at the end at most, which is cut off.
+The file is a record of the settings and one for each frame, in order; a record is its length (8 bytes) and tensors as safetensors
+keeps them, one of them JSON, deflated. A process that was killed leaves a torn record at the end at most, which is cut off.
 """
 
 import io
+import json
 import os
-import pickle
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
 
 from resnest_det.detector.postprocess import CompactMasks
 from resnest_det.errors import UserError
@@ -20,7 +23,8 @@ from resnest_det.inference.images import Picture
 from resnest_det.inference.predictor import Predictor
 from resnest_det.inference.results import Result
 
-_TENSORS = ("boxes", "scores", "class_ids", "keypoints", "segment_map", "label_map")
+_TENSORS = ("boxes", "scores", "class_ids", "masks", "keypoints", "segment_map", "label_map")
+_PLAIN = "plain values"
 _LENGTH = 8
 _MOST_BYTES = 1 << 30  # of a record
 
@@ -38,11 +42,11 @@ class KeptFrames:
             return None
         begin = self._file.tell()
         try:
-            found = _read(self._file)
-            masks = found.pop("masks")
-            if isinstance(masks, list):
-                masks = CompactMasks(*masks, picture.pixels.shape[:2])
-            return Result(picture.name, *picture.pixels.shape[:2], self._predictor.classes, **found, masks=masks, rgb=picture.rgb)
+            size = picture.pixels.shape[:2]
+            segments, found = _read(self._file)
+            if "mask_boxes" in found:
+                found["masks"] = CompactMasks(found.pop("mask_probabilities"), found.pop("mask_boxes"), size)
+            return Result(picture.name, *size, self._predictor.classes, **found, segments=segments, rgb=picture.rgb)
         except _NO_RECORD:
             self._more = False
             self._file.seek(begin)
@@ -55,10 +59,10 @@ class KeptFrames:
         Raises:
             OSError: it cannot be written.
         """
-        found = {name: getattr(result, name) for name in _TENSORS} | {"segments": result.segments, "masks": result.masks}
+        found = {name: getattr(result, name) for name in _TENSORS}
         if isinstance(result.masks, CompactMasks):
-            found["masks"] = [result.masks.probabilities, result.masks.boxes]
-        _write(self._file, found)
+            found |= {"masks": None, "mask_probabilities": result.masks.probabilities, "mask_boxes": result.masks.boxes}
+        _write(self._file, result.segments, {name: tensor for name, tensor in found.items() if tensor is not None})
 
 
 @contextmanager
@@ -73,15 +77,17 @@ def kept_frames(path: str, source: str, settings: dict, predictor: Predictor) ->
     place = Path(path).with_name(f".{Path(path).name}.frames")
     header = settings | {"source": _identity(source), "weights": _identity(predictor.backend.source)}
     try:
+        if place.is_symlink():  # what it leads to is not ours
+            place.unlink()
         with open(place, "r+b" if place.exists() else "w+b") as file:
             try:
-                same = _read(file) == header
+                same = _read(file)[0] == header
             except _NO_RECORD:
                 same = False
             if not same:
                 file.seek(0)
                 file.truncate()
-                _write(file, header)
+                _write(file, header, {})
             yield KeptFrames(file, predictor)
         place.unlink()
     except OSError as error:
@@ -89,22 +95,22 @@ def kept_frames(path: str, source: str, settings: dict, predictor: Predictor) ->
 
 
 # What torn and foreign records end in.
-_NO_RECORD = (EOFError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, zlib.error, pickle.UnpicklingError)
+_NO_RECORD = (EOFError, KeyError, TypeError, ValueError, SafetensorError, zlib.error)
 
 
-def _read(file: io.BufferedRandom) -> dict:
+def _read(file: io.BufferedRandom) -> tuple[dict | list, dict[str, Tensor]]:
     length = file.read(_LENGTH)
     size = int.from_bytes(length, "little")
     content = file.read(min(size, _MOST_BYTES))
     if len(length) < _LENGTH or len(content) < size:
         raise EOFError
-    return torch.load(io.BytesIO(zlib.decompress(content)), weights_only=True)
+    tensors = load(zlib.decompress(content))
+    return json.loads(bytes(tensors.pop(_PLAIN).tolist())), tensors
 
 
-def _write(file: io.BufferedRandom, values: dict) -> None:
-    buffer = io.BytesIO()
-    torch.save(values, buffer)
-    content = zlib.compress(buffer.getbuffer(), 1)
+def _write(file: io.BufferedRandom, plain: dict | list, tensors: dict[str, Tensor]) -> None:
+    text = torch.tensor(list(json.dumps(plain).encode()), dtype=torch.uint8)
+    content = zlib.compress(save({name: tensor.contiguous() for name, tensor in tensors.items()} | {_PLAIN: text}), 1)
     file.write(len(content).to_bytes(_LENGTH, "little") + content)
     file.flush()
 

@@ -231,6 +231,7 @@ def test_a_video_goes_on_where_the_command_was_ended(run, tmp_path, capsys, monk
         (b"no frames of ours, but a file of this name", 9),
     ):
         kept.write_bytes(content)
+        (tmp_path / ".found.jsonl.abc.unfinished").touch()  # as a killed process leaves it
         left[:] = [0] * missing
         main([*arguments, str(tmp_path / "found.mp4")])
         assert left == []
@@ -239,7 +240,7 @@ def test_a_video_goes_on_where_the_command_was_ended(run, tmp_path, capsys, monk
         for suffix in (".jsonl", ".mp4"):
             assert (tmp_path / f"found{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
             (tmp_path / f"found{suffix}").unlink()
-        assert not kept.exists()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["film.mp4", "whole.jsonl", "whole.mp4"]
     kept.write_bytes(records)
     left[:] = [0] * 9
     arguments[arguments.index("0")] = "0.1"  # other settings
