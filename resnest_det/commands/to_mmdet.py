@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from resnest_det.commands.register import add_register_flags, registered_datasets
-from resnest_det.configuration.data import check_classes
+from resnest_det.configuration.classes import check_classes
 from resnest_det.configuration.reading import load_config
 from resnest_det.configuration.solver import scale_to_world_size
 from resnest_det.data.catalog import get_dataset, register

@@ -18,7 +18,8 @@ from resnest_det.commands.process_flags import (
     with_device,
 )
 from resnest_det.commands.register import add_register_flags, registered_datasets
-from resnest_det.configuration.data import CLASS_COUNTS, check_training_data
+from resnest_det.configuration.classes import CLASS_COUNTS
+from resnest_det.configuration.data import check_training_data
 from resnest_det.configuration.reading import load_config, named_keys
 from resnest_det.configuration.solver import scale_to_world_size
 from resnest_det.configuration.standalone import in_run_folder, with_datasets

@@ -8,14 +8,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from fvcore.common.config import CfgNode
 
-from resnest_det.configuration.data import (
-    check_classes,
-    class_names,
-    count_classes,
-    kept_of_classes,
-    match_classes,
-    training_records,
-)
+from resnest_det.configuration.classes import check_classes, class_names, count_classes, kept_of_classes, match_classes
+from resnest_det.configuration.data import training_records
 from resnest_det.configuration.tables import ARCHITECTURES
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset, LabelsMetadata
@@ -42,7 +36,7 @@ def register_datasets(
     Args:
         registered: names registered on the command line; Detectron2 may not have other datasets of these names.
         only_test: leave out DATASETS.TRAIN.
-        counted: keys to take from the first dataset, see `resnest_det.configuration.data.count_classes`.
+        counted: keys to take from the first dataset, see `resnest_det.configuration.classes.count_classes`.
 
     Returns:
         `cfg` with those keys.

@@ -35,7 +35,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resnest_det.configuration.data import CLASS_COUNTS as OWN_CLASS_COUNTS
+from resnest_det.configuration.classes import CLASS_COUNTS as OWN_CLASS_COUNTS
 from resnest_det.configuration.defaults import DEFAULTS, default_config
 from resnest_det.configuration.model import check_batch_norm
 from resnest_det.configuration.nodes import leaves, with_values
@@ -59,7 +59,7 @@ from resnest_det.weights.class_layers import other_counts
 
 logger = logging.getLogger(__name__)
 
-# See `resnest_det.configuration.data.CLASS_COUNTS`.
+# See `resnest_det.configuration.classes.CLASS_COUNTS`.
 CLASS_COUNTS = OWN_CLASS_COUNTS | {"MODEL.RETINANET.NUM_CLASSES": "thing_classes"}
 
 

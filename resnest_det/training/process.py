@@ -38,7 +38,7 @@ class RunOptions:
         services: names of `resnest_det.engine.writers.SERVICES` that get the curves too.
         callbacks: MODULE:NAME of the classes of callbacks of one's own.
         told: lines about the configuration, for the log and for config.yaml.
-        counted: keys that nobody has set, to be taken from the data; see `resnest_det.configuration.data.count_classes`.
+        counted: keys that nobody has set, to be taken from the data; see `resnest_det.configuration.classes.count_classes`.
     """
 
     resume: bool = False

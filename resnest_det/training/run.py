@@ -10,14 +10,8 @@ import torch
 from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.anchor_fit import anchor_doubts
-from resnest_det.configuration.data import (
-    RunData,
-    build_train_loader,
-    count_classes,
-    hold_against_checkpoint,
-    read_run_data,
-    tell_of_data,
-)
+from resnest_det.configuration.classes import count_classes
+from resnest_det.configuration.data import RunData, build_train_loader, hold_against_checkpoint, read_run_data, tell_of_data
 from resnest_det.configuration.model import build_model, check_batch_norm
 from resnest_det.configuration.nodes import leaves, value_of
 from resnest_det.configuration.solver import build_average, build_optimizer, build_scaler, in_iterations, scale_to_world_size
@@ -50,7 +44,7 @@ def prepare(cfg: CfgNode, *, train: bool, counted: Mapping[str, str] = MappingPr
 
     Args:
         train: whether the run trains, and does not only evaluate.
-        counted: keys to take from the data, see `resnest_det.configuration.data.count_classes`.
+        counted: keys to take from the data, see `resnest_det.configuration.classes.count_classes`.
 
     Returns:
         the configuration for as many processes as there are, classes counted and epochs as iterations; and the data.
