@@ -6,21 +6,17 @@ that is not of its type is refused with the file, the entry and the field (docs/
 
 import contextlib
 import gc
-import gzip
-import hashlib
-import json
 import logging
 import math
 import re
 import unicodedata
-import zlib
 from collections.abc import Iterator
 from itertools import chain, repeat
 from typing import Any, TypeVar
 
 import msgspec
 
-from resnest_det.contents import what_it_is
+from resnest_det.data.json_files import parse_json, read_bytes
 from resnest_det.errors import UserError, shown
 
 logger = logging.getLogger(__name__)
@@ -216,7 +212,7 @@ def document_in(content: bytes, kind: type[_Document], json_file: str) -> _Docum
     Raises:
         UserError: see `read_annotation_file`.
     """
-    return document_of(_parse(content, json_file), kind, json_file)
+    return document_of(parse_json(content, json_file), kind, json_file)
 
 
 def document_of(raw: dict, kind: type[_Document], json_file: str) -> _Document:
@@ -273,71 +269,6 @@ def no_list(json_file: str, name: str, kind: type) -> UserError:
     """The error about a file of `kind` without the list of that name."""
     what = "instance" if kind is InstanceFile else "panoptic"
     return UserError(f'{json_file}: no list "{name}"; is it a COCO {what} annotation file?')
-
-
-def read_json(json_file: str) -> dict:
-    """The object in an annotation file or one of results, unchecked.
-
-    Raises:
-        UserError: the file cannot be read, is not JSON, or holds something else.
-    """
-    return _parse(read_bytes(json_file), json_file)
-
-
-def read_bytes(json_file: str) -> bytes:
-    """The bytes of a file, unpacked where it is compressed with gzip, without a byte-order mark.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    return _unpacked(_stored_bytes(json_file), json_file)
-
-
-def read_bytes_and_digest(json_file: str) -> tuple[bytes, str]:
-    """What `read_bytes` gives, and the SHA-256 of the file as it is stored, in hexadecimal digits.
-
-    Raises:
-        UserError: see `read_bytes`.
-    """
-    content = _stored_bytes(json_file)
-    return _unpacked(content, json_file), hashlib.sha256(content).hexdigest()
-
-
-def _stored_bytes(json_file: str) -> bytes:
-    try:
-        with open(json_file, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise UserError(f"{json_file}: cannot be read: {error.strerror or error}") from error
-
-
-def _unpacked(content: bytes, json_file: str) -> bytes:
-    if content.startswith(b"\x1f\x8b"):
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{json_file}: cannot be unpacked, damaged gzip: {error}") from error
-    return content.removeprefix(b"\xef\xbb\xbf")
-
-
-def _parse(content: bytes, json_file: str) -> dict:
-    try:
-        raw = json.loads(content.decode(json.detect_encoding(content)))
-    except json.JSONDecodeError as error:
-        if said := what_it_is(content[:512]):
-            raise UserError(f"{json_file}: {said}") from None
-        raise UserError(
-            f"{json_file}: malformed JSON at line {error.lineno}, column {error.colno} (character {error.pos}): {error.msg}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{json_file}: malformed JSON, not UTF-8 text at byte {error.start}") from error
-    except RecursionError as error:
-        raise UserError(f"{json_file}: malformed JSON, lists within lists without end") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise UserError(f"{json_file}: cannot be read: {str(error).split(';')[0]}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{json_file}: not a COCO annotation file: holds a {type(raw).__name__}, not an object")
-    return raw
 
 
 def _entry(raw: Any, kind: type, position: int, json_file: str):

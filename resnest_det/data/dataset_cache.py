@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from resnest_det.data.annotation_files import read_bytes_and_digest
+from resnest_det.data.json_files import read_bytes_and_digest
 from resnest_det.data.packed_file import Damaged, Packed, Writer, open_packed, packed_from
 from resnest_det.errors import UserError
 from resnest_det.files import atomic_write, open_unlinked

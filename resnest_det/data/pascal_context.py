@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from resnest_det.data.annotation_files import RunLengths, read_bytes, without_collector
+from resnest_det.data.annotation_files import RunLengths, without_collector
 from resnest_det.data.benchmarks import PASCAL_CONTEXT, PASCAL_CONTEXT_IDS
 from resnest_det.data.coco import Dataset
+from resnest_det.data.json_files import read_bytes
 from resnest_det.data.label_png import UNLABELLED
 from resnest_det.data.outlines import compressed
 from resnest_det.data.records import Record

@@ -6,9 +6,10 @@ from operator import itemgetter
 
 import msgspec
 
-from resnest_det.data.annotation_files import RunLengths, read_bytes
+from resnest_det.data.annotation_files import RunLengths
 from resnest_det.data.coco import Dataset
 from resnest_det.data.instance_records import images_of
+from resnest_det.data.json_files import read_bytes
 from resnest_det.data.outlines import compressed
 from resnest_det.errors import UserError, shown
 from resnest_det.evaluation.average_precision import counted

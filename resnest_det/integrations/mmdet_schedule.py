@@ -7,8 +7,8 @@ from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.data import check_batch_size
 from resnest_det.configuration.tables import tasks_of
-from resnest_det.data.annotation_files import read_json
 from resnest_det.data.coco import LabelsMetadata, Metadata
+from resnest_det.data.json_files import read_json
 from resnest_det.data.panoptic import PanopticMetadata
 from resnest_det.errors import UserError
 from resnest_det.integrations.mmdet_supported import untranslatable

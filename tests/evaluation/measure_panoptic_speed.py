@@ -19,7 +19,8 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from resnest_det.data.annotation_files import PanopticFile, read_annotation_file, read_json
+from resnest_det.data.annotation_files import PanopticFile, read_annotation_file
+from resnest_det.data.json_files import read_json
 from resnest_det.data.panoptic_png import encode_segment_ids
 from resnest_det.evaluation.panoptic_quality import panoptic_quality
 

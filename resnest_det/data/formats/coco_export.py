@@ -8,19 +8,11 @@ from collections import Counter
 
 import msgspec
 
-from resnest_det.data.annotation_files import (
-    Annotation,
-    Category,
-    InstanceFile,
-    document_of,
-    no_list,
-    read_annotation_file,
-    read_bytes,
-    read_json,
-)
+from resnest_det.data.annotation_files import Annotation, Category, InstanceFile, document_of, no_list, read_annotation_file
 from resnest_det.data.formats.labels import ABSENT, RENAMED, LabelFiles, Labels, Notes
 from resnest_det.data.formats.pictures import Pictures
 from resnest_det.data.image import upright_size
+from resnest_det.data.json_files import read_bytes, read_json
 from resnest_det.errors import UserError
 
 SIZES = "sizes of images, absent in the labels"

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
-from resnest_det.data.annotation_files import Image, read_bytes
+from resnest_det.data.annotation_files import Image
 from resnest_det.data.formats.collector import Collector, number
 from resnest_det.data.formats.labelme import ellipse
 from resnest_det.data.formats.labels import LabelFiles, Labels, Notes
 from resnest_det.data.formats.pictures import SUFFIXES, Pictures
 from resnest_det.data.formats.sizes import image_of
+from resnest_det.data.json_files import read_bytes
 from resnest_det.errors import UserError, shown
 
 _CLASSES = ("rectanglelabels", "polygonlabels", "brushlabels", "ellipselabels", "labels")

@@ -10,11 +10,12 @@ import msgspec
 import numpy as np
 from PIL import Image as Pillow
 
-from resnest_det.data.annotation_files import Image, read_bytes
+from resnest_det.data.annotation_files import Image
 from resnest_det.data.formats.collector import Collector
 from resnest_det.data.formats.labels import LabelFiles, Labels, Notes
 from resnest_det.data.formats.pictures import Pictures, walk
 from resnest_det.data.formats.sizes import image_of
+from resnest_det.data.json_files import read_bytes
 from resnest_det.errors import UserError
 
 _POINTS_OF_A_CIRCLE = 64

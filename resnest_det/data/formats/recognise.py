@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from resnest_det.data.annotation_files import read_bytes
 from resnest_det.data.formats.boxes_csv import columns_of
 from resnest_det.data.formats.pictures import SUFFIXES, plain, walk
 from resnest_det.data.formats.xml_tree import root_tag
 from resnest_det.data.formats.yolo import NO_LABELS
+from resnest_det.data.json_files import read_bytes
 from resnest_det.errors import UserError
 
 # Formats with a file for each image; of the others one file has them all.
