@@ -8,8 +8,9 @@ import torch
 from timm.layers import DropPath
 
 from resnest_det import UserError, create_model, list_models
+from resnest_det.backbone.bottleneck import Bottleneck
 from resnest_det.backbone.classifier import POOL_TYPES
-from resnest_det.backbone.resnest import STAGES, Bottleneck
+from resnest_det.backbone.resnest import STAGES
 from resnest_det.backbone.variants import find_variant
 from tests.helpers.timm_reference import images, randomise, with_weights_of
 
