@@ -198,7 +198,7 @@ def by_machine(plan: Plan, data: Statistics, machine: Machine, fits: int, pretra
     solver = plan.cfg.SOLVER
     if solver.OPTIMIZER == "SGD":  # rates of others are the recipe's
         rate, why = RATE, "in proportion"
-        if solver.MAX_ITER < SHORT_RUN and _learns_norms(plan.cfg):
+        if solver.MAX_ITER < SHORT_RUN and batch <= BATCH:
             rate, why = 2 * RATE, f"in proportion; twice as much as published, as there are fewer than {SHORT_RUN} steps"
         plan.choose("SOLVER.BASE_LR", rate * batch / BATCH, f"{rate} for {BATCH} images, {why}")
     plan.choose("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "needs no steps to be chosen")
@@ -234,14 +234,6 @@ def images_shown(images: int, pretrained: bool) -> int:
 def _norms_of(cfg: CfgNode) -> list[str]:
     model = cfg.MODEL
     return [model.RESNETS.NORM, model.FPN.NORM, model.ROI_BOX_HEAD.NORM, model.ROI_MASK_HEAD.NORM, model.SEM_SEG_HEAD.NORM]
-
-
-def _learns_norms(cfg: CfgNode) -> bool:
-    """Whether every part has norms of its own, which bear high rates."""
-    tasks = tasks_of(cfg)
-    parts = ["RESNETS", *(["FPN", "ROI_BOX_HEAD"] if tasks.objects else []), *(["SEM_SEG_HEAD"] if tasks.pixels else [])]
-    parts += ["ROI_MASK_HEAD"] if tasks.masks else []
-    return all(cfg.MODEL[part].NORM in ("BN", "SyncBN", "GN") for part in parts)
 
 
 def _choose_norms(plan: Plan, each: int, processes: int, pretrained: Pretrained) -> None:
