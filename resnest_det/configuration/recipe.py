@@ -24,7 +24,7 @@ BATCH, RATE, SHORT, LONG, ANCHOR = 16, 0.02, 800, 1333, 32
 _SHRUNK = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # of the short side, as 640 to 800 are
 # At those sizes a tenth of COCO's objects (of 842 in 100 images) are smaller than this, in pixels.
 SMALL = 26
-LEAST_SHORT = 320
+LEAST_SHORT = 224  # of what classifiers are trained on, so of what is pretrained
 MOST_ENLARGED = 3  # times; docs/recipes.md has the runs
 CPU_SHORT = 480  # a step takes seconds
 FEW = "what is not pretrained needs a batch to take its statistics over"
