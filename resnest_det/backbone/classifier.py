@@ -163,7 +163,7 @@ class Classifier(ResNeSt):
         if output_fmt != "NCHW":
             raise UserError(f"output_fmt is {output_fmt!r}; supported: 'NCHW'")
         chosen = _checked_indices("indices", len(_FEATURES) if indices is None else indices)
-        names = ["stem.convolutions" if index == 0 else _FEATURES[index] for index in chosen]
+        names = ["res1" if index == 0 else _FEATURES[index] for index in chosen]
         last = _FEATURES[max(chosen)] if stop_early else "res5"
         maps = self.feature_maps(x, names if intermediates_only or last in names else [*names, last])
         between = [maps[name] for name in names]
@@ -197,7 +197,7 @@ class FeatureExtractor(ResNeSt):
         self.feature_info = FeatureInfo(self, arguments.get("output_stride", 32), out_indices)
         if "stem" in self.out_features:
             self.out_feature_strides["stem"] = 2
-            self.wanted[0] = "stem.convolutions"
+            self.wanted[0] = "res1"
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps (N, channels, H / stride, W / stride), from the largest to the smallest, for images (N, in_chans, H, W)."""

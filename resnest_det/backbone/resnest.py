@@ -97,8 +97,8 @@ class ResNeSt(nn.Module):
         checkpoint_stages: stages whose activations are computed again in the backward pass instead of being kept.
         drop_path_rate: of the last block's stochastic depth; it grows linearly from none in the first.
         drop_block_size: of the blocks in res4 and res5, see `Bottleneck`.
-        out_features: which of "stem" (stride 4), "res2" (4), "res3" (8), "res4" (16), "res5" (32) to return; stages
-            after the last of them are not built.
+        out_features: which of "res1" (stride 2: the stem before its pooling), "stem" (4), "res2" (4), "res3" (8), "res4" (16),
+            "res5" (32) to return; stages after the last of them are not built.
 
     Attributes:
         out_feature_channels, out_feature_strides: dict from feature name to int, in the order of the network.
@@ -139,7 +139,8 @@ class ResNeSt(nn.Module):
         out_features: tuple[str, ...] = STAGES,
     ):
         super().__init__()
-        known = ("stem", *STAGES)
+        parts = ("stem", *STAGES)
+        known = ("res1", *parts)
         if len(blocks) != len(STAGES):
             raise ArgumentError("blocks", f"is {shown(blocks)}; it must have a number for each of {', '.join(STAGES)}")
         whole_numbers = dict(stem_width=stem_width, in_channels=in_channels, bottleneck_channels=bottleneck_channels)
@@ -148,9 +149,10 @@ class ResNeSt(nn.Module):
             signed = name in ("radix", "groups", "freeze_at")  # what is said of those comes below
             if not isinstance(value, int) or isinstance(value, bool) or not (signed or value > 0):
                 raise ArgumentError(name, f"is {shown(value)}; it must be a whole number{'' if signed else ', at least 1'}")
-        for stage in (*out_features, *checkpoint_stages):
-            if stage not in known:
-                raise UserError(f"the backbone has no feature {stage!r}; it has {', '.join(known)}")
+        for wanted, possible in ((out_features, known), (checkpoint_stages, parts)):
+            for stage in wanted:
+                if stage not in possible:
+                    raise UserError(f"the backbone has no feature {stage!r}; it has {', '.join(possible)}")
         if not out_features:
             raise UserError(f"the backbone is asked for no feature; it has {', '.join(known)}")
         if output_stride not in (8, 16, 32):
@@ -165,8 +167,8 @@ class ResNeSt(nn.Module):
             raise UserError(f"radix {radix} with {groups} groups is not possible: radix is at least 0, groups at least 1")
         if not 0 <= drop_path_rate <= 1:
             raise ArgumentError("drop_path_rate", f"is {drop_path_rate!r}; it must be from 0 to 1")
-        if not 0 <= freeze_at <= len(known):
-            raise UserError(f"cannot freeze {freeze_at} of the backbone's stages; it has {len(known)}, the stem included")
+        if not 0 <= freeze_at <= len(parts):
+            raise UserError(f"cannot freeze {freeze_at} of the backbone's stages; it has {len(parts)}, the stem included")
         base_width = int(bottleneck_channels * bottleneck_width / 64)
         if base_width < 1:
             raise UserError(f"{bottleneck_channels} channels times {bottleneck_width} / 64, in a bottleneck, are less than one")
@@ -176,7 +178,7 @@ class ResNeSt(nn.Module):
         style = DILATION_STYLES[dilation_style]
         channels, stride, dilation = self.stem.out_channels, self.stem.stride, 1
         shapes = {"stem": (channels, stride)}
-        last_stage = max(known.index(feature) for feature in out_features)
+        last_stage = max(parts.index(feature) if feature in parts else 0 for feature in out_features)
         for index, name in enumerate(STAGES[:last_stage]):
             stage_stride = 1 if index == 0 else 2
             dilation_before = dilation
@@ -220,6 +222,7 @@ class ResNeSt(nn.Module):
             shapes[name] = (channels, stride)
 
         self.parts = tuple(shapes)
+        shapes = {"res1": (self.stem.out_channels, 2)} | shapes
         self.out_features = tuple(feature for feature in shapes if feature in out_features)
         self.wanted = list(self.out_features)  # for scripting, which takes no tuple of any length
         self.out_feature_channels = {feature: shapes[feature][0] for feature in self.out_features}
@@ -268,7 +271,7 @@ class ResNeSt(nn.Module):
 
         Args:
             x: images (N, in_channels, H, W).
-            wanted: names of stem and stages; "stem.convolutions" is the stem's map of stride 2, before the max pooling.
+            wanted: names of stem and stages; "res1" is the stem's map of stride 2, before the max pooling.
 
         Raises:
             UserError: see `check_batch`.
@@ -276,9 +279,9 @@ class ResNeSt(nn.Module):
         if not torch.jit.is_scripting():
             self.check_batch(x)
         features: dict[str, Tensor] = {}
-        if "stem.convolutions" in wanted:
+        if "res1" in wanted:
             x = self.stem.convolutions(x)
-            features["stem.convolutions"] = x
+            features["res1"] = x
             x = self.stem.pool(x)
         else:
             x = self.stem(x) if torch.jit.is_scripting() else self.run_part("stem", self.stem, x)

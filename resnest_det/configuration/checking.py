@@ -301,7 +301,7 @@ def _check_features(cfg: CfgNode) -> None:
     """What the network's parts cannot tell by themselves."""
     model = cfg.MODEL
     for key, names, known in (
-        ("MODEL.RESNETS.OUT_FEATURES", model.RESNETS.OUT_FEATURES, STAGES),
+        ("MODEL.RESNETS.OUT_FEATURES", model.RESNETS.OUT_FEATURES, ("res1", *STAGES)),
         ("MODEL.RESNETS.CHECKPOINT_STAGES", model.RESNETS.CHECKPOINT_STAGES, ("stem", *STAGES)),
     ):
         if not set(names) <= set(known) or not (names or key.endswith("CHECKPOINT_STAGES")):

@@ -30,7 +30,7 @@ MEANINGS = {
     "MODEL.BACKBONE.NAME": "network, with its pyramid where the name has one",
     "MODEL.BACKBONE.FREEZE_AT": "stages that are not trained: 1 is the stem, 2 the stem and res2; 0 trains all",
     "MODEL.RESNETS.DEPTH": "of the network, which decides the blocks of each stage",
-    "MODEL.RESNETS.OUT_FEATURES": "stages whose features are given on",
+    "MODEL.RESNETS.OUT_FEATURES": "stages whose features are given on; res1 is the stem before its pooling, of stride 2",
     "MODEL.RESNETS.NUM_GROUPS": "groups of the 3x3 convolutions (cardinality)",
     "MODEL.RESNETS.NORM": "of the backbone",
     "MODEL.RESNETS.WIDTH_PER_GROUP": "channels of a group in res2",

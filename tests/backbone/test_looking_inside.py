@@ -13,6 +13,7 @@ from resnest_det import UserError, create_model
 from resnest_det.backbone.folding import fold_norms
 from resnest_det.backbone.layers import freeze
 from resnest_det.backbone.variants import VARIANTS
+from tests.helpers.networks import small_backbone
 from tests.helpers.timm_reference import images, randomise, timm_model, with_weights_of
 
 # A feature extractor returns a list, which torch says it has no backward hook for; the hooks of the modules inside are tested.
@@ -272,6 +273,25 @@ def test_parametrised_and_pruned_layers_are_used():
         prune.l1_unstructured(model.res3[0].conv1, "weight", 0.5)
         assert int((model.res3[0].conv1.weight == 0).sum()) == model.res3[0].conv1.weight.numel() // 2
         assert not torch.allclose(model(x), expected)
+
+
+@pytest.mark.parametrize("deep_stem", [True, False])
+def test_the_stem_before_its_pooling_is_a_feature(deep_stem):
+    network = small_backbone(out_features=("res1", "stem", "res2"), deep_stem=deep_stem).eval()
+    assert network.out_feature_strides == {"res1": 2, "stem": 4, "res2": 4} and not hasattr(network, "res3")
+    assert network.out_feature_channels == {"res1": 16, "stem": 16, "res2": 32}
+    x = images(2, 64)
+    with torch.no_grad():
+        found = network(x)
+        assert list(found) == ["res1", "stem", "res2"] and found["res1"].shape == (2, 16, 32, 32)
+        assert torch.equal(network.stem.pool(found["res1"]), found["stem"])
+        assert torch.equal(network.res2(found["stem"]), found["res2"])
+        scripted = torch.jit.script(network)(x)
+    assert all(torch.equal(scripted[name], found[name]) for name in found)
+    alone = small_backbone(out_features=("res1",), deep_stem=deep_stem)
+    assert [name for name, _ in alone.named_children()] == ["stem"] and alone.size_divisibility == 2
+    with pytest.raises(UserError, match="no feature 'res1'; it has stem, res2"):
+        small_backbone(checkpoint_stages=("res1",))
 
 
 def test_a_copy_has_hooks_and_parameters_of_its_own():

@@ -331,7 +331,7 @@ def test_detector_by_address_keeps_its_heads(monkeypatch, tmp_path):
         (["MODEL.RESNETS.RADIX", 3], "MODEL.RESNETS: .* 32 channels cannot be divided into 1 groups x radix 3"),
         (
             ["MODEL.RESNETS.OUT_FEATURES", ["res2", "res6"]],
-            "MODEL.RESNETS: the backbone has no feature 'res6'; it has stem, res2",
+            "MODEL.RESNETS: the backbone has no feature 'res6'; it has res1, stem, res2",
         ),
         (
             ["MODEL.RESNETS.OUT_FEATURES", ["res2", "res3"]],

@@ -217,6 +217,8 @@ def test_deeplab_has_the_same_figures_in_both_hosts(tmp_path, trained_by):
         "MODEL.RESNETS.NORM": "GN",
         "MODEL.SEM_SEG_HEAD.NORM": "GN",
         "MODEL.RESNETS.WIDTH_PER_GROUP": 32,
+        "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS": [32, 32, 32],
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM": 64,
         "DATASETS.TRAIN": (f"{tmp_path.name}_train",),
         "DATASETS.TEST": (f"{tmp_path.name}_val",),
         "DATALOADER.NUM_WORKERS": 0,
@@ -228,6 +230,7 @@ def test_deeplab_has_the_same_figures_in_both_hosts(tmp_path, trained_by):
         "SOLVER.MAX_ITER": 8,
         "SOLVER.WARMUP_ITERS": 0,
         "TEST.PRECISE_BN.ENABLED": False,
+        "TEST.AUG.ENABLED": False,
         "TEST.EVAL_PERIOD": 0,
     }
     out = {engine: ["OUTPUT_DIR", str(tmp_path / engine)] for engine in ("builtin", "detectron2")}
