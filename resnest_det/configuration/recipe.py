@@ -25,7 +25,7 @@ _SHRUNK = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # of the short side, as 640 to 800
 # At those sizes a tenth of COCO's objects (of 842 in 100 images) are smaller than this, in pixels.
 SMALL = 26
 LEAST_SHORT = 224  # of what classifiers are trained on, so of what is pretrained
-MOST_ENLARGED = 3  # times; docs/recipes.md has the runs
+MOST_ENLARGED = 5  # times; docs/recipes.md has the runs
 CPU_SHORT = 480  # a step takes seconds
 FEW = "what is not pretrained needs a batch to take its statistics over"
 LEAST_STEPS = 20  # in an epoch: of fewer images a batch has fewer

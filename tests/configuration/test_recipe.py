@@ -62,7 +62,7 @@ def test_what_is_as_published_stays_so():
         (200, (3000, 4000), GPU, 384, 512),  # huge images of huge objects
         (600, (3000, 4000), GPU, 224, 299),  # and of larger ones
         (20, (3000, 9000), GPU, 800, 1333),  # tiny ones
-        (8, (96, 96), GPU, 288, 288),  # three times is enough
+        (3, (96, 96), GPU, 480, 480),  # five times is enough
         (40, (96, 96), GPU, 96, 96),  # small images stay as they are
     ],
 )
