@@ -34,12 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no process waits for another's at the end.
-
-    Older code than torch's warns much and anywhere: where a host runs, warnings are no errors.
-    """
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Older code than torch's warns much and anywhere: where a host runs, warnings are no errors."""
     for item in items:
         if item.get_closest_marker("detectron2") or item.get_closest_marker("mmdet"):
             item.add_marker(pytest.mark.filterwarnings("ignore"))
