@@ -303,6 +303,7 @@ def predict_video(predictor: Predictor, source: str, path: str, output: Output, 
             _lines(output, lines) as log,
         ):
             written: deque[Future] = deque()
+            stopped = None
             try:
                 for number, (pts, frame, read) in enumerate(_decoded(decoder, predictor, iter(frames), name)):
                     result = keep and keep.following(read[0])
@@ -319,15 +320,15 @@ def predict_video(predictor: Predictor, source: str, path: str, output: Output, 
                     time_stamp = None if pts is None or frames.time_base is None else float(pts * frames.time_base)
                     written.append(encoder.submit(_write_frame, video, log, result, frame, pts, number, time_stamp))
                     bar.update()
-            except KeyboardInterrupt:
-                if keep:
-                    for future in written:
-                        future.result()
-                    tell(f"{path}: stopped after {done.images + done.earlier} frames; the same command goes on from there")
-                    raise
-                tell(f"camera {source}: stopped after {done.images} pictures")
+            except KeyboardInterrupt as stop:
+                stopped = stop
             for future in written:
                 future.result()
+            if stopped and keep:
+                tell(f"{path}: stopped after {done.images + done.earlier} frames; the same command goes on from there")
+                raise stopped
+            if stopped:
+                tell(f"camera {source}: stopped after {done.images} pictures")
         done.seconds = time.perf_counter() - start
     finally:
         frames.close()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from resnest_det.detector.postprocess import CompactMasks
 from resnest_det.errors import UserError
+from resnest_det.files import open_unlinked
 from resnest_det.inference.images import Picture
 from resnest_det.inference.predictor import Predictor
 from resnest_det.inference.results import Result
@@ -77,9 +78,8 @@ def kept_frames(path: str, source: str, settings: dict, predictor: Predictor) ->
     place = Path(path).with_name(f".{Path(path).name}.frames")
     header = settings | {"source": _identity(source), "weights": _identity(predictor.backend.source)}
     try:
-        if place.is_symlink():  # what it leads to is not ours
-            place.unlink()
-        with open(place, "r+b" if place.exists() else "w+b") as file:
+        with open_unlinked(place, "a+b") as file:
+            file.seek(0)
             try:
                 same = _read(file)[0] == header
             except _NO_RECORD:
@@ -105,11 +105,11 @@ def _read(file: io.BufferedRandom) -> tuple[dict | list, dict[str, Tensor]]:
     if len(length) < _LENGTH or len(content) < size:
         raise EOFError
     tensors = load(zlib.decompress(content))
-    return json.loads(bytes(tensors.pop(_PLAIN).tolist())), tensors
+    return json.loads(tensors.pop(_PLAIN).numpy().tobytes()), tensors
 
 
 def _write(file: io.BufferedRandom, plain: dict | list, tensors: dict[str, Tensor]) -> None:
-    text = torch.tensor(list(json.dumps(plain).encode()), dtype=torch.uint8)
+    text = torch.frombuffer(bytearray(json.dumps(plain).encode()), dtype=torch.uint8)
     content = zlib.compress(save({name: tensor.contiguous() for name, tensor in tensors.items()} | {_PLAIN: text}), 1)
     file.write(len(content).to_bytes(_LENGTH, "little") + content)
     file.flush()
