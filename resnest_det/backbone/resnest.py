@@ -4,7 +4,7 @@ With `radix=0` and without the other tweaks the same classes are the plain ResNe
 Detectron2's names: `stem.conv1_1.weight`, `res2.0.conv1.norm.weight`, `res3.0.shortcut.weight`, `linear.weight`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -280,7 +280,7 @@ class ResNeSt(nn.Module):
             self.check_batch(x)
         features: dict[str, Tensor] = {}
         if "res1" in wanted:
-            x = self.stem.convolutions(x)
+            x = self.stem.convolutions(x) if torch.jit.is_scripting() else self.run_part("stem", self.stem.convolutions, x)
             features["res1"] = x
             x = self.stem.pool(x)
         else:
@@ -294,12 +294,13 @@ class ResNeSt(nn.Module):
                     features[name] = x
         return features
 
-    def run_part(self, name: str, part: nn.Module, x: Tensor) -> Tensor:
-        """`part(x)`; in training without keeping what is cheap to compute again or, of `checkpoint_stages`, what is inside."""
+    def run_part(self, name: str, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`part(x)`, of the stem or stage `name`; in training without keeping what is cheap to compute again or, of
+        `checkpoint_stages`, what is inside."""
         if not self.training:
             return part(x)
         if name in self.checkpoint_stages:
-            return checkpoint(part, x, use_reentrant=False, context_fn=partial(_recomputation_contexts, part))
+            return checkpoint(part, x, use_reentrant=False, context_fn=partial(_recomputation_contexts, getattr(self, name)))
         with recomputing(x):
             return part(x)
 

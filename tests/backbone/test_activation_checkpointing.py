@@ -37,8 +37,9 @@ def step(model: ResNeSt, images: torch.Tensor) -> torch.Tensor:
         dict(norm="SyncBN", freeze_at=2),
         dict(norm="GN", bottleneck_channels=32, stem_width=32),
         dict(norm="BN", deform_on_per_stage=(False, True, True, True), deformable=Deformable(True, 2)),
+        dict(norm="BN", out_features=("res1", "res5")),
     ],
-    ids=["BN", "SyncBN, frozen", "GN", "deformable"],
+    ids=["BN", "SyncBN, frozen", "GN", "deformable", "stem before its pooling"],
 )
 def test_losses_gradients_and_statistics_do_not_change(arguments):
     plain, checkpointed = networks(**arguments)
@@ -56,10 +57,11 @@ def test_losses_gradients_and_statistics_do_not_change(arguments):
     assert all(module.momentum == 0.1 for module in checkpointed.modules() if isinstance(module, torch.nn.BatchNorm2d))
 
 
-def test_less_is_kept_for_the_backward_pass():
+@pytest.mark.parametrize("out_features", [("res2", "res3", "res4", "res5"), ("res1", "res5")])
+def test_less_is_kept_for_the_backward_pass(out_features):
     kept = []
     images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
-    for model in networks():
+    for model in networks(out_features=out_features):
         saved = 0
 
         def count(tensor):
