@@ -59,7 +59,7 @@ setup(
     ],
     extras_require={
         # A later minor version of ruff may format otherwise.
-        "test": ["pytest>=8.1", "torchmetrics>=1.4", "pytest-xdist>=3.5", "hypothesis>=6.84", "timm>=1.0.31", "ruff~=0.17.0"],
+        "test": ["pytest>=8.1", "torchmetrics>=1.4", "pytest-xdist>=3.8", "hypothesis>=6.84", "timm>=1.0.31", "ruff~=0.17.0"],
         **EXTRAS,
         "all": sorted({requirement for requirements in EXTRAS.values() for requirement in requirements}),
         # What resnest_det.integrations.mmdet_version knows to work together.

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import logging
 import os
 import re
 import sys
@@ -34,7 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Older code than torch's warns much and anywhere: where a host runs, warnings are no errors."""
+    """Files with slow tests come first, so that no process waits for another's at the end.
+
+    Older code than torch's warns much and anywhere: where a host runs, warnings are no errors.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     for item in items:
         if item.get_closest_marker("detectron2") or item.get_closest_marker("mmdet"):
             item.add_marker(pytest.mark.filterwarnings("ignore"))
@@ -75,6 +81,15 @@ def own_root():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("resnest_det.data.catalog._root", "")
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_log_level():
+    """How much a command that one test runs shows is not what the tests after it see."""
+    log = logging.getLogger("resnest_det")
+    before = log.level
+    yield
+    log.setLevel(before)
 
 
 @pytest.fixture

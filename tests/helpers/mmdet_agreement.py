@@ -19,6 +19,14 @@ from resnest_det.inference.prepared import prepare_for_inference
 register_all_modules()
 
 
+def work_in(folder: Path, config: Config) -> None:
+    """Set where a run writes.
+
+    MMEngine keeps what writes a run's figures by name, for the whole process: that of an earlier test would write elsewhere.
+    """
+    config.work_dir = config.visualizer.name = str(folder)
+
+
 def own_results(cfg, images: int | None = None) -> list[dict]:
     """What the built-in detector gives for the first images of DATASETS.TEST, each with `sample` and `image` (C, H, W)."""
     model = build_model(cfg).eval()

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # noqa: E402
 from resnest_det.data.shapes import THINGS, instances_json, write_shapes  # noqa: E402
 from resnest_det.files import packaged  # noqa: E402
 from resnest_det.integrations.mmdet import ResNeStDet  # noqa: E402
+from tests.helpers.mmdet_agreement import work_in  # noqa: E402
 
 register_all_modules()
 OURS = sorted(path.name for path in (packaged("configs") / "mmdet").glob("*.py"))
@@ -160,8 +161,6 @@ def small_run(data: Path, work_dir: Path) -> Config:
     config.default_hooks.logger.interval = 1
     config.optim_wrapper.optimizer.lr = 0.005
     config.param_scheduler = []
-    config.work_dir = str(work_dir)
-    # MMEngine keeps what writes a run's figures by name, for the whole process: that of an earlier test would write elsewhere.
-    config.visualizer.name = str(work_dir)
+    work_in(work_dir, config)
     config.randomness = dict(seed=1)
     return config

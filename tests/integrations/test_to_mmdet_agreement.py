@@ -29,7 +29,7 @@ from resnest_det.evaluation.coco import COCOEvaluator, detections_to_coco  # noq
 from resnest_det.integrations.mmdet_schedule import schedule_config  # noqa: E402
 from tests.helpers.configs import HERE, narrow, typed  # noqa: E402
 from tests.helpers.fill import fill  # noqa: E402
-from tests.helpers.mmdet_agreement import matched, own_results, panoptic_figures, same_pixels, their_results  # noqa: E402
+from tests.helpers.mmdet_agreement import matched, own_results, panoptic_figures, same_pixels, their_results, work_in  # noqa: E402
 
 # The longer side of some images is what limits their size.
 TINY = typed(
@@ -190,7 +190,7 @@ def test_figures_are_the_same(pair, tmp_path):
         evaluator.process([result["sample"]], [result])
     expected = evaluator.evaluate()
     config = Config.fromfile(written)
-    config.work_dir = str(tmp_path)
+    work_in(tmp_path, config)
     actual = Runner.from_cfg(config).test()
     for task in expected:
         assert expected[task]["AP"] > 50
@@ -234,7 +234,7 @@ def test_trains_there_and_comes_back(kind, tmp_path):
     torch.save({"model": model.state_dict()}, tmp_path / "filled.pth")
     to_mmdet.main(["--config-file", config_file, "--weights", str(tmp_path / "filled.pth"), "--out", str(tmp_path), *keys])
     config = Config.fromfile(tmp_path / f"{config_file}.py")
-    config.work_dir = str(tmp_path / "work")
+    work_in(tmp_path / "work", config)
     runner = Runner.from_cfg(config)
     runner.train()
     history = runner.message_hub.log_scalars
