@@ -25,7 +25,7 @@ from resnest_det.errors import UserError, shown
 CHOICES = {
     "VERSION": (2,),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
-    "SOLVER.OPTIMIZER": ("SGD", "ADAMW"),
+    "SOLVER.OPTIMIZER": ("SGD", "ADAMW", "MUON"),
     "SOLVER.AMP.PRECISION": ("", "bf16", "fp16"),
     "TEST.PRECISION": ("auto", "fp32", "bf16", "fp16"),
     "MODEL.META_ARCHITECTURE": tuple(ARCHITECTURES),

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from resnest_det.configuration.nodes import with_values
 from resnest_det.engine import solver
 from resnest_det.engine.averaging import averaged_model
+from resnest_det.engine.muon import Muon
 from resnest_det.errors import UserError, naming, shown
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         how = dict(lr=cfg.SOLVER.BASE_LR, fused=fused, foreach=not fused)
         if cfg.SOLVER.OPTIMIZER == "ADAMW":
             return torch.optim.AdamW(groups, betas=(cfg.SOLVER.MOMENTUM, 0.999), **how)
+        if cfg.SOLVER.OPTIMIZER == "MUON":
+            return Muon(groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM)
         return torch.optim.SGD(groups, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV, **how)
     except ValueError as error:
         raise UserError(

@@ -311,7 +311,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's, or AdamW where SOLVER.OPTIMIZER, which a configuration of Detectron2 alone does not have, asks for it."""
+        """Detectron2's, or what SOLVER.OPTIMIZER, which a configuration of Detectron2 alone does not have, asks for."""
         if cfg.SOLVER.get("OPTIMIZER", "SGD") == "SGD":
             return super().build_optimizer(cfg, model)
         return maybe_add_gradient_clipping(cfg, build_optimizer(cfg, model))

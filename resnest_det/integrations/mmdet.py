@@ -1,4 +1,4 @@
-"""ResNeSt inside MMDetection: importing this module registers the backbone `ResNeStDet`.
+"""ResNeSt inside MMDetection: importing this module registers the backbone `ResNeStDet` and the optimizer `ResNeStDetMuon`.
 
     custom_imports = dict(imports=["resnest_det.integrations.mmdet"])
     model = dict(backbone=dict(type="ResNeStDet", depth=50, stem_channels=64, ...))
@@ -18,6 +18,7 @@ from mmcv.cnn import build_norm_layer  # noqa: E402
 from mmdet.registry import MODELS  # noqa: E402
 from mmengine.logging import print_log  # noqa: E402
 from mmengine.model import BaseModule  # noqa: E402
+from mmengine.registry import OPTIMIZERS  # noqa: E402
 from mmengine.runner.checkpoint import get_external_models  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.modules.batchnorm import _BatchNorm  # noqa: E402
@@ -26,6 +27,7 @@ from resnest_det.backbone.loading import LoadReport, load_weights  # noqa: E402
 from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, STAGES, ResNeSt  # noqa: E402
 from resnest_det.backbone.split_attention import Deformable  # noqa: E402
 from resnest_det.distributed import get_world_size  # noqa: E402
+from resnest_det.engine.muon import Muon  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.weights.downloads import resolve_weights  # noqa: E402
 from resnest_det.weights.names import find_backbone, from_own_names, to_own_names  # noqa: E402
@@ -37,6 +39,9 @@ _OUTPUT_STRIDES = {((1, 2, 2, 2), (1, 1, 1, 1)): 32, ((1, 2, 2, 1), (1, 1, 1, 2)
 _NETWORK = "network."
 # mmcv copies it.
 _BATCH_NORM = dict(type="BN", requires_grad=True)
+
+# "Muon" is torch's there, which takes matrices only.
+OPTIMIZERS.register_module(name="ResNeStDetMuon", module=Muon)
 
 
 @MODELS.register_module()

@@ -212,6 +212,8 @@ def _optimizer(solver: CfgNode) -> dict:
     common = dict(lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
     if solver.OPTIMIZER == "ADAMW":
         return dict(type="AdamW", betas=(solver.MOMENTUM, 0.999), **common)
+    if solver.OPTIMIZER == "MUON":
+        return dict(type="ResNeStDetMuon", momentum=solver.MOMENTUM, **common)
     return dict(type="SGD", momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common)
 
 

@@ -18,6 +18,7 @@ from resnest_det.configuration.solver import (
     scale_to_world_size,
 )
 from resnest_det.engine import solver
+from resnest_det.engine.muon import Muon
 from resnest_det.errors import UserError
 
 
@@ -242,6 +243,18 @@ def test_adamw_takes_a_step_of_torch_with_the_groups_of_sgd():
     optimizer.step()
     torch.testing.assert_close(model.weight.detach(), before["weight"] * (1 - 0.1 * 0.5) - 0.1)
     torch.testing.assert_close(model.bias.detach(), before["bias"] - 0.1)
+
+
+def test_muon_has_the_groups_of_sgd():
+    cfg = _config(OPTIMIZER="MUON", BASE_LR=0.1, WEIGHT_DECAY=0.5, WEIGHT_DECAY_NORM=0.0, MOMENTUM=0.8)
+    optimizer = build_optimizer(cfg, nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    assert isinstance(optimizer, Muon)
+    assert {(group["lr"], group["momentum"], group["weight_decay"]) for group in optimizer.param_groups} == {
+        (0.1, 0.8, 0.5),
+        (0.1, 0.8, 0.0),
+    }
+    with pytest.raises(UserError, match="SOLVER.OPTIMIZER MUON, BASE_LR 0.1, MOMENTUM 1.5"):
+        build_optimizer(_config(OPTIMIZER="MUON", BASE_LR=0.1, MOMENTUM=1.5), nn.Linear(2, 2))
 
 
 def test_heads_learn_faster_than_the_backbone():

@@ -217,8 +217,8 @@ def test_cascades_give_raw_outputs(kind, tmp_path):
     assert [tuple(each.shape) for each in masks] == [(100, kinds, side, side)] * cfg.MODEL.MASK_ON
 
 
-@pytest.mark.parametrize("kind", ["mask", "cascade mask, deformable"])
-def test_trains_there_and_comes_back(kind, tmp_path):
+@pytest.mark.parametrize("kind, optimizer", [("mask", "SGD"), ("cascade mask, deformable", "MUON")])
+def test_trains_there_and_comes_back(kind, optimizer, tmp_path):
     config_file, keys = MODELS[kind]
     run = {
         "SOLVER.MAX_ITER": 3,
@@ -227,6 +227,7 @@ def test_trains_there_and_comes_back(kind, tmp_path):
         "SOLVER.CHECKPOINT_PERIOD": 3,
         "SOLVER.BASE_LR": 0.0001,
         "SOLVER.WARMUP_ITERS": 0,
+        "SOLVER.OPTIMIZER": optimizer,
     }
     keys = [*TINY, *keys, *typed(run)]
     model = assemble_model(load_config(config_file, keys))
@@ -237,6 +238,7 @@ def test_trains_there_and_comes_back(kind, tmp_path):
     work_in(tmp_path / "work", config)
     runner = Runner.from_cfg(config)
     runner.train()
+    assert type(runner.optim_wrapper.optimizer).__name__.upper() == optimizer
     history = runner.message_hub.log_scalars
     names = {name for name in history if "loss" in name}
     assert len(names) >= 6 and all(torch.isfinite(torch.tensor(history[name].data[0])).all() for name in names)
