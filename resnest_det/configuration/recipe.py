@@ -21,6 +21,7 @@ from resnest_det.errors import UserError
 
 # The published recipes: 16 images a step at a rate of 0.02, short sides of 640 to 800 pixels and at most 1333, anchors from 32.
 BATCH, RATE, SHORT, LONG, ANCHOR = 16, 0.02, 800, 1333, 32
+MUON_RATE = 0.01
 _SHRUNK = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # of the short side, as 640 to 800 are
 # At those sizes a tenth of COCO's objects (of 842 in 100 images) are smaller than this, in pixels.
 SMALL = 26
@@ -195,12 +196,8 @@ def by_machine(plan: Plan, data: Statistics, machine: Machine, fits: int, pretra
         f"{shown} images shown, {shown / images:.1f} epochs"
         + ("" if pretrained.backbone else ", three times as many as with pretrained weights"),
     )
+    _choose_rate(plan, batch, bool(pretrained.backbone))
     solver = plan.cfg.SOLVER
-    if solver.OPTIMIZER == "SGD":  # rates of others are the recipe's
-        rate, why = RATE, "in proportion"
-        if solver.MAX_ITER < SHORT_RUN and batch <= BATCH:
-            rate, why = 2 * RATE, f"in proportion; twice as much as published, as there are fewer than {SHORT_RUN} steps"
-        plan.choose("SOLVER.BASE_LR", rate * batch / BATCH, f"{rate} for {BATCH} images, {why}")
     plan.choose("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "needs no steps to be chosen")
     plan.choose("SOLVER.WARMUP_ITERS", min(1000, max(1, solver.MAX_ITER // 10)), "a tenth of the run, 1000 at most")
     epoch = math.ceil(images / batch)
@@ -221,6 +218,24 @@ def by_machine(plan: Plan, data: Statistics, machine: Machine, fits: int, pretra
     else:
         workers, why = int(machine.cores > machine.processes), "the cores compute"
     plan.choose("DATALOADER.NUM_WORKERS", workers, why)
+
+
+def _choose_rate(plan: Plan, batch: int, pretrained: bool) -> None:
+    """Choose the optimizer and its learning rate; if one of them is set, no other optimizer."""
+    if not plan.given & {"SOLVER.OPTIMIZER", "SOLVER.BASE_LR"}:
+        if pretrained and plan.cfg.SOLVER.OPTIMIZER != "SGD":
+            plan.choose("SOLVER.OPTIMIZER", "SGD", "what is pretrained forgets more with another")
+            plan.choose("SOLVER.MOMENTUM", 0.9, "as published")
+        elif not pretrained:
+            plan.choose("SOLVER.OPTIMIZER", "MUON", "nothing is pretrained, and SGD would need many times as many steps")
+            plan.choose("SOLVER.MOMENTUM", 0.95, "Muon's usual")
+            plan.choose("SOLVER.BASE_LR", MUON_RATE, "for Muon, whose steps are of one size")
+    solver = plan.cfg.SOLVER
+    if solver.OPTIMIZER == "SGD":  # other rates of others are the recipe's
+        rate, why = RATE, "in proportion"
+        if solver.MAX_ITER < SHORT_RUN and batch <= BATCH:
+            rate, why = 2 * RATE, f"in proportion; twice as much as published, as there are fewer than {SHORT_RUN} steps"
+        plan.choose("SOLVER.BASE_LR", rate * batch / BATCH, f"{rate} for {BATCH} images, {why}")
 
 
 def images_shown(images: int, pretrained: bool) -> int:

@@ -118,6 +118,25 @@ def test_short_runs_have_twice_the_rate(given, rate):
 
 
 @pytest.mark.parametrize(
+    "given, optimizer, momentum, rate",
+    [
+        ({}, "MUON", 0.95, 0.01),
+        ({"SOLVER.OPTIMIZER": "SGD"}, "SGD", 0.9, 0.02),
+        ({LR: 0.03}, "SGD", 0.9, 0.03),  # who names a rate has the named model's optimizer in mind
+        ({"SOLVER.MOMENTUM": 0.8}, "MUON", 0.8, 0.01),
+    ],
+)
+def test_what_is_not_pretrained_learns_by_muon(given, optimizer, momentum, rate):
+    made = plan(data(), given={"MODEL.WEIGHTS": "", **given}).cfg.SOLVER
+    assert (made.OPTIMIZER, made.MOMENTUM, made.BASE_LR) == (optimizer, momentum, pytest.approx(rate))
+
+
+def test_what_is_pretrained_learns_by_sgd():
+    made = plan(data(), model="mask_rcnn_ResNeSt14_FPN_shapes", pretrained=Pretrained("BN", "BN")).cfg.SOLVER
+    assert (made.OPTIMIZER, made.MOMENTUM, made.BASE_LR) == ("SGD", 0.9, pytest.approx(0.02))
+
+
+@pytest.mark.parametrize(
     "fits, weights, detector, norms, freeze",
     [
         (16, None, "", ("SyncBN", "SyncBN"), 2),  # left as they are

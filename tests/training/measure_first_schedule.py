@@ -28,7 +28,7 @@ from resnest_det.data.shapes import THINGS, draw_scene
 from tests.helpers.tiny_run import read_metrics
 
 MODEL = "mask_rcnn_ResNeSt14_FPN_shapes"
-FROM_NOTHING = ("shapes",)  # the others begin with the detector of `start`, as users do with a published one
+FROM_NOTHING = ("shapes", "coco")  # the others begin with the detector of `start`, as users do with a published one
 OTHERS = ("disc", "box", "wedge", "spark")  # so that the layers of its classes begin anew
 # name: images of train and val, scenes in a row, pixels of a scene (0: its own), names of THINGS, share of images with a star
 SETS = {
