@@ -95,8 +95,8 @@ def _mosaic(generator: np.random.Generator, across: int, cell: int, star: bool |
     return np.concatenate(rows), found
 
 
-def write_coco(folder: Path, coco: Path, short: int = 80) -> None:
-    """COCO's training images, their shorter side `short` pixels, and all boxes as one class.
+def write_coco(folder: Path, coco: Path, short: int = 160, least: float = 0.16) -> None:
+    """COCO's training images, their shorter side `short` pixels, and their boxes of more than `least` of that side, as one class.
 
     They are those of the evaluation, too: what so few teach a small network about other photographs is below 1 of AP.
     """
@@ -117,6 +117,7 @@ def write_coco(folder: Path, coco: Path, short: int = 80) -> None:
             x, y, width, height = (value * scale for value in entry["bbox"])
             annotations.append(kept | {"bbox": [x, y, width, height], "area": entry["area"] * scale**2})
         annotations = [entry for entry in annotations if not entry["iscrowd"]]
+        annotations = [entry for entry in annotations if entry["bbox"][2] * entry["bbox"][3] > (least * short) ** 2]
         _write_annotations(folder, split, images, annotations, ["object"])
 
 
