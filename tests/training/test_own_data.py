@@ -38,16 +38,13 @@ def test_a_folder_becomes_a_detector(folder, tmp_path, capsys):
     out = tmp_path / "out"
     main(["--data", photos, "--model", model, *QUICK, "OUTPUT_DIR", str(out)])
     written = load_config(out / "config.yaml")
-    assert written.SOLVER.IMS_PER_BATCH == 3 and written.SOLVER.BASE_LR == pytest.approx(0.04 * 3 / 16)
+    assert written.SOLVER.IMS_PER_BATCH == 3 and written.SOLVER.OPTIMIZER == "MUON" and written.SOLVER.BASE_LR == 0.01
     assert written.MODEL.ROI_HEADS.NUM_CLASSES == 2 and written.SOLVER.MAX_ITER == 4, "what is given stays"
     assert written.DATASETS.TRAIN == ("my_photos_train",) and written.DATASETS.TEST == ("my_photos_val",)
     head = (out / "config.yaml").read_text().splitlines()[:30]
     assert head[0] == "# Memory as the test says" and "# Chosen SOLVER.IMS_PER_BATCH 3: 3 fit into the memory" in "\n".join(head)
     log = (out / "log.txt").read_text()
-    assert (
-        "Chosen SOLVER.BASE_LR 0.0075: 0.04 for 16 images, in proportion; twice as much as published" in log
-        and "my_photos_train: 5 images" in log
-    )
+    assert "Chosen SOLVER.OPTIMIZER 'MUON': nothing is pretrained" in log and "my_photos_train: 5 images" in log
     assert "one set without splits" in capsys.readouterr().out
     assert (out / "model_best.pth").exists() == (written.TEST.EVAL_PERIOD < 4)
 
