@@ -120,10 +120,10 @@ def test_short_runs_have_twice_the_rate(given, rate):
 @pytest.mark.parametrize(
     "given, optimizer, momentum, rate",
     [
-        ({}, "MUON", 0.95, 0.01),
+        ({}, "MUON", 0.95, 0.007),
         ({"SOLVER.OPTIMIZER": "SGD"}, "SGD", 0.9, 0.02),
         ({LR: 0.03}, "SGD", 0.9, 0.03),  # who names a rate has the named model's optimizer in mind
-        ({"SOLVER.MOMENTUM": 0.8}, "MUON", 0.8, 0.01),
+        ({"SOLVER.MOMENTUM": 0.8}, "MUON", 0.8, 0.007),
     ],
 )
 def test_what_is_not_pretrained_learns_by_muon(given, optimizer, momentum, rate):

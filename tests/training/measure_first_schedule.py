@@ -180,7 +180,8 @@ def main() -> None:
     start = args.work / "start"
     if args.set == "start":
         os.environ["DETECTRON2_DATASETS"] = str(args.work)
-        keys = ["SOLVER.MAX_ITER", "600", "TEST.REPORT", "False", "OUTPUT_DIR", str(start)]
+        sgd = ["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.08", "SOLVER.MOMENTUM", "0.9"]
+        keys = [*sgd, "SOLVER.MAX_ITER", "600", "TEST.REPORT", "False", "OUTPUT_DIR", str(start)]
         print(run(["--config-file", MODEL, *keys]), figures(start))
         return
     data = args.work / f"data_{args.set}"
