@@ -217,7 +217,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     """Give `optimizer` the momentum of `saved`, keeping learning rates, decay and momentum factor of the configuration.
 
     Raises:
-        UserError: the parameters were grouped differently when it was saved, or `saved` is not what an optimizer saves.
+        UserError: the parameters were grouped differently when it was saved, it is another optimizer's, or `saved` is not what an
+            optimizer saves.
     """
     groups = optimizer.state_dict()["param_groups"]
     try:
@@ -230,6 +231,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
             f"cannot resume: the optimizer has parameter groups of {sizes} parameters, the checkpoint of {saved_sizes}; "
             "freezing, norms, weight decay and the learning rate of biases must stay as they were"
         )
+    # Settings that AdamW has, and SGD, and Muon neither; newer versions of torch add others.
+    own, their = ({"betas", "nesterov"}.intersection(*each[:1]) for each in (groups, saved["param_groups"]))
+    if own != their:
+        raise UserError("cannot resume: the checkpoint was written with another optimizer; it must stay as it was")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in state.items():
         if not (_is_count(index, len(parameters)) and isinstance(values, dict)):

@@ -1,5 +1,6 @@
 """Checkpoints: format, crashes, full disks, other models."""
 
+import itertools
 import os
 import resource
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from resnest_det.engine.checkpoint import DetectionCheckpointer, periodic_checkpointer, restore_optimizer
+from resnest_det.engine.muon import Muon
 from resnest_det.errors import UserError
 from resnest_det.weights.checkpoint_files import read_checkpoint
 
@@ -220,3 +222,16 @@ def test_one_bit_of_a_checkpoint(tmp_path):
     (tmp_path / "model_final.pth").write_bytes(whole)
     with pytest.raises(UserError, match="CRC differs"):
         checkpointer.resume()
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations(["SGD", "AdamW", "Muon"], 2)), ids="-".join)
+def test_a_state_of_another_optimizer_is_refused(names):
+    """torch would take SGD's for AdamW's and fail in the first step; Muon would go on from momentum of another size."""
+    kinds = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW, "Muon": Muon}
+    parameter = nn.Parameter(torch.ones(2, 3))
+    saved, other = (kinds[name]([parameter], lr=0.1) for name in names)
+    parameter.grad = torch.ones(2, 3)
+    saved.step()
+    with pytest.raises(UserError, match="cannot resume: the checkpoint was written with another optimizer"):
+        restore_optimizer(other, saved.state_dict())
+    restore_optimizer(kinds[names[0]]([parameter], lr=0.1), saved.state_dict())
