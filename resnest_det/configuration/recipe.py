@@ -224,14 +224,14 @@ def _choose_rate(plan: Plan, batch: int, pretrained: bool) -> None:
     """Choose the optimizer and its learning rate; if one of them is set, no other optimizer."""
     if not plan.given & {"SOLVER.OPTIMIZER", "SOLVER.BASE_LR"}:
         if pretrained and plan.cfg.SOLVER.OPTIMIZER != "SGD":
-            plan.choose("SOLVER.OPTIMIZER", "SGD", "what is pretrained forgets more with another")
+            plan.choose("SOLVER.OPTIMIZER", "SGD", "better than others where something is pretrained")
             plan.choose("SOLVER.MOMENTUM", 0.9, "as published")
         elif not pretrained:
             plan.choose("SOLVER.OPTIMIZER", "MUON", "nothing is pretrained, and SGD would need many times as many steps")
             plan.choose("SOLVER.MOMENTUM", 0.95, "Muon's usual")
             plan.choose("SOLVER.BASE_LR", MUON_RATE, "for Muon, whose steps are of one size")
     solver = plan.cfg.SOLVER
-    if solver.OPTIMIZER == "SGD":  # other rates of others are the recipe's
+    if solver.OPTIMIZER == "SGD":  # with another that is set, the rate is the recipe's
         rate, why = RATE, "in proportion"
         if solver.MAX_ITER < SHORT_RUN and batch <= BATCH:
             rate, why = 2 * RATE, f"in proportion; twice as much as published, as there are fewer than {SHORT_RUN} steps"

@@ -232,7 +232,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
             "freezing, norms, weight decay and the learning rate of biases must stay as they were"
         )
     # Settings that AdamW has, and SGD, and Muon neither; newer versions of torch add others.
-    own, their = ({"betas", "nesterov"}.intersection(*each[:1]) for each in (groups, saved["param_groups"]))
+    own, their = ({"betas", "nesterov"} & set(each[0]) for each in (groups, saved["param_groups"]))
     if own != their:
         raise UserError("cannot resume: the checkpoint was written with another optimizer; it must stay as it was")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

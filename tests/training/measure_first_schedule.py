@@ -116,8 +116,8 @@ def write_coco(folder: Path, coco: Path, short: int = 160, least: float = 0.16) 
             kept = {key: entry[key] for key in ("id", "image_id", "iscrowd")} | {"category_id": 1}
             x, y, width, height = (value * scale for value in entry["bbox"])
             annotations.append(kept | {"bbox": [x, y, width, height], "area": entry["area"] * scale**2})
-        annotations = [entry for entry in annotations if not entry["iscrowd"]]
-        annotations = [entry for entry in annotations if entry["bbox"][2] * entry["bbox"][3] > (least * short) ** 2]
+        area = (least * short) ** 2
+        annotations = [each for each in annotations if not each["iscrowd"] and each["bbox"][2] * each["bbox"][3] > area]
         _write_annotations(folder, split, images, annotations, ["object"])
 
 
