@@ -21,14 +21,14 @@ from resnest_det.errors import UserError
 
 # The published recipes: 16 images a step at a rate of 0.02, short sides of 640 to 800 pixels and at most 1333, anchors from 32.
 BATCH, RATE, SHORT, LONG, ANCHOR = 16, 0.02, 800, 1333, 32
-MUON_RATE = 0.007  # docs/recipes.md has the runs
+MUON_RATE = 0.01  # for 16 images; docs/recipes.md has the runs
 _SHRUNK = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # of the short side, as 640 to 800 are
 # At those sizes a tenth of COCO's objects (of 842 in 100 images) are smaller than this, in pixels.
 SMALL = 26
 LEAST_SHORT = 224  # of what classifiers are trained on, so of what is pretrained
 MOST_ENLARGED = 5  # times; docs/recipes.md has the runs
 CPU_SHORT = 480  # a step takes seconds
-FEW = "what is not pretrained needs a batch to take its statistics over"
+FEWEST, FEW = 4, "what is not pretrained takes its statistics over so many images at least"
 LEAST_STEPS = 20  # in an epoch: of fewer images a batch has fewer
 SHORT_RUN = 1000  # steps, below which a higher rate was better; docs/recipes.md has the runs
 
@@ -177,13 +177,13 @@ def by_machine(plan: Plan, data: Statistics, machine: Machine, fits: int, pretra
         fits: images that a process has memory for in a step.
     """
     solver, images = plan.cfg.SOLVER, max(1, len(data.image_sizes) - data.without_objects)
-    of_steps = max(2 if pretrained.backbone else BATCH // 2, images // LEAST_STEPS // machine.processes)
+    of_steps = max(2 if pretrained.backbone else FEWEST, images // LEAST_STEPS // machine.processes)
     wanted = BATCH if machine.device == "cuda" else BATCH // 2
     each = max(1, min(max(1, wanted // machine.processes), fits, of_steps))
     if each == max(1, wanted // machine.processes):
         why = "as published" if machine.device == "cuda" else "half of what is published, so that a step takes seconds"
     elif each == of_steps:
-        why = f"an epoch of {images} images then has {LEAST_STEPS} steps or so" if each > 8 or pretrained.backbone else FEW
+        why = f"an epoch of {images} images then has {LEAST_STEPS} steps or so" if each > FEWEST or pretrained.backbone else FEW
     else:
         why = f"{fits} fit into the memory of a process"
     plan.choose("SOLVER.IMS_PER_BATCH", each * machine.processes, f"{why}; {machine.processes} on {machine.device}")
@@ -229,7 +229,11 @@ def _choose_rate(plan: Plan, batch: int, pretrained: bool) -> None:
         elif not pretrained:
             plan.choose("SOLVER.OPTIMIZER", "MUON", "nothing is pretrained, and SGD would need many times as many steps")
             plan.choose("SOLVER.MOMENTUM", 0.95, "Muon's usual")
-            plan.choose("SOLVER.BASE_LR", MUON_RATE, "for Muon, whose steps are of one size")
+            rate = float(f"{MUON_RATE * (batch / BATCH) ** 0.5:.2g}")
+            plan.choose("SOLVER.BASE_LR", rate, f"for Muon {MUON_RATE} for {BATCH} images, by the root of their number")
+            # The rate times the decay is what a step forgets of the weights: as arXiv:2405.13698 has it, by the run's length.
+            decay = 1 / (plan.cfg.SOLVER.BASE_LR * plan.cfg.SOLVER.MAX_ITER)
+            plan.choose("SOLVER.WEIGHT_DECAY", float(f"{decay:.2g}"), "times the rate, one over the number of steps")
     solver = plan.cfg.SOLVER
     if solver.OPTIMIZER == "SGD":  # with another that is set, the rate is the recipe's
         rate, why = RATE, "in proportion"

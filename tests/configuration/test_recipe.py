@@ -120,15 +120,27 @@ def test_short_runs_have_twice_the_rate(given, rate):
 @pytest.mark.parametrize(
     "given, optimizer, momentum, rate",
     [
-        ({}, "MUON", 0.95, 0.007),
+        ({}, "MUON", 0.95, 0.01),
+        ({BATCH: 8}, "MUON", 0.95, 0.0071),
+        ({BATCH: 4}, "MUON", 0.95, 0.005),
         ({"SOLVER.OPTIMIZER": "SGD"}, "SGD", 0.9, 0.02),
         ({LR: 0.03}, "SGD", 0.9, 0.03),  # who names a rate has the named model's optimizer in mind
-        ({"SOLVER.MOMENTUM": 0.8}, "MUON", 0.8, 0.007),
+        ({"SOLVER.MOMENTUM": 0.8}, "MUON", 0.8, 0.01),
     ],
 )
 def test_what_is_not_pretrained_learns_by_muon(given, optimizer, momentum, rate):
     made = plan(data(), given={"MODEL.WEIGHTS": "", **given}).cfg.SOLVER
     assert (made.OPTIMIZER, made.MOMENTUM, made.BASE_LR) == (optimizer, momentum, pytest.approx(rate))
+    if optimizer == "SGD":
+        assert made.WEIGHT_DECAY == 0.0001
+
+
+@pytest.mark.parametrize("steps, decay", [(537, 0.19), (100, 1.0), (90000, 0.0011)])
+def test_muon_forgets_over_the_length_of_the_run(steps, decay):
+    made = plan(data(), given={"MODEL.WEIGHTS": "", "SOLVER.MAX_ITER": steps}).cfg.SOLVER
+    assert made.WEIGHT_DECAY == decay
+    assert made.BASE_LR * made.WEIGHT_DECAY * steps == pytest.approx(1, rel=0.05)
+    assert plan(data(), given={"MODEL.WEIGHTS": "", "SOLVER.WEIGHT_DECAY": 0.02}).cfg.SOLVER.WEIGHT_DECAY == 0.02
 
 
 def test_what_is_pretrained_learns_by_sgd():
@@ -159,9 +171,9 @@ def test_weights_that_were_trained_with_group_norm_keep_it():
 
 def test_narrow_networks_keep_batch_norm_and_have_a_batch_for_it():
     made = plan(data(images=40), CPU, model="mask_rcnn_ResNeSt14_FPN_shapes")
-    assert made.cfg.SOLVER.IMS_PER_BATCH == 8 and made.cfg.MODEL.RESNETS.NORM == "SyncBN"
-    made = plan(data(images=40), CPU, fits=4, model="mask_rcnn_ResNeSt14_FPN_shapes")
     assert made.cfg.SOLVER.IMS_PER_BATCH == 4 and made.cfg.MODEL.RESNETS.NORM == "SyncBN", "16 channels cannot be 32 groups"
+    made = plan(data(images=120), CPU, model="mask_rcnn_ResNeSt14_FPN_shapes")
+    assert made.cfg.SOLVER.IMS_PER_BATCH == 6, "20 steps in an epoch"
 
 
 def test_several_processes_count_together_where_their_norms_do():
