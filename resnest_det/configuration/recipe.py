@@ -189,13 +189,13 @@ def by_machine(plan: Plan, data: Statistics, machine: Machine, fits: int, pretra
     plan.choose("SOLVER.IMS_PER_BATCH", each * machine.processes, f"{why}; {machine.processes} on {machine.device}")
     batch = plan.cfg.SOLVER.IMS_PER_BATCH
     _choose_norms(plan, batch // machine.processes, machine.processes, pretrained)
-    shown = images_shown(images, bool(pretrained.backbone))
-    plan.choose(
-        "SOLVER.MAX_ITER",
-        max(50, math.ceil(shown / batch)),
-        f"{shown} images shown, {shown / images:.1f} epochs"
-        + ("" if pretrained.backbone else ", three times as many as with pretrained weights"),
-    )
+    if solver.MAX_EPOCHS:
+        plan.choose("SOLVER.MAX_ITER", max(1, math.ceil(images * solver.MAX_EPOCHS / batch)), f"{solver.MAX_EPOCHS:g} epochs")
+    else:
+        shown = images_shown(images, bool(pretrained.backbone))
+        why = "" if pretrained.backbone else ", three times as many as with pretrained weights"
+        steps = max(50, math.ceil(shown / batch))
+        plan.choose("SOLVER.MAX_ITER", steps, f"{shown} images shown, {shown / images:.1f} epochs{why}")
     _choose_rate(plan, batch, bool(pretrained.backbone))
     solver = plan.cfg.SOLVER
     plan.choose("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "needs no steps to be chosen")
@@ -231,8 +231,8 @@ def _choose_rate(plan: Plan, batch: int, pretrained: bool) -> None:
             plan.choose("SOLVER.MOMENTUM", 0.95, "Muon's usual")
             rate = float(f"{MUON_RATE * (batch / BATCH) ** 0.5:.2g}")
             plan.choose("SOLVER.BASE_LR", rate, f"for Muon {MUON_RATE} for {BATCH} images, by the root of their number")
-            # The rate times the decay is what a step forgets of the weights: as arXiv:2405.13698 has it, by the run's length.
-            decay = 1 / (plan.cfg.SOLVER.BASE_LR * plan.cfg.SOLVER.MAX_ITER)
+            # The rate times the decay is the share of the weights that a step forgets (arXiv:2405.13698, section 3).
+            decay = 1 / (plan.cfg.SOLVER.BASE_LR * max(1, plan.cfg.SOLVER.MAX_ITER))
             plan.choose("SOLVER.WEIGHT_DECAY", float(f"{decay:.2g}"), "times the rate, one over the number of steps")
     solver = plan.cfg.SOLVER
     if solver.OPTIMIZER == "SGD":  # with another that is set, the rate is the recipe's

@@ -143,6 +143,18 @@ def test_muon_forgets_over_the_length_of_the_run(steps, decay):
     assert plan(data(), given={"MODEL.WEIGHTS": "", "SOLVER.WEIGHT_DECAY": 0.02}).cfg.SOLVER.WEIGHT_DECAY == 0.02
 
 
+def test_a_run_without_a_step_has_a_plan():
+    assert plan(data(), given={"MODEL.WEIGHTS": "", "SOLVER.MAX_ITER": 0}).cfg.SOLVER.WEIGHT_DECAY == 100
+
+
+def test_a_length_in_epochs_is_what_the_rest_goes_by():
+    made = plan(data(images=160), given={"MODEL.WEIGHTS": "", "SOLVER.MAX_EPOCHS": 2.5}).cfg
+    assert made.SOLVER.IMS_PER_BATCH == 8 and made.SOLVER.MAX_ITER == 50 and made.SOLVER.WARMUP_ITERS == 5
+    assert made.SOLVER.WEIGHT_DECAY == pytest.approx(1 / (50 * made.SOLVER.BASE_LR), rel=0.02)
+    short, long = (plan(data(images=320), given={"SOLVER.MAX_EPOCHS": epochs}).cfg.SOLVER for epochs in (10, 100))
+    assert (short.BASE_LR, long.BASE_LR) == (pytest.approx(0.04), pytest.approx(0.02)), "200 and 2000 steps"
+
+
 def test_what_is_pretrained_learns_by_sgd():
     made = plan(data(), model="mask_rcnn_ResNeSt14_FPN_shapes", pretrained=Pretrained("BN", "BN")).cfg.SOLVER
     assert (made.OPTIMIZER, made.MOMENTUM, made.BASE_LR) == ("SGD", 0.9, pytest.approx(0.02))

@@ -96,14 +96,15 @@ def test_weights_that_cannot_be_had_are_one_line_and_random_ones_an_order(folder
     assert "Chosen MODEL.BACKBONE.FREEZE_AT 0: nothing is pretrained" in (tmp_path / "out" / "log.txt").read_text()
 
 
-def test_auto_batch_takes_what_fits_and_everything_in_proportion(folder, tmp_path):
+@pytest.mark.parametrize("optimizer, rate", [("SGD", 0.005), ("MUON", 0.01 * 0.5**0.5)])
+def test_auto_batch_takes_what_fits_and_everything_in_proportion(folder, tmp_path, optimizer, rate):
     model, photos = folder
     keys = ["SOLVER.IMS_PER_BATCH", "6", "SOLVER.MAX_ITER", "2", "SOLVER.BASE_LR", "0.01", "SOLVER.WARMUP_ITERS", "1"]
+    keys += ["SOLVER.OPTIMIZER", optimizer, "INPUT.MIN_SIZE_TRAIN", "(64,)"]
     keys += ["TEST.PRECISE_BN.ENABLED", "False", "DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0", "SOLVER.STEPS", "(1,)"]
-    keys += ["INPUT.MIN_SIZE_TRAIN", "(64,)"]
     main(["--data", photos, "--config-file", model, "--auto-batch", *keys, "OUTPUT_DIR", str(tmp_path / "out")])
     written = load_config(tmp_path / "out" / "config.yaml").SOLVER
-    assert (written.IMS_PER_BATCH, written.BASE_LR, written.MAX_ITER, written.STEPS) == (3, 0.005, 4, (2,))
+    assert (written.IMS_PER_BATCH, written.BASE_LR, written.MAX_ITER, written.STEPS) == (3, pytest.approx(rate), 4, (2,))
     assert "3 images fit into a process and not 6" in (tmp_path / "out" / "log.txt").read_text()
 
 
