@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode
 from resnest_det.configuration.anchor_fit import boxes_as_shown
 from resnest_det.configuration.model import assemble_model, shapes_only
 from resnest_det.configuration.nodes import with_values
+from resnest_det.configuration.solver import iterations_of, rate_factor
 from resnest_det.configuration.tables import tasks_of
 from resnest_det.data.statistics import Statistics
 from resnest_det.detector.anchors import overlaps_of_shapes
@@ -190,7 +191,7 @@ def by_machine(plan: Plan, data: Statistics, machine: Machine, fits: int, pretra
     batch = plan.cfg.SOLVER.IMS_PER_BATCH
     _choose_norms(plan, batch // machine.processes, machine.processes, pretrained)
     if solver.MAX_EPOCHS:
-        plan.choose("SOLVER.MAX_ITER", max(1, math.ceil(images * solver.MAX_EPOCHS / batch)), f"{solver.MAX_EPOCHS:g} epochs")
+        plan.choose("SOLVER.MAX_ITER", iterations_of(solver.MAX_EPOCHS, images, batch), f"{solver.MAX_EPOCHS:g} epochs")
     else:
         shown = images_shown(images, bool(pretrained.backbone))
         why = "" if pretrained.backbone else ", three times as many as with pretrained weights"
@@ -229,7 +230,7 @@ def _choose_rate(plan: Plan, batch: int, pretrained: bool) -> None:
         elif not pretrained:
             plan.choose("SOLVER.OPTIMIZER", "MUON", "nothing is pretrained, and SGD would need many times as many steps")
             plan.choose("SOLVER.MOMENTUM", 0.95, "Muon's usual")
-            rate = float(f"{MUON_RATE * (batch / BATCH) ** 0.5:.2g}")
+            rate = float(f"{MUON_RATE * rate_factor('MUON', batch / BATCH):.2g}")
             plan.choose("SOLVER.BASE_LR", rate, f"for Muon {MUON_RATE} for {BATCH} images, by the root of their number")
             # The rate times the decay is the share of the weights that a step forgets (arXiv:2405.13698, section 3).
             decay = 1 / (plan.cfg.SOLVER.BASE_LR * max(1, plan.cfg.SOLVER.MAX_ITER))

@@ -160,6 +160,19 @@ def build_gradient_clipper(cfg: CfgNode) -> Callable | None:
         return solver.gradient_clipper(clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE) if clip.ENABLED else None
 
 
+def rate_factor(optimizer: str, batch_factor: float) -> float:
+    """By what the learning rate of a SOLVER.OPTIMIZER changes with the batch.
+
+    In proportion for SGD (arXiv:1706.02677), by the root for those whose steps do not grow with the gradient (arXiv:2205.10287).
+    """
+    return batch_factor if optimizer == "SGD" else batch_factor**0.5
+
+
+def iterations_of(epochs: float, images: float, batch: int) -> int:
+    """How many iterations show `images` so many times; at least one."""
+    return max(1, math.ceil(round(epochs * images / batch, 6)))
+
+
 def in_iterations(cfg: CfgNode, images: float) -> CfgNode:
     """`cfg` with the keys that are given in epochs of `images` as iterations; unchanged if there is none.
 
@@ -172,7 +185,7 @@ def in_iterations(cfg: CfgNode, images: float) -> CfgNode:
     solver, values = cfg.SOLVER, {}
 
     def iterations(epochs: float) -> int:
-        return max(1, math.ceil(round(epochs * images / solver.IMS_PER_BATCH, 6)))
+        return iterations_of(epochs, images, solver.IMS_PER_BATCH)
 
     if solver.MAX_EPOCHS:
         most = iterations(solver.MAX_EPOCHS)

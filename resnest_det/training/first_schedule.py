@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fvcore.common.config import CfgNode
 
 from resnest_det.configuration.recipe import BATCH, Machine, Plan, Pretrained, by_data, by_machine
-from resnest_det.configuration.solver import RATE_KEYS
+from resnest_det.configuration.solver import RATE_KEYS, rate_factor
 from resnest_det.configuration.weights import fetch_initial_weights
 from resnest_det.data.catalog import get_dataset
 from resnest_det.data.coco import Dataset
@@ -85,13 +85,12 @@ def lower_to_memory(cfg: CfgNode, processes: int) -> Schedule:
     if fit.images >= each:
         return Schedule({}, (*lines, f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} fits"))
     factor = fit.images / each
-    sgd = cfg.SOLVER.OPTIMIZER == "SGD"  # the others' steps are by the root of the batch (arXiv:2205.10287)
-    rate = cfg.SOLVER.BASE_LR * (factor if sgd else factor**0.5)
+    rate = cfg.SOLVER.BASE_LR * rate_factor(cfg.SOLVER.OPTIMIZER, factor)
     values: dict[str, object] = {"SOLVER.IMS_PER_BATCH": fit.images * processes, "SOLVER.BASE_LR": rate}
     values |= {f"SOLVER.{key}": round(cfg.SOLVER[key] / factor) for key in RATE_KEYS}
     values["SOLVER.STEPS"] = tuple(round(step / factor) for step in cfg.SOLVER.STEPS)
     values["TEST.EVAL_PERIOD"] = round(cfg.TEST.EVAL_PERIOD / factor)
-    why = f"{fit.images} images fit into a process and not {each}; rate{'' if sgd else ' by the root'} and periods in proportion"
+    why = f"{fit.images} images fit into a process and not {each}; rate and periods go with it"
     return Schedule(values, (*lines, *(f"Chosen {key} {value!r}: {why}" for key, value in values.items())))
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from resnest_det.configuration.solver import build_autocast, build_gradient_clipper, build_lr_scheduler
+from resnest_det.configuration.solver import build_autocast, build_gradient_clipper, build_lr_scheduler, rate_factor
 from resnest_det.configuration.tables import best_metric
 from resnest_det.distributed import all_gather_objects, get_world_size, is_main_process, synchronize
 from resnest_det.engine.callbacks import Callbacks
@@ -298,7 +298,8 @@ class Run:
         if self.task.what_fits is not None:
             return self.task.what_fits(self.done + 1, error, fits)
         if fits:
-            text += f"{fits} of the same images fit: set SOLVER.IMS_PER_BATCH {fits} and SOLVER.BASE_LR {self._lr_for(fits):.2g}"
+            rate = self.cfg.SOLVER.BASE_LR * rate_factor(self.cfg.SOLVER.OPTIMIZER, fits / total)
+            text += f"{fits} of the same images fit: set SOLVER.IMS_PER_BATCH {fits} and SOLVER.BASE_LR {rate:.2g}"
             parts = math.ceil(total / fits)
             if total // parts > 1:
                 text += f", or SOLVER.ACCUMULATE {parts}"
@@ -306,9 +307,6 @@ class Run:
             half = max(processes, total // 2)
             text += f"try SOLVER.IMS_PER_BATCH {half}" if processes > 1 and half < total else "not even one of its images fits"
         return f"{text}, a smaller INPUT.MIN_SIZE_TRAIN, or SOLVER.AMP.ENABLED True; --auto-batch measures what fits"
-
-    def _lr_for(self, images: int) -> float:
-        return self.cfg.SOLVER.BASE_LR * images / self.cfg.SOLVER.IMS_PER_BATCH
 
 
 def _noting(batches, last: list):
