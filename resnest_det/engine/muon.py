@@ -11,16 +11,20 @@ from torch import Tensor
 
 # Of the polynomial a x + b x^3 + c x^5, which repeated takes singular values of (0, 1] to about 0.7 to 1.2.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# The more inputs a layer has, the smaller its weights begin, and the larger a share of them a step of one size is. From so many
+# on, steps shrink as the weights do; docs/recipes.md has the runs.
+WIDE = 576
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for all parameters, with the step's size that AdamW's has (arXiv:2502.16982, equation 4), and decoupled weight decay.
 
-    A kernel of a convolution is the matrix (output channels, all else), a vector that of one row.
+    A kernel of a convolution is the matrix (output channels, all else), a vector that of one row. The step of a matrix of n rows
+    or columns, more than WIDE, is smaller than AdamW's by the root of n / WIDE.
 
     Args:
         params: parameters, or groups of them with their own `lr`, `momentum` and `weight_decay`.
-        lr: learning rate; the step of each number is a fifth of it, as a root mean square.
+        lr: learning rate; the step of each number is a fifth of it, as a root mean square, and less in a wide matrix.
         momentum: share of the old in the running mean of gradients, of which Nesterov's form is taken.
         weight_decay: times the learning rate, what each parameter shrinks by.
 
@@ -53,7 +57,8 @@ class Muon(torch.optim.Optimizer):
                 matrix = ahead.reshape(len(ahead), -1) if ahead.ndim > 1 else ahead.reshape(1, -1)
                 alike.setdefault((matrix.shape, matrix.dtype, matrix.device), []).append((parameter, matrix))
             for (shape, *_), members in alike.items():
-                size = group["lr"] * 0.2 * max(shape) ** 0.5
+                longer = max(shape) if shape[0] == 1 else min(max(shape), WIDE)
+                size = group["lr"] * 0.2 * longer**0.5
                 for (parameter, _), direction in zip(members, orthogonalized(torch.stack([each for _, each in members]))):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.sub_(direction.reshape(parameter.shape), alpha=size)

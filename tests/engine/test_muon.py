@@ -7,9 +7,17 @@ import torch
 from timm.optim import muon as timm_muon
 from torch import nn
 
-from resnest_det.engine.muon import COEFFICIENTS, Muon, orthogonalized
+from resnest_det.engine.muon import COEFFICIENTS, WIDE, Muon, orthogonalized
 
 SHAPES = [(6, 4, 3, 3), (4, 40), (40, 4), (8, 8), (6, 4, 3, 3), (8, 2, 3, 3)]
+AS_OURS = dict(adjust_lr_fn="match_rms_adamw", ns_coefficients=[COEFFICIENTS], nesterov=True)  # timm's arguments
+
+
+@pytest.fixture
+def in_float32(monkeypatch):
+    """timm's has bfloat16 fixed."""
+    exact = partial(timm_muon.zeropower_via_newtonschulz, dtype=torch.float32)
+    monkeypatch.setattr(timm_muon, "zeropower_via_newtonschulz", exact)
 
 
 def parameters(shapes):
@@ -36,15 +44,29 @@ def test_matrices_become_orthogonal_as_timm_makes_them(shape):
     assert not orthogonalized(torch.zeros(shape)).any()
 
 
-def test_steps_are_timms(monkeypatch):
-    exact = partial(timm_muon.zeropower_via_newtonschulz, dtype=torch.float32)
-    monkeypatch.setattr(timm_muon, "zeropower_via_newtonschulz", exact)
+def test_steps_are_timms(in_float32):
     ours, theirs = parameters(SHAPES), parameters(SHAPES)
     take_steps(Muon(ours, lr=0.1, momentum=0.9, weight_decay=0.3), ours)
-    how = dict(adjust_lr_fn="match_rms_adamw", ns_coefficients=[COEFFICIENTS], nesterov=True)
-    take_steps(timm_muon.Muon(theirs, lr=0.1, momentum=0.9, weight_decay=0.3, **how), theirs)
+    take_steps(timm_muon.Muon(theirs, lr=0.1, momentum=0.9, weight_decay=0.3, **AS_OURS), theirs)
     for actual, expected in zip(ours, theirs):
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape, share", [((32, WIDE), 1), ((32, 4 * WIDE), 0.5), ((4 * WIDE, 32), 0.5), ((32, WIDE, 2, 2), 0.5)])
+def test_steps_of_a_wide_matrix_are_timms_made_smaller(shape, share, in_float32):
+    (ours,), (theirs,), (before,) = parameters([shape]), parameters([shape]), parameters([shape])
+    take_steps(Muon([ours], lr=0.1, momentum=0.9), [ours], 1)
+    take_steps(timm_muon.Muon([theirs], lr=0.1, momentum=0.9, weight_decay=0, **AS_OURS), [theirs], 1)
+    torch.testing.assert_close(ours - before, share * (theirs - before), atol=1e-5, rtol=1e-5)
+
+
+def test_steps_of_a_long_vector_are_as_large_as_adamws():
+    """The weights of norms are ones in networks of any width."""
+    short, long = nn.Parameter(torch.zeros(10)), nn.Parameter(torch.zeros(4 * WIDE))
+    for each in (short, long):
+        each.grad = torch.ones_like(each)
+    Muon([short, long], lr=0.1).step()
+    torch.testing.assert_close(short[0], long[0])
 
 
 def test_steps_of_matrices_are_torchs():
