@@ -22,7 +22,7 @@ from resnest_det.errors import UserError
 
 # The published recipes: 16 images a step at a rate of 0.02, short sides of 640 to 800 pixels and at most 1333, anchors from 32.
 BATCH, RATE, SHORT, LONG, ANCHOR = 16, 0.02, 800, 1333, 32
-MUON_RATE = 0.008  # for 16 images; docs/recipes.md has the runs
+MUON_RATE = 0.009  # for 16 images; docs/recipes.md has the runs
 _SHRUNK = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # of the short side, as 640 to 800 are
 # At those sizes a tenth of COCO's objects (of 842 in 100 images) are smaller than this, in pixels.
 SMALL = 26
@@ -194,7 +194,7 @@ def by_machine(plan: Plan, data: Statistics, machine: Machine, fits: int, pretra
         plan.choose("SOLVER.MAX_ITER", iterations_of(solver.MAX_EPOCHS, images, batch), f"{solver.MAX_EPOCHS:g} epochs")
     else:
         shown = images_shown(images, bool(pretrained.backbone))
-        why = "" if pretrained.backbone else ", five times as many as with pretrained weights"
+        why = "" if pretrained.backbone else ", six times as many as with pretrained weights"
         steps = max(50, math.ceil(shown / batch))
         plan.choose("SOLVER.MAX_ITER", steps, f"{shown} images shown, {shown / images:.1f} epochs{why}")
     _choose_rate(plan, batch, bool(pretrained.backbone))
@@ -246,9 +246,9 @@ def _choose_rate(plan: Plan, batch: int, pretrained: bool) -> None:
 def images_shown(images: int, pretrained: bool) -> int:
     """How many images a training shows: 12 epochs, as published for COCO, and the more the fewer there are.
 
-    34 epochs of 50 images, 21 of 300, 12 from 3000 on; five times as many of random weights.
+    34 epochs of 50 images, 21 of 300, 12 from 3000 on; six times as many of random weights.
     """
-    return round(max(12 * images, 90 * images**0.75) * (1 if pretrained else 5))
+    return round(max(12 * images, 90 * images**0.75) * (1 if pretrained else 6))
 
 
 def _norms_of(cfg: CfgNode) -> list[str]:
