@@ -12,6 +12,7 @@ from resnest_det.commands.predict import main
 from resnest_det.commands.train_net import main as train
 from resnest_det.errors import UserError
 from resnest_det.inference import files
+from resnest_det.inference.video import VideoWriter
 from tests.helpers.tiny_run import write_tiny_run
 
 QUICK = ["TEST.PRECISE_BN.ENABLED", "False", "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)"]
@@ -204,9 +205,17 @@ def test_a_video_keeps_its_size_and_rate(run, tmp_path, capsys):
 
 @pytest.mark.extras
 def test_a_video_goes_on_where_the_command_was_ended(run, tmp_path, capsys, monkeypatch):
+    av = pytest.importorskip("av")
     write_video(tmp_path / "film.mp4", 9)
     arguments = [str(run), "--input", str(tmp_path / "film.mp4"), "--save-json", *LOW, "--output"]
+    # x264 makes different files of the same frames, so what it is given is compared.
+    write, written = VideoWriter.write, []
+    monkeypatch.setattr(
+        VideoWriter, "write", lambda self, pts, picture: (written.append((pts, picture)), write(self, pts, picture))
+    )
     main([*arguments, str(tmp_path / "whole.mp4")])
+    lines, frames = (tmp_path / "whole.jsonl").read_bytes(), written.copy()
+    assert len(frames) == 9
     predict, left = files._predict, []
 
     def ended(*given):
@@ -233,12 +242,18 @@ def test_a_video_goes_on_where_the_command_was_ended(run, tmp_path, capsys, monk
         kept.write_bytes(content)
         (tmp_path / ".found.jsonl.abc.unfinished").touch()  # as a killed process leaves it
         left[:] = [0] * missing
+        written.clear()
         main([*arguments, str(tmp_path / "found.mp4")])
         assert left == []
         counted = f"{missing} images in" if missing == 9 else f"; {9 - missing} were there already"
         assert counted in capsys.readouterr().out
+        assert (tmp_path / "found.jsonl").read_bytes() == lines
+        assert len(written) == 9
+        for (pts, picture), (expected_pts, expected) in zip(written, frames):
+            assert pts == expected_pts and np.array_equal(picture, expected)
+        with av.open(str(tmp_path / "found.mp4")) as container:
+            assert len(list(container.decode(video=0))) == 9
         for suffix in (".jsonl", ".mp4"):
-            assert (tmp_path / f"found{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
             (tmp_path / f"found{suffix}").unlink()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["film.mp4", "whole.jsonl", "whole.mp4"]
     kept.write_bytes(records)
