@@ -246,6 +246,7 @@ DEFAULTS = dict(
         BASE_LR_END=0.0,
         BIAS_LR_FACTOR=1.0,
         HEAD_LR_FACTOR=1.0,  # this project's own: of everything outside the backbone
+        RPN_LR_FACTOR=1.0,  # this project's own
         MOMENTUM=0.9,
         NESTEROV=False,
         WEIGHT_DECAY=0.0001,

@@ -232,6 +232,10 @@ def _choose_rate(plan: Plan, batch: int, pretrained: bool) -> None:
             plan.choose("SOLVER.MOMENTUM", 0.95, "Muon's usual")
             rate = float(f"{MUON_RATE * rate_factor('MUON', batch / BATCH):.2g}")
             plan.choose("SOLVER.BASE_LR", rate, f"for Muon {MUON_RATE} for {BATCH} images, by the root of their number")
+            if tasks_of(plan.cfg).objects:
+                plan.choose(
+                    "SOLVER.RPN_LR_FACTOR", 0.5, "the proposal network's loss stays up at the rate that is best for the rest"
+                )
             # The rate times the decay is the share of the weights that a step forgets (arXiv:2405.13698, section 3).
             decay = 1 / (plan.cfg.SOLVER.BASE_LR * max(1, plan.cfg.SOLVER.MAX_ITER))
             plan.choose("SOLVER.WEIGHT_DECAY", float(f"{decay:.2g}"), "times the rate, one over the number of steps")

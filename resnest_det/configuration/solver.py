@@ -25,6 +25,8 @@ RATE_KEYS = ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """SOLVER.OPTIMIZER over the trainable parameters of `model`, as the SOLVER.* keys say."""
+    factors = {part: cfg.SOLVER.HEAD_LR_FACTOR for part, _ in model.named_children() if part != "backbone"}
+    factors["proposal_generator"] = cfg.SOLVER.HEAD_LR_FACTOR * cfg.SOLVER.RPN_LR_FACTOR
     groups = solver.parameter_groups(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -32,7 +34,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-        lr_factors={part: cfg.SOLVER.HEAD_LR_FACTOR for part, _ in model.named_children() if part != "backbone"},
+        lr_factors=factors,
     )
     if not groups:
         raise UserError("the model has no trainable parameter: MODEL.BACKBONE.FREEZE_AT and other settings freeze all of them")

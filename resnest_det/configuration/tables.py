@@ -33,7 +33,14 @@ ARCHITECTURES = {
     "SemanticSegmentor": Architecture(
         objects=False,
         pixels=True,
-        not_read=("MODEL.PANOPTIC_FPN.", "MODEL.MASK_ON", "TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "VIS_PERIOD"),
+        not_read=(
+            "MODEL.PANOPTIC_FPN.",
+            "MODEL.MASK_ON",
+            "SOLVER.RPN_LR_FACTOR",
+            "TEST.AUG.MIN_SIZES",
+            "TEST.AUG.MAX_SIZE",
+            "VIS_PERIOD",
+        ),
     ),
 }
 

@@ -82,12 +82,14 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     return cfg
 
 
+# Keys that make an optimizer other than Detectron2's own, and what they are for that one.
+_OPTIMIZERS = {"OPTIMIZER": "SGD", "HEAD_LR_FACTOR": 1.0, "RPN_LR_FACTOR": 1.0}
 # Keys of this project that mean the same here, or nothing.
 _OWN_KEYS_READ = (
     "MODEL.RESNETS.",
     "MODEL.WEIGHTS_ALLOW_MISMATCH",
     *(f"MODEL.SEM_SEG_HEAD.{key}" for key in ("LOSS_TYPE", "PROJECT_", "ASPP_", "USE_DEPTHWISE_SEPARABLE_CONV")),
-    "SOLVER.OPTIMIZER",
+    *(f"SOLVER.{key}" for key in _OPTIMIZERS),
     "SOLVER.POLY_LR_",
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
     "TEST.AP_MAX_DETECTIONS",
@@ -311,8 +313,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's, or what SOLVER.OPTIMIZER, which a configuration of Detectron2 alone does not have, asks for."""
-        if cfg.SOLVER.get("OPTIMIZER", "SGD") == "SGD":
+        """Detectron2's, or what keys ask for that a configuration of Detectron2 alone does not have."""
+        if all(cfg.SOLVER.get(key, default) == default for key, default in _OPTIMIZERS.items()):
             return super().build_optimizer(cfg, model)
         return maybe_add_gradient_clipping(cfg, build_optimizer(cfg, model))
 

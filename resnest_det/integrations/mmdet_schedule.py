@@ -188,6 +188,7 @@ def schedule_config(cfg: CfgNode) -> dict:
         param_scheduler=_learning_rate(cfg),
         auto_scale_lr=dict(enable=False, base_batch_size=solver.IMS_PER_BATCH),
     )
+    by_parameter = {}
     if solver.WEIGHT_DECAY_NORM not in (None, solver.WEIGHT_DECAY):
         if not solver.WEIGHT_DECAY:
             raise untranslatable(
@@ -195,7 +196,12 @@ def schedule_config(cfg: CfgNode) -> dict:
                 solver.WEIGHT_DECAY_NORM,
                 "it multiplies SOLVER.WEIGHT_DECAY by a factor for norms, and that is 0",
             )
-        config["optim_wrapper"]["paramwise_cfg"] = dict(norm_decay_mult=solver.WEIGHT_DECAY_NORM / solver.WEIGHT_DECAY)
+        by_parameter["norm_decay_mult"] = solver.WEIGHT_DECAY_NORM / solver.WEIGHT_DECAY
+    if solver.RPN_LR_FACTOR != 1:
+        # There a part with a rate of its own has the decay of weights throughout, which is right: this one has no norms.
+        by_parameter["custom_keys"] = dict(rpn_head=dict(lr_mult=solver.RPN_LR_FACTOR))
+    if by_parameter:
+        config["optim_wrapper"]["paramwise_cfg"] = by_parameter
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
         if clip.CLIP_TYPE != "value":

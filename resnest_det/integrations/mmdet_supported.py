@@ -31,6 +31,7 @@ _CHOICES = {
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
     "SOLVER.RESCALE_INTERVAL": (False,),
     "SOLVER.BIAS_LR_FACTOR": (1.0,),
+    "SOLVER.HEAD_LR_FACTOR": (1.0,),
     "SOLVER.WEIGHT_DECAY_BIAS": (None,),
     "TEST.AP_MAX_DETECTIONS": (100,),
     "TEST.BEST_METRIC": ("",),

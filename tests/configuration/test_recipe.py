@@ -131,8 +131,14 @@ def test_short_runs_have_twice_the_rate(given, rate):
 def test_what_is_not_pretrained_learns_by_muon(given, optimizer, momentum, rate):
     made = plan(data(), given={"MODEL.WEIGHTS": "", **given}).cfg.SOLVER
     assert (made.OPTIMIZER, made.MOMENTUM, made.BASE_LR) == (optimizer, momentum, pytest.approx(rate))
+    assert made.RPN_LR_FACTOR == (0.5 if optimizer == "MUON" else 1)
     if optimizer == "SGD":
         assert made.WEIGHT_DECAY == 0.0001
+
+
+def test_a_model_without_a_proposal_network_has_no_rate_for_it():
+    made = chosen(plan(data(), given={"MODEL.WEIGHTS": ""}, model="semantic_ResNeSt50_FPN"))
+    assert made["SOLVER.OPTIMIZER"] == "MUON" and "SOLVER.RPN_LR_FACTOR" not in made
 
 
 @pytest.mark.parametrize("steps, decay", [(537, 0.21), (100, 1.1), (90000, 0.0012)])

@@ -257,14 +257,17 @@ def test_muon_has_the_groups_of_sgd():
         build_optimizer(_config(OPTIMIZER="MUON", BASE_LR=0.1, MOMENTUM=1.5), nn.Linear(2, 2))
 
 
-def test_heads_learn_faster_than_the_backbone():
-    model = nn.ModuleDict({"backbone": nn.Conv2d(3, 4, 1), "backbone_head": nn.Conv2d(4, 2, 1)})
-    settings = _settings(_config(BASE_LR=0.1, HEAD_LR_FACTOR=10.0, BIAS_LR_FACTOR=2.0), model)
+def test_parts_learn_at_rates_of_their_own():
+    parts = ("backbone", "backbone_head", "proposal_generator")
+    model = nn.ModuleDict({part: nn.Conv2d(3, 4, 1) for part in parts})
+    settings = _settings(_config(BASE_LR=0.1, HEAD_LR_FACTOR=10.0, RPN_LR_FACTOR=0.5, BIAS_LR_FACTOR=2.0), model)
     assert {name: rate for name, (rate, _) in settings.items()} == {
         "backbone.weight": 0.1,
         "backbone.bias": 0.2,
         "backbone_head.weight": 1.0,
         "backbone_head.bias": 2.0,
+        "proposal_generator.weight": 0.5,
+        "proposal_generator.bias": 1.0,
     }
 
 

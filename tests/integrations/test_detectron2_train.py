@@ -425,6 +425,28 @@ def test_gpu_that_is_not_there(tmp_path, monkeypatch):
         main([*arguments[:2], "--engine", "detectron2", *arguments[2:], "MODEL.DEVICE", "cuda"])
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [["SOLVER.RPN_LR_FACTOR", "0.5"], ["SOLVER.HEAD_LR_FACTOR", "10.0", "SOLVER.BIAS_LR_FACTOR", "2.0"]],
+    ids=lambda keys: keys[0],
+)
+def test_parts_learn_at_rates_of_their_own(tiny, keys):
+    from resnest_det.configuration import model, reading, solver
+    from resnest_det.integrations.detectron2_train import Trainer
+
+    def rates(built, optimizer):
+        names = {parameter: name for name, parameter in built.named_parameters()}
+        return {names[parameter]: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+
+    cfg = reading.load_config(tiny[1], keys)
+    own = model.assemble_model(cfg)
+    expected = rates(own, solver.build_optimizer(cfg, own))
+    cfg = load_config(tiny[1], [*keys, "MODEL.DEVICE", "cpu"])
+    theirs = Trainer.build_model(cfg)
+    assert rates(theirs, Trainer.build_optimizer(cfg, theirs)) == expected
+    assert len(set(expected.values())) > 1
+
+
 def test_keys_of_the_built_in_trainer_and_classes_of_the_data(tiny, tmp_path):
     from resnest_det.integrations import detectron2_train
 

@@ -228,6 +228,7 @@ def test_trains_there_and_comes_back(kind, optimizer, tmp_path):
         "SOLVER.BASE_LR": 0.0001,
         "SOLVER.WARMUP_ITERS": 0,
         "SOLVER.OPTIMIZER": optimizer,
+        "SOLVER.RPN_LR_FACTOR": 0.5,
     }
     keys = [*TINY, *keys, *typed(run)]
     model = assemble_model(load_config(config_file, keys))
@@ -239,6 +240,11 @@ def test_trains_there_and_comes_back(kind, optimizer, tmp_path):
     runner = Runner.from_cfg(config)
     runner.train()
     assert type(runner.optim_wrapper.optimizer).__name__.upper() == optimizer
+    names = {parameter: name for name, parameter in runner.model.named_parameters()}
+    groups = runner.optim_wrapper.optimizer.param_groups
+    rates = {names[parameter]: group["initial_lr"] for group in groups for parameter in group["params"]}
+    assert rates == {name: 0.00005 if name.startswith("rpn_head.") else 0.0001 for name in rates}
+    assert any(name.startswith("rpn_head.") for name in rates)
     history = runner.message_hub.log_scalars
     names = {name for name in history if "loss" in name}
     assert len(names) >= 6 and all(torch.isfinite(torch.tensor(history[name].data[0])).all() for name in names)
