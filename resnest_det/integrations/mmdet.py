@@ -1,4 +1,5 @@
-"""ResNeSt inside MMDetection: importing this module registers the backbone `ResNeStDet` and the optimizer `ResNeStDetMuon`.
+"""ResNeSt inside MMDetection: importing this module registers the backbone `ResNeStDet`, the optimizer `ResNeStDetMuon`, and
+`ResNeStDetOptimWrapperConstructor`, which gives parameters the rates and decays that they have in Detectron2.
 
     custom_imports = dict(imports=["resnest_det.integrations.mmdet"])
     model = dict(backbone=dict(type="ResNeStDet", depth=50, stem_channels=64, ...))
@@ -18,7 +19,8 @@ from mmcv.cnn import build_norm_layer  # noqa: E402
 from mmdet.registry import MODELS  # noqa: E402
 from mmengine.logging import print_log  # noqa: E402
 from mmengine.model import BaseModule  # noqa: E402
-from mmengine.registry import OPTIMIZERS  # noqa: E402
+from mmengine.optim import DefaultOptimWrapperConstructor  # noqa: E402
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS  # noqa: E402
 from mmengine.runner.checkpoint import get_external_models  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.modules.batchnorm import _BatchNorm  # noqa: E402
@@ -28,6 +30,7 @@ from resnest_det.backbone.resnest import BLOCKS_PER_STAGE, STAGES, ResNeSt  # no
 from resnest_det.backbone.split_attention import Deformable  # noqa: E402
 from resnest_det.distributed import get_world_size  # noqa: E402
 from resnest_det.engine.muon import Muon  # noqa: E402
+from resnest_det.engine.solver import parameter_groups  # noqa: E402
 from resnest_det.errors import UserError  # noqa: E402
 from resnest_det.weights.downloads import resolve_weights  # noqa: E402
 from resnest_det.weights.names import find_backbone, from_own_names, to_own_names  # noqa: E402
@@ -42,6 +45,19 @@ _BATCH_NORM = dict(type="BN", requires_grad=True)
 
 # "Muon" is torch's there, which takes matrices only.
 OPTIMIZERS.register_module(name="ResNeStDetMuon", module=Muon)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class ResNeStDetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """MMEngine's, with `parameter_groups` for its own: `paramwise_cfg` holds that function's arguments.
+
+    MMEngine's makes a group of each parameter, so that Muon cannot compute those of one shape together, and gives a part with a
+    rate of its own (`custom_keys`) one weight decay for all of its parameters.
+    """
+
+    def add_params(self, params: list[dict], module: nn.Module, **_) -> None:
+        """Append the groups of `module` to `params`."""
+        params += parameter_groups(module, base_lr=self.base_lr, weight_decay=self.base_wd, **self.paramwise_cfg)
 
 
 @MODELS.register_module()

@@ -184,24 +184,15 @@ def schedule_config(cfg: CfgNode) -> dict:
         train_cfg=dict(
             type="IterBasedTrainLoop", max_iters=solver.MAX_ITER, val_interval=cfg.TEST.EVAL_PERIOD or solver.MAX_ITER
         ),
-        optim_wrapper=dict(type="AmpOptimWrapper" if solver.AMP.ENABLED else "OptimWrapper", optimizer=_optimizer(solver)),
+        optim_wrapper=dict(
+            type="AmpOptimWrapper" if solver.AMP.ENABLED else "OptimWrapper",
+            constructor="ResNeStDetOptimWrapperConstructor",
+            paramwise_cfg=_by_parameter(solver),
+            optimizer=_optimizer(solver),
+        ),
         param_scheduler=_learning_rate(cfg),
         auto_scale_lr=dict(enable=False, base_batch_size=solver.IMS_PER_BATCH),
     )
-    by_parameter = {}
-    if solver.WEIGHT_DECAY_NORM not in (None, solver.WEIGHT_DECAY):
-        if not solver.WEIGHT_DECAY:
-            raise untranslatable(
-                "SOLVER.WEIGHT_DECAY_NORM",
-                solver.WEIGHT_DECAY_NORM,
-                "it multiplies SOLVER.WEIGHT_DECAY by a factor for norms, and that is 0",
-            )
-        by_parameter["norm_decay_mult"] = solver.WEIGHT_DECAY_NORM / solver.WEIGHT_DECAY
-    if solver.RPN_LR_FACTOR != 1:
-        # There a part with a rate of its own has the decay of weights throughout, which is right: this one has no norms.
-        by_parameter["custom_keys"] = dict(rpn_head=dict(lr_mult=solver.RPN_LR_FACTOR))
-    if by_parameter:
-        config["optim_wrapper"]["paramwise_cfg"] = by_parameter
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
         if clip.CLIP_TYPE != "value":
@@ -223,11 +214,23 @@ def _optimizer(solver: CfgNode) -> dict:
     return dict(type="SGD", momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common)
 
 
+def _by_parameter(solver: CfgNode) -> dict:
+    """Arguments of `resnest_det.engine.solver.parameter_groups`, with the names that parts have in MMDetection."""
+    heads = solver.HEAD_LR_FACTOR
+    return dict(
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        lr_factors=dict(rpn_head=heads * solver.RPN_LR_FACTOR, roi_head=heads, semantic_head=heads),
+    )
+
+
 def _learning_rate(cfg: CfgNode) -> list[dict]:
     solver = cfg.SOLVER
     everything = dict(by_epoch=False, begin=0, end=solver.MAX_ITER)
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
-        schedule = dict(type="CosineAnnealingLR", T_max=solver.MAX_ITER, eta_min=solver.BASE_LR_END, **everything)
+        end = solver.BASE_LR_END and solver.BASE_LR_END / solver.BASE_LR
+        schedule = dict(type="CosineAnnealingLR", T_max=solver.MAX_ITER, eta_min_ratio=end, **everything)
     else:
         if solver.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":
             parts = solver.NUM_DECAYS + 1

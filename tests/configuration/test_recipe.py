@@ -120,28 +120,29 @@ def test_short_runs_have_twice_the_rate(given, rate):
 @pytest.mark.parametrize(
     "given, optimizer, momentum, rate",
     [
-        ({}, "MUON", 0.95, 0.009),
-        ({BATCH: 8}, "MUON", 0.95, 0.0064),
-        ({BATCH: 4}, "MUON", 0.95, 0.0045),
+        ({}, "MUON", 0.95, 0.015),
+        ({BATCH: 8}, "MUON", 0.95, 0.011),
+        ({BATCH: 4}, "MUON", 0.95, 0.0075),
         ({"SOLVER.OPTIMIZER": "SGD"}, "SGD", 0.9, 0.02),
         ({LR: 0.03}, "SGD", 0.9, 0.03),  # who names a rate has the named model's optimizer in mind
-        ({"SOLVER.MOMENTUM": 0.8}, "MUON", 0.8, 0.009),
+        ({"SOLVER.MOMENTUM": 0.8}, "MUON", 0.8, 0.015),
     ],
 )
 def test_what_is_not_pretrained_learns_by_muon(given, optimizer, momentum, rate):
     made = plan(data(), given={"MODEL.WEIGHTS": "", **given}).cfg.SOLVER
     assert (made.OPTIMIZER, made.MOMENTUM, made.BASE_LR) == (optimizer, momentum, pytest.approx(rate))
-    assert made.RPN_LR_FACTOR == (0.5 if optimizer == "MUON" else 1)
+    assert (made.HEAD_LR_FACTOR, made.RPN_LR_FACTOR) == ((0.5, 0.5) if optimizer == "MUON" else (1, 1))
     if optimizer == "SGD":
         assert made.WEIGHT_DECAY == 0.0001
 
 
 def test_a_model_without_a_proposal_network_has_no_rate_for_it():
     made = chosen(plan(data(), given={"MODEL.WEIGHTS": ""}, model="semantic_ResNeSt50_FPN"))
-    assert made["SOLVER.OPTIMIZER"] == "MUON" and "SOLVER.RPN_LR_FACTOR" not in made
+    assert made["SOLVER.OPTIMIZER"] == "MUON" and made["SOLVER.HEAD_LR_FACTOR"] == 0.5
+    assert "SOLVER.RPN_LR_FACTOR" not in made
 
 
-@pytest.mark.parametrize("steps, decay", [(537, 0.21), (100, 1.1), (90000, 0.0012)])
+@pytest.mark.parametrize("steps, decay", [(537, 0.12), (100, 0.67), (90000, 0.00074)])
 def test_muon_forgets_over_the_length_of_the_run(steps, decay):
     made = plan(data(), given={"MODEL.WEIGHTS": "", "SOLVER.MAX_ITER": steps}).cfg.SOLVER
     assert made.WEIGHT_DECAY == decay
@@ -150,7 +151,7 @@ def test_muon_forgets_over_the_length_of_the_run(steps, decay):
 
 
 def test_a_run_without_a_step_has_a_plan():
-    assert plan(data(), given={"MODEL.WEIGHTS": "", "SOLVER.MAX_ITER": 0}).cfg.SOLVER.WEIGHT_DECAY == 110
+    assert plan(data(), given={"MODEL.WEIGHTS": "", "SOLVER.MAX_ITER": 0}).cfg.SOLVER.WEIGHT_DECAY == 67
 
 
 def test_a_length_in_epochs_is_what_the_rest_goes_by():

@@ -186,6 +186,8 @@ def test_training_keys():
         "True",
         "SOLVER.RPN_LR_FACTOR",
         "0.5",
+        "SOLVER.HEAD_LR_FACTOR",
+        "2.0",
         "SOLVER.AMP.ENABLED",
         "True",
         "MODEL.RPN.BBOX_REG_LOSS_TYPE",
@@ -201,8 +203,12 @@ def test_training_keys():
     assert list(steps["RandomChoiceResize"]["scales"]) == list(range(96, 129))
     assert config["optim_wrapper"]["type"] == "AmpOptimWrapper"
     assert config["optim_wrapper"]["clip_grad"] == dict(type="value", clip_value=1.0)
-    by_parameter = dict(norm_decay_mult=0.0, custom_keys=dict(rpn_head=dict(lr_mult=0.5)))
-    assert config["optim_wrapper"]["paramwise_cfg"] == by_parameter
+    assert config["optim_wrapper"]["paramwise_cfg"] == dict(
+        weight_decay_norm=0.0,
+        weight_decay_bias=None,
+        bias_lr_factor=1.0,
+        lr_factors=dict(rpn_head=1.0, roi_head=2.0, semantic_head=2.0),
+    )
     rpn, box = config["model"]["rpn_head"], config["model"]["roi_head"]["bbox_head"]
     assert rpn["reg_decoded_bbox"] and rpn["loss_bbox"]["type"] == "GIoULoss"
     assert box["loss_bbox"] == dict(type="SmoothL1Loss", beta=0.5, loss_weight=1.0)
@@ -223,9 +229,6 @@ def test_training_keys():
         ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5], [1.0], [1.0], [1.0], [1.0]]"),
         ("MODEL.RESNETS.RES2_OUT_CHANNELS", "96"),
         ("MODEL.RESNETS.DEEP_STEM", "False"),
-        ("SOLVER.BIAS_LR_FACTOR", "2.0"),
-        ("SOLVER.HEAD_LR_FACTOR", "10.0"),
-        ("SOLVER.WEIGHT_DECAY_BIAS", "0.0"),
         ("SOLVER.RESCALE_INTERVAL", "True"),
         ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
         ("INPUT.MIN_SIZE_TRAIN", "(0,)"),
