@@ -38,7 +38,7 @@ def test_a_folder_becomes_a_detector(folder, tmp_path, capsys):
     out = tmp_path / "out"
     main(["--data", photos, "--model", model, *QUICK, "OUTPUT_DIR", str(out)])
     written = load_config(out / "config.yaml")
-    assert written.SOLVER.IMS_PER_BATCH == 3 and written.SOLVER.OPTIMIZER == "MUON" and written.SOLVER.BASE_LR == 0.0065
+    assert written.SOLVER.IMS_PER_BATCH == 3 and written.SOLVER.OPTIMIZER == "MUON" and written.SOLVER.BASE_LR == 0.0078
     assert written.MODEL.ROI_HEADS.NUM_CLASSES == 2 and written.SOLVER.MAX_ITER == 4, "what is given stays"
     assert written.DATASETS.TRAIN == ("my_photos_train",) and written.DATASETS.TEST == ("my_photos_val",)
     head = (out / "config.yaml").read_text().splitlines()[:30]
