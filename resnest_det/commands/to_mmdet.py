@@ -16,7 +16,8 @@ from resnest_det.commands.register import add_register_flags, registered_dataset
 from resnest_det.configuration.classes import check_classes
 from resnest_det.configuration.reading import load_config
 from resnest_det.configuration.solver import scale_to_world_size
-from resnest_det.data.catalog import get_dataset, register
+from resnest_det.configuration.standalone import register_datasets_of, with_datasets
+from resnest_det.data.catalog import get_dataset
 from resnest_det.errors import UserError
 from resnest_det.files import atomic_write, prepare_output_dir
 from resnest_det.integrations.mmdet_checkpoint import read_for_mmdet, read_from_mmdet
@@ -47,11 +48,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     args = parse_arguments(arguments)
-    for name, files in registered_datasets(args).items():
-        register(name, files)
     if args.num_processes < 1:
         raise UserError(f"--num-processes {args.num_processes}: at least 1 is needed")
     cfg = scale_to_world_size(load_config(args.config_file, args.opts), args.num_processes)
+    register_datasets_of(with_datasets(cfg, registered_datasets(args)))
     stem = Path(args.config_file).name.removesuffix(".yaml")
     checkpoint, config_file = args.out / f"{stem}.pth", args.out / f"{stem}.py"
     for path in (checkpoint,) if args.theirs else (checkpoint, config_file):

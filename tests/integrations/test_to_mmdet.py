@@ -8,7 +8,8 @@ import torch
 from resnest_det.commands import to_mmdet
 from resnest_det.configuration.model import assemble_model
 from resnest_det.configuration.reading import load_config
-from resnest_det.data.catalog import get_dataset
+from resnest_det.configuration.standalone import whole_configuration, with_datasets
+from resnest_det.data.catalog import CocoFiles, get_dataset
 from resnest_det.data.semantic import SemanticMetadata
 from resnest_det.data.shapes import write_shapes
 from resnest_det.errors import UserError
@@ -321,6 +322,15 @@ def test_tool_there_and_back(weights, tmp_path, capsys):
     with pytest.raises(UserError, match=f"{MASK}.pth exists; add --overwrite"):
         run("mask", tmp_path / "there", "--weights", str(weights))
     run("mask", tmp_path / "there", "--weights", str(weights), "--overwrite")
+
+
+def test_a_runs_configuration_knows_its_data(weights, tmp_path):
+    shapes = get_dataset("shapes_val").metadata
+    names = ["DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('mine',)"]
+    cfg = with_datasets(load_config(MASK, [*SMALL, *names]), {"mine": CocoFiles(shapes.json_file, shapes.image_root)})
+    (tmp_path / "config.yaml").write_text(whole_configuration(cfg, {}))
+    to_mmdet.main(["--config-file", str(tmp_path / "config.yaml"), "--weights", str(weights), "--out", str(tmp_path / "out")])
+    assert repr(shapes.json_file) in (tmp_path / "out" / "config.py").read_text()
 
 
 def test_without_training_data_there_is_no_training(weights, tmp_path, capsys):
