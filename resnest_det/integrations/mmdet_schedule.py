@@ -229,7 +229,7 @@ def _learning_rate(cfg: CfgNode) -> list[dict]:
     solver = cfg.SOLVER
     everything = dict(by_epoch=False, begin=0, end=solver.MAX_ITER)
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
-        end = solver.BASE_LR_END and solver.BASE_LR_END / solver.BASE_LR
+        end = solver.BASE_LR_END / solver.BASE_LR  # which is above 0, as was checked when it was read
         schedule = dict(type="CosineAnnealingLR", T_max=solver.MAX_ITER, eta_min_ratio=end, **everything)
     else:
         if solver.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":
